@@ -1,0 +1,30 @@
+package acceptq
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// TestMain fails the run when it leaves a goroutine or a descriptor behind.
+func TestMain(m *testing.M) {
+	if ln, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
+		ln.Close() // the runtime's poller keeps descriptors of its own from here on
+	}
+	before := openDescriptors()
+	code := m.Run()
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, "goroutines left behind:", err)
+			code = 1
+		}
+		if after := openDescriptors(); after > before {
+			fmt.Fprintf(os.Stderr, "descriptors left behind: %d before, %d after\n", before, after)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}

@@ -1,0 +1,299 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
+package acceptq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// system is what the package asks of the kernel. It is handed down, so that a
+// test can put a failing call in the place of one of them.
+type system struct {
+	socket        func(domain int) (fd int, err error) // a stream socket, close-on-exec
+	setsockoptInt func(fd, level, name, value int) error
+	getsockoptInt func(fd, level, name int) (int, error)
+	bind          func(fd int, sa unix.Sockaddr) error
+	listenCall    func(fd, backlog int) error
+	adopt         func(*os.File) (net.Listener, error)
+	kernel        // what one system only has
+}
+
+var realSystem = system{
+	socket:        streamSocket,
+	setsockoptInt: unix.SetsockoptInt,
+	getsockoptInt: unix.GetsockoptInt,
+	bind:          unix.Bind,
+	listenCall:    unix.Listen,
+	adopt:         net.FileListener,
+	kernel:        realKernel,
+}
+
+// An endpoint is where to listen, as net resolved it.
+type endpoint struct {
+	network string       // "tcp4" or "tcp6", the socket's family
+	addr    *net.TCPAddr // as net has it in errors; no IP is the wildcard
+	v6only  bool         // IPV6_V6ONLY of the socket
+}
+
+// errNoted ends net's listening once the endpoint is known.
+var errNoted = errors.New("acceptq: endpoint noted")
+
+// resolve applies net's rules to an address. A literal IP address with a number
+// for a port is taken apart here. Anything else (names, services, zones,
+// wildcards, what is malformed) is given to net itself, up to the moment at which
+// it has a socket of the right kind, so that the choice of the family and every
+// error are net's own.
+func (sys *system) resolve(ctx context.Context, network, address string) (endpoint, error) {
+	if ep, ok := literal(network, address); ok {
+		return ep, nil
+	}
+	var ep endpoint
+	lc := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error {
+		ep.network = network
+		if network == "tcp6" {
+			v, err := rawInt(c, func(fd int) (int, error) {
+				return sys.getsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+			})
+			if err != nil {
+				return err
+			}
+			ep.v6only = v != 0
+		}
+		return errNoted
+	}}
+	lc.SetMultipathTCP(false) // the socket that serves is plain TCP too
+	_, err := lc.Listen(ctx, network, address)
+	var op *net.OpError
+	if !errors.As(err, &op) || !errors.Is(op.Err, errNoted) {
+		return endpoint{}, err
+	}
+	ep.addr = op.Addr.(*net.TCPAddr)
+	return ep, nil
+}
+
+// literal takes apart an address that needs no rule: its family is plain and it
+// is no wildcard, which net makes dual-stack where it can.
+func literal(network, address string) (endpoint, bool) {
+	ap, err := netip.ParseAddrPort(address)
+	ip := ap.Addr()
+	if err != nil || ip.IsUnspecified() || ip.Is4In6() || ip.Zone() != "" {
+		return endpoint{}, false
+	}
+	ep := endpoint{network: "tcp4", addr: net.TCPAddrFromAddrPort(ap), v6only: network == "tcp6"}
+	if ip.Is6() {
+		ep.network = "tcp6"
+		// These two have IPV6_V6ONLY fixed: net knows when not to set it.
+		if runtime.GOOS == "openbsd" || runtime.GOOS == "dragonfly" {
+			return endpoint{}, false
+		}
+	}
+	return ep, network == "tcp" || network == ep.network
+}
+
+// listen makes the socket, from the address to the adoption by net.
+func (sys *system) listen(ctx context.Context, network, address string, o *options) (*Listener, error) {
+	ep, err := sys.resolve(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	l, err := sys.open(ctx, ep, o)
+	if err != nil {
+		return nil, &net.OpError{Op: "listen", Net: network, Addr: ep.addr, Err: err}
+	}
+	return l, nil
+}
+
+func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	sa, err := ep.sockaddr()
+	if err != nil {
+		return nil, err
+	}
+	if o.strict {
+		// Refused before bind where that can be foreseen: nobody sees the port.
+		// What the socket says afterwards is the judge all the same.
+		if b, err := sys.predict(o.backlog); err == nil && b.Clamped() {
+			return nil, sys.clampError(b)
+		}
+	}
+
+	domain := unix.AF_INET
+	if ep.network == "tcp6" {
+		domain = unix.AF_INET6
+	}
+	fd, err := sys.socket(domain)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	// The file owns the descriptor from here on, and net gets a copy. It is in
+	// blocking mode until then: os would add a non-blocking one to the poller.
+	file := os.NewFile(uintptr(fd), "tcp listener")
+	defer file.Close()
+
+	if err := sys.setOptions(fd, ep, o); err != nil {
+		return nil, err
+	}
+	if len(o.controls) > 0 {
+		raw, err := file.SyscallConn()
+		if err != nil {
+			return nil, err
+		}
+		if err := o.control(ep.network, ep.addr.String(), raw); err != nil {
+			return nil, err
+		}
+	}
+	if err := sys.bind(fd, sa); err != nil {
+		return nil, os.NewSyscallError("bind", err)
+	}
+	account, err := sys.listenAgain(fd, o.backlog)
+	if err != nil {
+		return nil, err
+	}
+	if o.strict {
+		if account.Limit == unknown {
+			return nil, fmt.Errorf("WithStrictBacklog: the limit cannot be read: %w", errors.ErrUnsupported)
+		}
+		if account.Clamped() {
+			return nil, sys.clampError(account)
+		}
+	}
+
+	ln, err := sys.adopt(file)
+	if err != nil {
+		var op *net.OpError // net.FileListener's: "file file+net"
+		if errors.As(err, &op) {
+			err = op.Err
+		}
+		return nil, err
+	}
+	return newListener(sys, ln.(*net.TCPListener), account), nil
+}
+
+// sockaddr is the address to bind to. A zone names an interface or is its
+// number; with one that does not exist the kernel refuses a link-local address,
+// as it does for net, and we refuse any other, where it would be ignored.
+func (ep endpoint) sockaddr() (unix.Sockaddr, error) {
+	a := ep.addr
+	if ep.network == "tcp4" {
+		sa := &unix.SockaddrInet4{Port: a.Port}
+		copy(sa.Addr[:], a.IP.To4())
+		return sa, nil
+	}
+	sa := &unix.SockaddrInet6{Port: a.Port}
+	if !a.IP.Equal(net.IPv4zero) { // on a dual-stack socket 0.0.0.0 is [::]
+		copy(sa.Addr[:], a.IP.To16())
+	}
+	if a.Zone != "" {
+		sa.ZoneId = zoneIndex(a.Zone)
+		if sa.ZoneId == 0 && !a.IP.IsLinkLocalUnicast() {
+			return nil, &net.AddrError{Err: "no such zone", Addr: a.String()}
+		}
+	}
+	return sa, nil
+}
+
+func zoneIndex(zone string) uint32 {
+	if ifi, err := net.InterfaceByName(zone); err == nil {
+		return uint32(ifi.Index)
+	}
+	n, _ := strconv.ParseUint(zone, 10, 31)
+	return uint32(n)
+}
+
+// setOptions sets what net.Listen sets, then what was asked for.
+func (sys *system) setOptions(fd int, ep endpoint, o *options) error {
+	if ep.network == "tcp6" {
+		if err := sys.setInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, boolInt(ep.v6only)); err != nil {
+			return err
+		}
+	}
+	if runtime.GOOS == "dragonfly" {
+		// Its default range of ephemeral ports is narrow, see net/sockopt_bsd.go.
+		const ipPortRange, ipv6PortRange, high = 0x13, 0xe, 1 // netinet/in.h, netinet6/in6.h
+		level, name := unix.IPPROTO_IP, ipPortRange
+		if ep.network == "tcp6" {
+			level, name = unix.IPPROTO_IPV6, ipv6PortRange
+		}
+		if err := sys.setInt(fd, level, name, high); err != nil {
+			return err
+		}
+	}
+	if err := sys.setInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return err
+	}
+	if o.reusePort {
+		name, err := reusePort()
+		if err != nil {
+			return err
+		}
+		return sys.setInt(fd, unix.SOL_SOCKET, name, 1)
+	}
+	return nil
+}
+
+// reusePort is the socket option with which the kernel spreads connections over
+// the listeners of one address. SO_REUSEPORT of macOS, NetBSD, OpenBSD and
+// FreeBSD gives them all to one.
+func reusePort() (name int, err error) {
+	switch runtime.GOOS {
+	case "linux", "android", "dragonfly":
+		return unix.SO_REUSEPORT, nil
+	case "freebsd":
+		return 0x10000, nil // SO_REUSEPORT_LB, sys/socket.h; x/sys has it for FreeBSD only
+	}
+	return 0, fmt.Errorf("WithReusePort: %w", errors.ErrUnsupported)
+}
+
+func (sys *system) setInt(fd, level, name, value int) error {
+	return os.NewSyscallError("setsockopt", sys.setsockoptInt(fd, level, name, value))
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// rawInt runs f on the descriptor of c, and names its system call getsockopt.
+func rawInt(c syscall.RawConn, f func(fd int) (int, error)) (v int, err error) {
+	cerr := c.Control(func(fd uintptr) { v, err = f(int(fd)) })
+	if cerr != nil {
+		return 0, cerr
+	}
+	return v, os.NewSyscallError("getsockopt", err)
+}
+
+// listenAgain calls listen(2) for a request of n connections, on a bound socket
+// or on one that listens already, and finds out what was granted. The ceiling
+// in the account is unknown, for it is read when asked for, except where the
+// rule needed it.
+func (sys *system) listenAgain(fd, n int) (Backlog, error) {
+	r, _ := ruleOf(runtime.GOOS)
+	if err := sys.listenCall(fd, r.argument(n)); err != nil {
+		return Backlog{}, os.NewSyscallError("listen", err)
+	}
+	if limit, ok := sys.limit(fd); ok {
+		return r.account(n, unknown, limit, true), nil
+	}
+	b, _ := sys.predict(n) // what cannot be read is unknown, and no failure
+	return b, nil
+}
+
+func (sys *system) clampError(b Backlog) error {
+	r, _ := ruleOf(runtime.GOOS)
+	ceiling, _, _ := sys.bounds()
+	return r.clamp(b.Requested, b.Limit, ceiling)
+}

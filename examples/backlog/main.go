@@ -1,0 +1,181 @@
+// Command backlog listens with a small accept queue and shows what the kernel
+// made of it: it serves one client, then lets clients connect until the queue is
+// full, and compares what really fitted with what the listener said.
+//
+// It exits with status 1 if they differ.
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/acceptq/acceptq"
+)
+
+// patience is how long a client waits that gets no answer. The kernel of a full
+// queue says nothing, so that some clock has to.
+const patience = 500 * time.Millisecond
+
+// unknownLimit is how many clients are tried where the system does not tell how
+// many fit.
+const unknownLimit = 300
+
+func main() {
+	backlog := flag.Int("backlog", 2, "connections to ask listen(2) for; negative is as many as the system allows")
+	addr := flag.String("addr", "127.0.0.1:0", "address to listen on")
+	network := flag.String("network", "tcp", "tcp, tcp4 or tcp6")
+	flag.Parse()
+	agrees, err := run(*network, *addr, *backlog)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "backlog:", err)
+	}
+	if err != nil || !agrees {
+		os.Exit(1)
+	}
+}
+
+func run(network, addr string, backlog int) (agrees bool, err error) {
+	ln, err := acceptq.Listen(context.Background(), network, addr, acceptq.WithBacklog(backlog))
+	if err != nil {
+		return false, err
+	}
+	defer ln.Close()
+	account := ln.Backlog()
+	fmt.Println("listening on", ln.Addr())
+	fmt.Println("backlog:", account)
+	fmt.Println("effective backlog:", ln.EffectiveBacklog())
+
+	if err := session(ln); err != nil {
+		return false, err
+	}
+	return fill(ln, account.Capacity)
+}
+
+// session serves one client: its line comes back with a "!" behind it, and the
+// connection ends in order, the client first.
+func session(ln net.Listener) error {
+	served := make(chan error, 1)
+	go func() { served <- serveOne(ln) }()
+
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := fmt.Fprintln(c, "hello"); err != nil {
+		return err
+	}
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		return err
+	}
+	answer, err := io.ReadAll(c) // up to the server's close
+	if err != nil {
+		return err
+	}
+	if err := <-served; err != nil {
+		return err
+	}
+	fmt.Printf("1 accepted: sent \"hello\", received %q, closed in order\n", answer)
+	return nil
+}
+
+// serveOne accepts one client, echoes its line, and closes once the client has
+// half-closed.
+func serveOne(ln net.Listener) error {
+	c, err := ln.Accept()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	r := bufio.NewReader(c)
+	line, err := r.ReadString('\n')
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(c, line[:len(line)-1]+"!"); err != nil {
+		return err
+	}
+	if _, err := r.ReadByte(); err != io.EOF {
+		return fmt.Errorf("after the line: %v, not the client's end", err)
+	}
+	return nil
+}
+
+// fill connects clients that nobody accepts, one at a time, up to one more than
+// should fit, and counts those that the kernel kept for the server.
+func fill(ln *acceptq.Listener, capacity int) (agrees bool, err error) {
+	tries := capacity + 1
+	if capacity < 0 {
+		tries = unknownLimit
+	}
+	next := "connected too"
+	for i := range tries {
+		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+		if err != nil {
+			next = fate(err)
+			break
+		}
+		defer c.Close() // it stays open until the queue is counted
+		if i == tries-1 {
+			// FreeBSD finishes the handshake before it looks at the queue.
+			c.SetReadDeadline(time.Now().Add(patience))
+			if _, err := c.Read(make([]byte, 1)); errors.Is(err, syscall.ECONNRESET) {
+				next = "connected and was reset"
+			}
+		}
+	}
+
+	queued, err := survivors(ln)
+	if err != nil {
+		return false, err
+	}
+	fmt.Printf("%d queued, the next %s\n", queued, next)
+	if capacity < 0 {
+		fmt.Println("how many should fit, this system does not tell")
+		return true, nil
+	}
+	if queued != capacity {
+		fmt.Printf("the listener said that %d fit: they differ\n", capacity)
+		return false, nil
+	}
+	fmt.Printf("the listener said that %d fit: they agree\n", capacity)
+	return true, nil
+}
+
+// fate says what became of a client that did not get in.
+func fate(err error) string {
+	var timeout net.Error
+	switch {
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "hangs"
+	case errors.Is(err, syscall.ECONNRESET):
+		return "was reset"
+	}
+	return fmt.Sprintf("failed: %v", err)
+}
+
+// survivors accepts all that the kernel has queued and counts them.
+func survivors(ln *acceptq.Listener) (n int, err error) {
+	for {
+		if err := ln.SetDeadline(time.Now().Add(patience)); err != nil {
+			return n, err
+		}
+		c, err := ln.Accept()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+		defer c.Close()
+		n++
+	}
+}

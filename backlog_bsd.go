@@ -4,6 +4,7 @@ package acceptq
 
 import (
 	"errors"
+	"math"
 	"os"
 	"runtime"
 
@@ -12,17 +13,21 @@ import (
 
 // kernel is what the package asks of the BSDs and macOS only.
 type kernel struct {
-	sysctl func(name string) (uint32, error)
+	sysctl   func(name string) (uint32, error)
+	readable func(fd int) (int, error)
 }
 
 var realKernel = kernel{
-	sysctl: func(name string) (uint32, error) { return unix.SysctlUint32(name) },
+	sysctl:   func(name string) (uint32, error) { return unix.SysctlUint32(name) },
+	readable: readable,
 }
 
 // Options of a listening socket on FreeBSD, from sys/socket.h; x/sys has them
 // for FreeBSD only.
 const (
-	soListenQueueLimit = 0x1011 // SO_LISTENQLIMIT
+	soListenQueueLimit      = 0x1011 // SO_LISTENQLIMIT
+	soListenQueueLen        = 0x1012 // SO_LISTENQLEN
+	soListenIncompleteQueue = 0x1013 // SO_LISTENINCQLEN
 )
 
 // limit reads the limit of the listening socket fd. FreeBSD alone has an option
@@ -58,5 +63,69 @@ func (sys *system) sysctlCount(name string) (int, error) {
 	if err != nil {
 		return unknown, os.NewSyscallError("sysctl "+name, err)
 	}
-	return sysctlCount(n), nil
+	return int(min(n, math.MaxInt32)), nil
+}
+
+// stats reads the accept queue of fd. The buffer is Linux's need.
+func (sys *system) stats(fd int, _ transport, _ []byte) (Stats, error) {
+	if err := sys.mustListen(fd); err != nil {
+		return noStats, err
+	}
+	s := noStats
+	if runtime.GOOS != "freebsd" {
+		var err error
+		s.Queued, err = sys.readable(fd)
+		return s, err
+	}
+	for _, q := range []struct {
+		name int
+		to   *int
+	}{
+		{soListenQueueLen, &s.Queued},
+		{soListenIncompleteQueue, &s.Incomplete},
+		{soListenQueueLimit, &s.Limit},
+	} {
+		n, err := sys.getsockoptInt(fd, unix.SOL_SOCKET, q.name)
+		if err != nil {
+			return noStats, os.NewSyscallError("getsockopt", err)
+		}
+		*q.to = n
+	}
+	r, _ := ruleOf(runtime.GOOS)
+	s.Capacity = r.capacity(s.Limit)
+	return s, nil
+}
+
+// readable asks a kernel queue of its own, so that the poller of the listener is
+// not disturbed: EVFILT_READ on a listening socket comes with the length of the
+// accept queue, and does not come while that is empty (kqueue(2)).
+func readable(fd int) (int, error) {
+	kq, err := unix.Kqueue()
+	if err != nil {
+		return unknown, os.NewSyscallError("kqueue", err)
+	}
+	defer unix.Close(kq)
+	var change, event [1]unix.Kevent_t
+	unix.SetKevent(&change[0], fd, unix.EVFILT_READ, unix.EV_ADD)
+	n, err := unix.Kevent(kq, change[:], event[:], new(unix.Timespec))
+	if err != nil {
+		return unknown, os.NewSyscallError("kevent", err)
+	}
+	if n == 0 {
+		return 0, nil
+	}
+	return int(event[0].Data), nil
+}
+
+// transportOf: there is no MPTCP below net's listeners here.
+func (sys *system) transportOf(int) transport { return plainTCP }
+
+// describe fills in what FreeBSD says of listening besides the ceiling. Its
+// counters are in a structure whose layout moves between releases.
+func (sys *system) describe(s *System) {
+	if runtime.GOOS != "freebsd" {
+		return
+	}
+	s.SYNCookies, _ = sys.sysctlCount("net.inet.tcp.syncookies")
+	s.AbortOnOverflow, _ = sys.sysctlCount("net.inet.tcp.syncache.rst_on_sock_fail")
 }

@@ -3,6 +3,7 @@ package acceptq
 import (
 	"encoding/binary"
 	"os"
+	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -50,16 +51,84 @@ func (sys *system) queue(fd int, p []byte) (queued, limit int, ok bool) {
 	if err != nil || n < infoQueueEnd || p[infoState] != tcpListen {
 		return unknown, unknown, false
 	}
-	return int(saturate32(p[infoUnacked:])), int(saturate32(p[infoSacked:])), true
+	return connections(p[infoUnacked:]), connections(p[infoSacked:]), true
 }
 
-func saturate32(p []byte) int { return saturate(int64(binary.NativeEndian.Uint32(p))) }
+// connections is a u32 of the kernel's as an int, which may have 32 bits itself.
+func connections(p []byte) int { return saturate(int64(binary.NativeEndian.Uint32(p))) }
 
 // limit reads the limit of the listening socket fd.
 func (sys *system) limit(fd int) (limit int, ok bool) {
 	var p [infoQueueEnd]byte
 	_, limit, ok = sys.queue(fd, p[:])
 	return limit, ok
+}
+
+// SO_MEMINFO answers with the u32s of linux/sock_diag.h.
+const (
+	memInfoDrops = 4 * unix.SK_MEMINFO_DROPS
+	memInfoEnd   = memInfoDrops + 4
+)
+
+// stats reads the accept queue of fd; p is room for one answer of the kernel.
+func (sys *system) stats(fd int, tr transport, p []byte) (Stats, error) {
+	s := noStats
+	var ok bool
+	if s.Queued, s.Limit, ok = sys.queue(fd, p); !ok {
+		// TCP_INFO of a listener that does not say so is gVisor's.
+		if err := sys.mustListen(fd); err != nil {
+			return noStats, err
+		}
+	}
+	r, _ := ruleOf(runtime.GOOS)
+	s.Capacity = r.capacity(s.Limit)
+	if tr == transportUnknown {
+		tr = sys.transportOf(fd)
+	}
+	if tr == plainTCP {
+		p = p[:memInfoEnd]
+		if n, err := sys.getsockopt(fd, unix.SOL_SOCKET, unix.SO_MEMINFO, p); err == nil && n >= memInfoEnd {
+			s.Drops = int64(binary.NativeEndian.Uint32(p[memInfoDrops:]))
+		}
+	}
+	return s, nil
+}
+
+// transportOf tells MPTCP, which net.Listen uses by default, from plain TCP.
+func (sys *system) transportOf(fd int) transport {
+	switch proto, err := sys.getsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); {
+	case err != nil:
+		return transportUnknown
+	case proto == unix.IPPROTO_TCP:
+		return plainTCP
+	}
+	return multipathTCP
+}
+
+// describe fills in what Linux says of listening besides the ceiling.
+func (sys *system) describe(s *System) {
+	number := func(name string) int {
+		text, err := sys.readFile("/proc/sys/net/ipv4/" + name)
+		if err != nil {
+			return unknown
+		}
+		n, err := parseSysctl(string(text))
+		if err != nil {
+			return unknown
+		}
+		return n
+	}
+	s.SYNBacklog = number("tcp_max_syn_backlog")
+	s.SYNCookies = number("tcp_syncookies")
+	s.AbortOnOverflow = number("tcp_abort_on_overflow")
+
+	// /proc/net would be the namespace of the process's first thread.
+	text, _ := sys.readFile("/proc/thread-self/net/netstat")
+	counter := func(column string) int64 { return netstatCounter(string(text), "TcpExt", column) }
+	s.ListenOverflows = counter("ListenOverflows")
+	s.ListenDrops = counter("ListenDrops")
+	s.ReqQFullDrop = counter("TCPReqQFullDrop")
+	s.ReqQFullDoCookies = counter("TCPReqQFullDoCookies")
 }
 
 // bounds reads the ceiling. /proc/sys/net shows the network namespace of the

@@ -1,25 +1,33 @@
 package acceptq
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"runtime"
+	"sync"
 	"sync/atomic"
+	"syscall"
 )
 
 // A Listener is a TCP listener that knows its accept queue. It is a
 // [net.Listener] and a [syscall.Conn] with the methods of [*net.TCPListener];
 // what asserts that type takes l.TCPListener.
 //
-// A Listener comes from [Listen] or [ListenTCP]. All methods may be called at
+// A Listener comes from [Listen], [ListenTCP] or [Wrap]. All methods may be called at
 // the same time. On a closed or zero Listener a method that returns an error
 // returns one.
 type Listener struct {
 	*net.TCPListener
 
-	sys     *system
-	granted atomic.Pointer[Backlog] // its Ceiling is not kept: it is read when asked for
+	sys       *system
+	raw       syscall.RawConn
+	transport transport
+	strict    bool
+	granted   atomic.Pointer[Backlog] // its Ceiling is not kept: it is read when asked for
+	resize    sync.Mutex              // one SetBacklog at a time
 }
 
 // ListenTCP listens on the TCP address addr, as net.Listen("tcp", addr) does,
@@ -56,7 +64,12 @@ func (sys *system) listenWith(ctx context.Context, network, address string, opts
 	if err != nil {
 		return nil, &net.OpError{Op: "listen", Net: network, Err: err}
 	}
-	return sys.listen(ctx, network, address, o)
+	l, err := sys.listen(ctx, network, address, o)
+	if err != nil {
+		return nil, err
+	}
+	l.strict = o.strict
+	return l, nil
 }
 
 // checkNetwork refuses what net.Listen knows and TCP is not. Names that net
@@ -69,11 +82,98 @@ func checkNetwork(network string) error {
 	return nil
 }
 
-// newListener takes over ln. The account is what listening found.
-func newListener(sys *system, ln *net.TCPListener, account Backlog) *Listener {
-	l := &Listener{TCPListener: ln, sys: sys}
+// Wrap makes a Listener of one that is listening already: a [*net.TCPListener]
+// (net.Listen's, systemd's, tableflip's), which goes on working beside it, or a
+// *Listener, which is returned as it is. Both have one socket: closing either
+// closes both.
+//
+// What the first holder asked for is not known, so Requested is -1. Wrap reads
+// the limit where the system tells it. It copies no descriptor and changes
+// nothing. The error matches [syscall.EINVAL] if ln is no listening TCP socket or
+// is of another type, and [net.ErrClosed] if it is closed.
+func Wrap(ln net.Listener) (*Listener, error) {
+	return realSystem.wrap(ln)
+}
+
+func (sys *system) wrap(ln net.Listener) (*Listener, error) {
+	fail := func(err error) (*Listener, error) {
+		return nil, &net.OpError{Op: "wrap", Net: "tcp", Err: cause(err)}
+	}
+	var tcp *net.TCPListener
+	switch ln := ln.(type) {
+	case *Listener:
+		if ln != nil && ln.TCPListener != nil {
+			return ln, nil
+		}
+		return fail(errNotListening)
+	case *net.TCPListener:
+		tcp = ln
+	default:
+		return fail(fmt.Errorf("a %T: %w", ln, errNotListening))
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return fail(errNotListening)
+	}
+	var (
+		tr      transport
+		account Backlog
+		operr   error
+	)
+	err = raw.Control(func(fd uintptr) { tr, account, operr = sys.adopted(int(fd)) })
+	if err := cmp.Or(err, operr); err != nil {
+		return fail(err)
+	}
+	return newListener(sys, tcp, tr, account)
+}
+
+// newListener makes a Listener over ln. The account is what listening found.
+func newListener(sys *system, ln *net.TCPListener, tr transport, account Backlog) (*Listener, error) {
+	raw, err := ln.SyscallConn()
+	if err != nil {
+		return nil, cause(err)
+	}
+	l := &Listener{TCPListener: ln, sys: sys, raw: raw, transport: tr}
 	l.granted.Store(&account)
-	return l
+	return l, nil
+}
+
+// SetBacklog asks for an accept queue of n connections on the socket as it
+// listens, by calling listen(2) again, and returns the account after it; a
+// negative n is as much as the system allows, by the ceiling of this moment. What
+// waits in the queue stays, also when the queue is made shorter than that: then
+// no client is let in until it has emptied to the new limit. It may be called
+// beside Accept.
+//
+// A listener made with [WithStrictBacklog] keeps the limit it had when the kernel
+// would grant less than n, and the error has a [*ClampError]. After Close the
+// error matches [net.ErrClosed]. On systems where net makes the socket it matches
+// [errors.ErrUnsupported]; Windows, one of them, has no second listen.
+func (l *Listener) SetBacklog(n int) (Backlog, error) {
+	if l.TCPListener == nil {
+		return l.Backlog(), l.opError("listen", errNotListening)
+	}
+	l.resize.Lock()
+	defer l.resize.Unlock()
+	account := *l.granted.Load()
+	var operr error
+	err := l.raw.Control(func(fd uintptr) {
+		account, operr = l.sys.setBacklog(int(fd), n, l.strict, account)
+	})
+	l.granted.Store(&account)
+	if err := cmp.Or(err, operr); err != nil {
+		return l.Backlog(), l.opError("listen", err)
+	}
+	return l.Backlog(), nil
+}
+
+// opError is err as net has it.
+func (l *Listener) opError(op string, err error) error {
+	e := &net.OpError{Op: op, Net: "tcp", Err: cause(err)}
+	if l.TCPListener != nil {
+		e.Addr = l.Addr()
+	}
+	return e
 }
 
 // EffectiveBacklog returns the length to which the accept queue may grow, in

@@ -50,6 +50,20 @@ func (sys *system) listen(ctx context.Context, network, address string, o *optio
 		ln.Close()
 		return nil, &net.OpError{Op: "listen", Net: network, Addr: ln.Addr(), Err: err}
 	}
-	r := rule{}
-	return newListener(sys, ln.(*net.TCPListener), r.account(o.backlog, unknown, unknown, false)), nil
+	b := rule{}.account(o.backlog, unknown, unknown, false)
+	return newListener(sys, ln.(*net.TCPListener), plainTCP, b)
 }
+
+func (*system) stats(int, transport, []byte) (Stats, error) {
+	return noStats, fmt.Errorf("the accept queue of this system: %w", errors.ErrUnsupported)
+}
+
+func (*system) setBacklog(_, _ int, _ bool, former Backlog) (Backlog, error) {
+	return former, fmt.Errorf("SetBacklog: %w", errors.ErrUnsupported)
+}
+
+func (*system) adopted(int) (transport, Backlog, error) {
+	return transportUnknown, rule{}.account(-1, unknown, unknown, false), nil
+}
+
+func (*system) describe(*System) {}

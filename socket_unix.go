@@ -125,7 +125,7 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 		// Refused before bind where that can be foreseen: nobody sees the port.
 		// What the socket says afterwards is the judge all the same.
 		if b, err := sys.predict(o.backlog); err == nil && b.Clamped() {
-			return nil, sys.clampError(b)
+			return nil, sys.tooShort(b)
 		}
 	}
 
@@ -161,24 +161,15 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 	if err != nil {
 		return nil, err
 	}
-	if o.strict {
-		if account.Limit == unknown {
-			return nil, fmt.Errorf("WithStrictBacklog: the limit cannot be read: %w", errors.ErrUnsupported)
-		}
-		if account.Clamped() {
-			return nil, sys.clampError(account)
-		}
+	if o.strict && (account.Clamped() || account.Limit == unknown) {
+		return nil, sys.tooShort(account)
 	}
 
 	ln, err := sys.adopt(file)
 	if err != nil {
-		var op *net.OpError // net.FileListener's: "file file+net"
-		if errors.As(err, &op) {
-			err = op.Err
-		}
-		return nil, err
+		return nil, cause(err)
 	}
-	return newListener(sys, ln.(*net.TCPListener), account), nil
+	return newListener(sys, ln.(*net.TCPListener), plainTCP, account)
 }
 
 // sockaddr is the address to bind to. A zone names an interface or is its
@@ -292,8 +283,64 @@ func (sys *system) listenAgain(fd, n int) (Backlog, error) {
 	return b, nil
 }
 
-func (sys *system) clampError(b Backlog) error {
+// tooShort is the error of a strict request that got b.
+func (sys *system) tooShort(b Backlog) error {
+	if b.Limit == unknown {
+		return fmt.Errorf("WithStrictBacklog: the limit cannot be known: %w", errors.ErrUnsupported)
+	}
 	r, _ := ruleOf(runtime.GOOS)
 	ceiling, _, _ := sys.bounds()
 	return r.clamp(b.Requested, b.Limit, ceiling)
+}
+
+// setBacklog calls listen(2) again on the listening socket fd. A strict one is
+// left with the limit it had when the kernel would grant less than n.
+func (sys *system) setBacklog(fd, n int, strict bool, former Backlog) (Backlog, error) {
+	if strict {
+		if b, err := sys.predict(n); err == nil && b.Clamped() {
+			return former, sys.tooShort(b)
+		}
+	}
+	b, err := sys.listenAgain(fd, n)
+	if err != nil || !strict || !b.Clamped() && b.Limit != unknown {
+		return b, err
+	}
+	// It could not be foreseen; the way back is the same call.
+	back, err := sys.listenAgain(fd, former.Limit)
+	if err != nil {
+		return b, err
+	}
+	back.Requested = former.Requested
+	return back, sys.tooShort(b)
+}
+
+// adopted finds out what can be known of a listening socket that was not made
+// here.
+func (sys *system) adopted(fd int) (transport, Backlog, error) {
+	r, _ := ruleOf(runtime.GOOS)
+	if err := sys.mustListen(fd); err != nil {
+		return transportUnknown, Backlog{}, err
+	}
+	limit, ok := sys.limit(fd)
+	return sys.transportOf(fd), r.account(-1, unknown, limit, ok), nil
+}
+
+// mustListen refuses what is no listening TCP socket. SO_ACCEPTCONN is 2 on
+// FreeBSD.
+func (sys *system) mustListen(fd int) error {
+	listening, err := sys.getsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	if err != nil {
+		return os.NewSyscallError("getsockopt", err)
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return os.NewSyscallError("getsockname", err)
+	}
+	switch sa.(type) {
+	case *unix.SockaddrInet4, *unix.SockaddrInet6:
+		if listening != 0 {
+			return nil
+		}
+	}
+	return errNotListening
 }

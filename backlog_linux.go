@@ -11,13 +11,19 @@ import (
 
 // kernel is what the package asks of Linux only.
 type kernel struct {
-	getsockopt func(fd, level, name int, p []byte) (n int, err error)
-	readFile   func(name string) ([]byte, error)
+	getsockopt   func(fd, level, name int, p []byte) (n int, err error)
+	attachFilter func(fd int, prog *unix.SockFprog) error
+	diag         func(request []byte) (rows [][]byte, err error)
+	readFile     func(name string) ([]byte, error)
 }
 
 var realKernel = kernel{
 	getsockopt: getsockopt,
-	readFile:   os.ReadFile,
+	attachFilter: func(fd int, prog *unix.SockFprog) error {
+		return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, prog)
+	},
+	diag:     diag,
+	readFile: os.ReadFile,
 }
 
 // getsockopt is getsockopt(2) into a buffer; n is the length of the answer.

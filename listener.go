@@ -28,6 +28,9 @@ type Listener struct {
 	strict    bool
 	granted   atomic.Pointer[Backlog] // its Ceiling is not kept: it is read when asked for
 	resize    sync.Mutex              // one SetBacklog at a time
+	accepts   gate
+	drains    drains
+	intake    intake
 }
 
 // ListenTCP listens on the TCP address addr, as net.Listen("tcp", addr) does,
@@ -39,12 +42,13 @@ func ListenTCP(addr string, opts ...Option) (*Listener, error) {
 // Listen listens on a TCP address with the accept queue that the options ask
 // for. The network is "tcp", "tcp4" or "tcp6". Addresses, defaults and errors
 // are those of [net.ListenConfig.Listen], and ctx is for the resolution of the
-// address, as it is there; a ctx that has ended makes Listen fail.
+// address, as it is there.
 //
-// Three things differ from net.Listen: the backlog is asked for with
+// These things differ from net.Listen: the backlog is asked for with
 // [WithBacklog]; the socket is plain TCP, where net.Listen has used MPTCP
-// since Go 1.24 if the kernel offers it; and the network in the text of errors
-// from Accept is "tcp" in every case.
+// since Go 1.24 if the kernel offers it; a ctx that has ended, and a zone that
+// does not exist, are errors also where net ignores them; and the network in the
+// text of errors from Accept is "tcp" in every case.
 //
 // When less was granted than asked, Listen succeeds and [Listener.Backlog]
 // tells; see [WithStrictBacklog]. The error is a [*net.OpError] with Op
@@ -124,17 +128,20 @@ func (sys *system) wrap(ln net.Listener) (*Listener, error) {
 	if err := cmp.Or(err, operr); err != nil {
 		return fail(err)
 	}
-	return newListener(sys, tcp, tr, account)
+	return newListener(sys, tcp, tr, account, true)
 }
 
-// newListener makes a Listener over ln. The account is what listening found.
-func newListener(sys *system, ln *net.TCPListener, tr transport, account Backlog) (*Listener, error) {
+// newListener makes a Listener over ln. The account is what listening found; the
+// socket is shared if another descriptor of it may exist.
+func newListener(sys *system, ln *net.TCPListener, tr transport, account Backlog, shared bool) (*Listener, error) {
 	raw, err := ln.SyscallConn()
 	if err != nil {
 		return nil, cause(err)
 	}
 	l := &Listener{TCPListener: ln, sys: sys, raw: raw, transport: tr}
 	l.granted.Store(&account)
+	l.accepts.moved.L = &l.accepts.mu
+	l.drains.shared = shared
 	return l, nil
 }
 

@@ -51,7 +51,7 @@ func (sys *system) listen(ctx context.Context, network, address string, o *optio
 		return nil, &net.OpError{Op: "listen", Net: network, Addr: ln.Addr(), Err: err}
 	}
 	b := rule{}.account(o.backlog, unknown, unknown, false)
-	return newListener(sys, ln.(*net.TCPListener), plainTCP, b)
+	return newListener(sys, ln.(*net.TCPListener), plainTCP, b, false)
 }
 
 func (*system) stats(int, transport, []byte) (Stats, error) {

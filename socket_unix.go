@@ -169,7 +169,7 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 	if err != nil {
 		return nil, cause(err)
 	}
-	return newListener(sys, ln.(*net.TCPListener), plainTCP, account)
+	return newListener(sys, ln.(*net.TCPListener), plainTCP, account, false)
 }
 
 // sockaddr is the address to bind to. A zone names an interface or is its

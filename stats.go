@@ -126,6 +126,9 @@ func ReadStats(c syscall.Conn) (Stats, error) {
 	if c == nil {
 		return noStats, &net.OpError{Op: "stats", Net: "tcp", Err: errNotListening}
 	}
+	if l, ok := c.(*Listener); ok { // its SyscallConn is for those who may copy
+		return l.Stats()
+	}
 	raw, err := c.SyscallConn()
 	if err == nil {
 		var s Stats

@@ -1,0 +1,325 @@
+package acceptq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Drain prepares l for a Close that resets nobody: it takes in no new handshake,
+// waits for those in flight, and returns once Accept has taken all that is queued
+// and has been called again, so that the loop that calls it has dealt with the
+// last one. It does not close; Close does, or the server's Shutdown.
+//
+// When ctx ends first the error is a [*DrainError], which says what Close would
+// reset now. After Close, or when Close comes meanwhile, the error matches
+// [net.ErrClosed]. Drain may be called again, and by several goroutines.
+//
+// On Linux clients that come during a drain are not refused: the kernel drops
+// their first packet, they try again after a second, and reach whoever listens
+// then. A socket filter does that (SO_ATTACH_FILTER, socket(7)), which needs
+// CAP_NET_ADMIN since mid-2026; without it a minimum TTL of 255 (IP_MINTTL, ip(7);
+// IPV6_MINHOPCOUNT), which lets clients in that send 255. Handshakes in flight are
+// looked up by sock_diag(7), and waited for at most 3 seconds: a dead client holds
+// nothing up. The stop stays until the socket closes. If its descriptor may have
+// been copied ([Listener.File], [Listener.SyscallConn], [Wrap]), the stop is
+// lifted just before Drain returns, so that the other holder has its clients; who
+// hands the socket over needs no Drain, since the queue goes with it.
+//
+// On other systems, and on MPTCP, nothing is changed on the socket: Drain waits
+// for the first moment at which the queue is empty, and who comes between that and
+// Close is lost. Where the queue cannot be seen the error matches
+// [errors.ErrUnsupported].
+//
+// Connections must be taken by the methods of l, not by those of l.TCPListener:
+// what is accepted during a drain inherits the stop, and l lifts it from each.
+//
+// What Drain cannot do: connections made by SYN cookies, when the queue
+// overflows, have no state to wait for; SYNs that hash to a draining member of a
+// SO_REUSEPORT group come back after a second; and net/http drops a request that
+// it has read when Shutdown begins, see the example. Behind a load balancer begin
+// when it has let go of the server.
+func (l *Listener) Drain(ctx context.Context) error {
+	if ctx == nil {
+		return l.opError("drain", errors.New("acceptq: nil context"))
+	}
+	if l.TCPListener == nil {
+		return l.opError("drain", errNotListening)
+	}
+	flight, err := l.beginDrain()
+	if err != nil {
+		return l.opError("drain", err)
+	}
+	defer l.endDrain()
+
+	tick := time.NewTicker(drainLook)
+	defer tick.Stop()
+	for ended := false; ; {
+		inFlight := flight.look()
+		s, err := l.Stats()
+		if err != nil {
+			return l.opError("drain", err)
+		}
+		if s.Queued == unknown {
+			return l.opError("drain", fmt.Errorf("the length of the queue: %w", errors.ErrUnsupported))
+		}
+		if s.Queued == 0 && (inFlight == 0 || flight.over()) && l.accepts.settled(l.TCPListener) {
+			// One that was on its way through Accept at that moment is counted by
+			// now; none can have come in behind it unless nothing was stopped.
+			return nil
+		}
+		if ended {
+			return &DrainError{Queued: s.Queued, Incomplete: inFlight, err: ctx.Err()}
+		}
+		select {
+		case <-ctx.Done():
+			ended = true // one more look: the error tells of now
+		case <-tick.C:
+		}
+	}
+}
+
+const (
+	drainLook   = 5 * time.Millisecond // how often a drain looks
+	drainFlight = 3 * time.Second      // how long it waits for handshakes in flight
+)
+
+// A DrainError says that a drain ended with its context and not with an empty
+// queue. It unwraps to the context's error.
+type DrainError struct {
+	Queued     int // connections that wait for Accept, and that Close would reset
+	Incomplete int // handshakes in flight since before the drain; -1 if unknown
+	err        error
+}
+
+func (e *DrainError) Error() string {
+	return fmt.Sprintf("drain: %v: %d queued, %v in flight", e.err, e.Queued, count(e.Incomplete))
+}
+
+// Unwrap returns the error of the context.
+func (e *DrainError) Unwrap() error { return e.err }
+
+// drains is the part of a Listener that stops the intake of its socket.
+type drains struct {
+	mu      sync.Mutex
+	running int  // drains that have begun and not ended
+	shared  bool // another descriptor of this socket may exist
+	stopped bool // the stop is in force
+}
+
+// beginDrain stops the intake, if no drain before has, and notes the handshakes
+// that are in flight after that.
+func (l *Listener) beginDrain() (*flight, error) {
+	d := &l.drains
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.stopped {
+		if err := l.raw.Control(func(fd uintptr) { d.stopped = l.stop(int(fd)) }); err != nil {
+			return nil, err
+		}
+	}
+	d.running++
+	if !d.stopped {
+		return &flight{}, nil // those in flight cannot be told from those to come
+	}
+	return newFlight(l.sys, l.Addr().(*net.TCPAddr).Port), nil
+}
+
+// endDrain lifts the stop from a shared socket when its last drain ends.
+func (l *Listener) endDrain() {
+	l.drains.mu.Lock()
+	defer l.drains.mu.Unlock()
+	l.drains.running--
+	l.liftIfShared()
+}
+
+// share notes that there may be another descriptor of the socket from now on, and
+// that its holder must not find it stopped.
+func (l *Listener) share() {
+	l.drains.mu.Lock()
+	defer l.drains.mu.Unlock()
+	l.drains.shared = true
+	l.liftIfShared()
+}
+
+func (l *Listener) liftIfShared() {
+	d := &l.drains
+	if d.stopped && d.shared && d.running == 0 {
+		l.raw.Control(func(fd uintptr) { l.lift(int(fd)) }) // fails once it is closed
+		d.stopped = false
+	}
+}
+
+// A flight is the handshakes on a port that were unfinished when the intake
+// stopped. Their rows name no listener, so those of another one of this port are
+// among them; what begins later is not. The zero flight has none to wait for.
+type flight struct {
+	sys     *system
+	port    int
+	waiting map[handshake]struct{} // nil if it could not be found out
+	until   time.Time
+}
+
+func newFlight(sys *system, port int) *flight {
+	f := &flight{sys: sys, port: port, until: time.Now().Add(drainFlight)}
+	f.waiting, _ = sys.handshakes(port)
+	return f
+}
+
+// look returns how many are still unfinished; -1 if that cannot be found out.
+func (f *flight) look() int {
+	if len(f.waiting) == 0 {
+		if f.waiting == nil {
+			return unknown
+		}
+		return 0
+	}
+	now, err := f.sys.handshakes(f.port)
+	if err != nil {
+		return unknown
+	}
+	for h := range f.waiting {
+		if _, unfinished := now[h]; !unfinished {
+			delete(f.waiting, h)
+		}
+	}
+	return len(f.waiting)
+}
+
+// over reports whether they have been waited for long enough.
+func (f *flight) over() bool { return time.Now().After(f.until) }
+
+// File returns a copy of the listening socket, as [net.TCPListener.File] does.
+// From then on a drain leaves the socket as it was, see [Listener.Drain]. Calling
+// Fd on the file makes l itself blocking, for both have one socket: use
+// SyscallConn of the file.
+func (l *Listener) File() (*os.File, error) {
+	if l.TCPListener != nil {
+		l.share()
+	}
+	return l.TCPListener.File()
+}
+
+// SyscallConn returns a raw connection, as [net.TCPListener.SyscallConn] does.
+// Since it shows the descriptor, which can be copied, a drain from then on leaves
+// the socket as it was, see [Listener.Drain].
+func (l *Listener) SyscallConn() (syscall.RawConn, error) {
+	if l.TCPListener != nil {
+		l.share()
+	}
+	return l.TCPListener.SyscallConn()
+}
+
+// Accept waits for the next connection and returns it, a [*net.TCPConn].
+func (l *Listener) Accept() (net.Conn, error) {
+	c, err := l.AcceptTCP()
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// AcceptTCP waits for the next connection and returns it.
+func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
+	for again := false; ; again = true {
+		l.accepts.enter(again)
+		c, err := l.TCPListener.AcceptTCP()
+		if sentOut := l.accepts.leave(err == nil); sentOut && errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
+		if err == nil {
+			l.clean(c)
+		}
+		return c, err
+	}
+}
+
+// SetDeadline sets the deadline of Accept, as [net.TCPListener.SetDeadline] does.
+func (l *Listener) SetDeadline(t time.Time) error {
+	return l.accepts.setDeadline(l.TCPListener, t)
+}
+
+// A gate stands before net's Accept and knows who is inside. The kernel's queue
+// may be empty while a connection that was in it is still on its way out of there,
+// and no look at the queue can tell.
+type gate struct {
+	mu       sync.Mutex
+	moved    sync.Cond // inside has sunk, or the gate is open again
+	inside   int       // calls of net's Accept
+	shut     bool      // all that are inside are sent out, and nobody comes in
+	deadline time.Time // the user's
+	clock    uint64    // counts the two events below
+	called   uint64    // when Accept was last called
+	handed   uint64    // when Accept last returned a connection; 0 is never
+}
+
+// enter waits until the gate is open. A call that was sent out and comes again is
+// no new call of the user's.
+func (g *gate) enter(again bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !again {
+		g.clock++
+		g.called = g.clock
+	}
+	for g.shut {
+		g.moved.Wait()
+	}
+	g.inside++
+}
+
+// leave reports whether the gate is shut: then a deadline that has passed is not
+// the user's.
+func (g *gate) leave(handed bool) (shut bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if handed {
+		g.clock++
+		g.handed = g.clock
+	}
+	g.inside--
+	if g.shut {
+		g.moved.Broadcast()
+	}
+	return g.shut
+}
+
+// settled reports whether Accept has been called since it last returned a
+// connection. It sends out all that are inside, so that none is on its way with
+// one.
+func (g *gate) settled(ln *net.TCPListener) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.shut { // by another drain
+		g.moved.Wait()
+	}
+	if g.called < g.handed {
+		return false
+	}
+	if g.inside > 0 {
+		g.shut = true
+		ln.SetDeadline(time.Unix(1, 0)) // long ago; on a closed one they return anyway
+		for g.inside > 0 {
+			g.moved.Wait()
+		}
+		ln.SetDeadline(g.deadline)
+		g.shut = false
+		g.moved.Broadcast()
+	}
+	return g.called >= g.handed
+}
+
+func (g *gate) setDeadline(ln *net.TCPListener, t time.Time) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.shut { // for a moment
+		g.moved.Wait()
+	}
+	g.deadline = t
+	return ln.SetDeadline(t)
+}

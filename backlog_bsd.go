@@ -13,13 +13,15 @@ import (
 
 // kernel is what the package asks of the BSDs and macOS only.
 type kernel struct {
-	sysctl   func(name string) (uint32, error)
-	readable func(fd int) (int, error)
+	sysctl           func(name string) (uint32, error)
+	readable         func(fd int) (int, error)
+	setsockoptString func(fd, level, name int, value string) error
 }
 
 var realKernel = kernel{
-	sysctl:   func(name string) (uint32, error) { return unix.SysctlUint32(name) },
-	readable: readable,
+	sysctl:           func(name string) (uint32, error) { return unix.SysctlUint32(name) },
+	readable:         readable,
+	setsockoptString: unix.SetsockoptString,
 }
 
 // Options of a listening socket on FreeBSD, from sys/socket.h; x/sys has them

@@ -234,6 +234,10 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 		}
 		if err == nil {
 			l.clean(c)
+			if l.keepAlive != nil {
+				// It fails on a connection that is over already, as net's own does.
+				c.SetKeepAliveConfig(*l.keepAlive)
+			}
 		}
 		return c, err
 	}

@@ -26,6 +26,7 @@ type Listener struct {
 	raw       syscall.RawConn
 	transport transport
 	strict    bool
+	keepAlive *net.KeepAliveConfig    // of accepted connections; nil is net's default
 	granted   atomic.Pointer[Backlog] // its Ceiling is not kept: it is read when asked for
 	resize    sync.Mutex              // one SetBacklog at a time
 	accepts   gate
@@ -58,22 +59,24 @@ func Listen(ctx context.Context, network, address string, opts ...Option) (*List
 }
 
 func (sys *system) listenWith(ctx context.Context, network, address string, opts []Option) (*Listener, error) {
-	o, err := newOptions(opts)
-	if err == nil && ctx == nil {
-		err = errors.New("acceptq: nil context")
-	}
-	if err == nil {
-		err = checkNetwork(network)
-	}
+	o, err := checked(ctx, network, opts)
 	if err != nil {
 		return nil, &net.OpError{Op: "listen", Net: network, Err: err}
 	}
-	l, err := sys.listen(ctx, network, address, o)
+	return sys.listen(ctx, network, address, o)
+}
+
+// checked is what the options amount to, once all is well that can be judged
+// before the address is looked at.
+func checked(ctx context.Context, network string, opts []Option) (*options, error) {
+	o, err := newOptions(opts)
 	if err != nil {
 		return nil, err
 	}
-	l.strict = o.strict
-	return l, nil
+	if ctx == nil {
+		return nil, errors.New("acceptq: nil context")
+	}
+	return o, checkNetwork(network)
 }
 
 // checkNetwork refuses what net.Listen knows and TCP is not. Names that net
@@ -128,12 +131,16 @@ func (sys *system) wrap(ln net.Listener) (*Listener, error) {
 	if err := cmp.Or(err, operr); err != nil {
 		return fail(err)
 	}
-	return newListener(sys, tcp, tr, account, true)
+	l, err := newListener(sys, tcp, tr, account)
+	if err != nil {
+		return fail(err)
+	}
+	l.drains.shared = true
+	return l, nil
 }
 
-// newListener makes a Listener over ln. The account is what listening found; the
-// socket is shared if another descriptor of it may exist.
-func newListener(sys *system, ln *net.TCPListener, tr transport, account Backlog, shared bool) (*Listener, error) {
+// newListener makes a Listener over ln. The account is what listening found.
+func newListener(sys *system, ln *net.TCPListener, tr transport, account Backlog) (*Listener, error) {
 	raw, err := ln.SyscallConn()
 	if err != nil {
 		return nil, cause(err)
@@ -141,7 +148,6 @@ func newListener(sys *system, ln *net.TCPListener, tr transport, account Backlog
 	l := &Listener{TCPListener: ln, sys: sys, raw: raw, transport: tr}
 	l.granted.Store(&account)
 	l.accepts.moved.L = &l.accepts.mu
-	l.drains.shared = shared
 	return l, nil
 }
 

@@ -2,7 +2,11 @@ package acceptq
 
 import (
 	"errors"
+	"fmt"
+	"net"
+	"strings"
 	"syscall"
+	"time"
 )
 
 // An Option sets one thing about a listener that is about to be made. A later
@@ -20,8 +24,19 @@ type options struct {
 	strict    bool
 	reusePort bool
 	controls  []control
-	err       error
+
+	// Zero and nil are for what was not asked for.
+	deferAccept   time.Duration
+	acceptFilter  *acceptFilter
+	fastOpen      int
+	receiveBuffer int
+	sendBuffer    int
+	keepAlive     *net.KeepAliveConfig
+
+	err error
 }
+
+type acceptFilter struct{ name, arg string }
 
 func newOptions(opts []Option) (*options, error) {
 	o := &options{backlog: -1}
@@ -31,8 +46,32 @@ func newOptions(opts []Option) (*options, error) {
 		}
 		opt(o)
 	}
+	if o.err == nil && o.deferAccept != 0 && o.acceptFilter != nil {
+		return nil, errors.New("acceptq: WithDeferAccept and WithAcceptFilter: a socket has one filter")
+	}
 	return o, o.err
 }
+
+// fail notes the first option that makes no sense.
+func (o *options) fail(format string, args ...any) {
+	if o.err == nil {
+		o.err = fmt.Errorf("acceptq: "+format, args...)
+	}
+}
+
+// positive sets an option that counts something, of which there is at least one.
+func positive[T int | time.Duration](option string, n T, field func(*options) *T) Option {
+	return func(o *options) {
+		if n <= 0 {
+			o.fail("%s(%v): not positive", option, n)
+			return
+		}
+		*field(o) = n
+	}
+}
+
+// notHere is the error of an option that this system cannot honour.
+func notHere(option string) error { return fmt.Errorf("%s: %w", option, errors.ErrUnsupported) }
 
 // control calls the hooks in the order given, up to the first that fails.
 func (o *options) control(network, address string, c syscall.RawConn) error {
@@ -90,9 +129,83 @@ func WithReusePort() Option {
 func WithControl(f func(network, address string, c syscall.RawConn) error) Option {
 	return func(o *options) {
 		if f == nil {
-			o.err = errors.New("acceptq: WithControl of a nil function")
+			o.fail("WithControl(nil)")
 			return
 		}
 		o.controls = append(o.controls, f)
 	}
+}
+
+// WithDeferAccept keeps a connection from Accept until its client has sent
+// something. It is an error if d is not positive.
+//
+// Linux: TCP_DEFER_ACCEPT, tcp(7). The wait is d, made longer to the next step at
+// which the kernel repeats its SYN-ACK (1, 3, 7, 15, ... seconds); a client that is
+// silent for longer is forgotten, or let in if it answers then. It waits in the
+// SYN queue, and past the limit of that a client with a SYN cookie is not
+// deferred. FreeBSD, NetBSD and DragonFly: the accept filter "dataready", which
+// sets no time; see [WithAcceptFilter]. Elsewhere listening fails with an error
+// that matches [errors.ErrUnsupported].
+func WithDeferAccept(d time.Duration) Option {
+	return positive("WithDeferAccept", d, func(o *options) *time.Duration { return &o.deferAccept })
+}
+
+// WithAcceptFilter has the kernel hold connections back until the filter of that
+// name lets them through: "dataready" until there is data, "httpready" until there
+// is a whole HTTP request. The argument is the filter's own and mostly empty.
+//
+// FreeBSD, NetBSD and DragonFly: SO_ACCEPTFILTER, accept_filter(9). Connections
+// that wait are Incomplete in [Stats], and past the limit the oldest is reset
+// (FreeBSD) or let through (NetBSD). A filter whose module is not loaded gives
+// ENOENT and an error that names the module. Elsewhere, and together with
+// [WithDeferAccept], listening fails. A name holds 15 bytes, an argument 239.
+func WithAcceptFilter(name, arg string) Option {
+	return func(o *options) {
+		if name == "" || len(name) > 15 || len(arg) > 239 || strings.ContainsRune(name+arg, 0) {
+			o.fail("WithAcceptFilter(%q, %q): a name of 1 to 15 bytes, an argument of 0 to 239, no NUL", name, arg)
+			return
+		}
+		o.acceptFilter = &acceptFilter{name, arg}
+	}
+}
+
+// WithFastOpen lets clients that have been here before send data in their SYN
+// (RFC 7413), for at most qlen connections whose handshake is not finished. It is
+// an error if qlen is not positive.
+//
+// Linux: TCP_FASTOPEN, tcp(7). The kernel takes the option and does nothing when
+// bit 2 of net.ipv4.tcp_fastopen is off, and cuts qlen to net.core.somaxconn: both
+// make listening fail, the first unless the setting cannot be read. FreeBSD:
+// TCP_FASTOPEN, tcp(4), with net.inet.tcp.fastopen.server_enable; the kernel keeps
+// its own count, half the limit, and listening fails if that is less than qlen.
+// Elsewhere the error matches [errors.ErrUnsupported].
+func WithFastOpen(qlen int) Option {
+	return positive("WithFastOpen", qlen, func(o *options) *int { return &o.fastOpen })
+}
+
+// WithReceiveBuffer asks for a receive buffer of n bytes for each accepted
+// connection: SO_RCVBUF, socket(7), set before listen(2), so that the window scale
+// of the handshake fits it. It ends the kernel's own tuning of that buffer. It is
+// an error if n is not positive, and if the kernel grants less: Linux cuts it to
+// net.core.rmem_max and says nothing.
+func WithReceiveBuffer(n int) Option {
+	return positive("WithReceiveBuffer", n, func(o *options) *int { return &o.receiveBuffer })
+}
+
+// WithSendBuffer asks for a send buffer of n bytes for each accepted connection:
+// SO_SNDBUF, socket(7), set before listen(2). It ends the kernel's own tuning of
+// that buffer. It is an error if n is not positive, and if the kernel grants less:
+// Linux cuts it to net.core.wmem_max and says nothing.
+func WithSendBuffer(n int) Option {
+	return positive("WithSendBuffer", n, func(o *options) *int { return &o.sendBuffer })
+}
+
+// WithKeepAlive sets keep-alive on each accepted connection. The fields mean what
+// they do in [net.ListenConfig]: zero is net's default, negative leaves the
+// system's, and with Enable false connections have none, which for the zero
+// KeepAliveConfig differs from net's. Without the option it is on, after 15 s, each
+// 15 s, 9 times. The listening socket has none: NetBSD and macOS would end it.
+// Values that the kernel refuses make listening fail.
+func WithKeepAlive(config net.KeepAliveConfig) Option {
+	return func(o *options) { o.keepAlive = &config }
 }

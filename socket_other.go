@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"syscall"
 )
 
@@ -20,14 +21,11 @@ func (*system) bounds() (ceiling, floor int, err error) { return unknown, 0, err
 
 // listen has net listen. The backlog is a hint that net replaces by its own.
 func (sys *system) listen(ctx context.Context, network, address string, o *options) (*Listener, error) {
-	fail := func(what string) (*Listener, error) {
-		return nil, &net.OpError{Op: "listen", Net: network, Err: fmt.Errorf("%s: %w", what, errors.ErrUnsupported)}
+	unsupported := func(option string) (*Listener, error) {
+		return nil, &net.OpError{Op: "listen", Net: network, Err: notHere(option)}
 	}
-	switch {
-	case o.strict:
-		return fail("WithStrictBacklog")
-	case o.reusePort:
-		return fail("WithReusePort")
+	if option := o.beyondNet(); option != "" {
+		return unsupported(option)
 	}
 
 	// Whether net calls the hook is seen, not known: some of these have no socket
@@ -37,6 +35,12 @@ func (sys *system) listen(ctx context.Context, network, address string, o *optio
 		called = true
 		return o.control(network, address, c)
 	}}
+	if o.keepAlive != nil {
+		lc.KeepAliveConfig = *o.keepAlive
+		if !o.keepAlive.Enable {
+			lc.KeepAlive = -1
+		}
+	}
 	lc.SetMultipathTCP(false)
 	ln, err := lc.Listen(ctx, network, address)
 	if err != nil {
@@ -44,14 +48,45 @@ func (sys *system) listen(ctx context.Context, network, address string, o *optio
 	}
 	if !called {
 		ln.Close()
-		return fail("WithControl")
+		return unsupported("WithControl")
 	}
 	if err := ctx.Err(); err != nil {
 		ln.Close()
 		return nil, &net.OpError{Op: "listen", Net: network, Addr: ln.Addr(), Err: err}
 	}
 	b := rule{}.account(o.backlog, unknown, unknown, false)
-	return newListener(sys, ln.(*net.TCPListener), plainTCP, b, false)
+	return newListener(sys, ln.(*net.TCPListener), plainTCP, b)
+}
+
+// beyondNet names an option for which net has no room here; "" if there is none.
+func (o *options) beyondNet() string {
+	switch {
+	case o.strict:
+		return "WithStrictBacklog"
+	case o.reusePort:
+		return "WithReusePort"
+	case o.deferAccept != 0:
+		return "WithDeferAccept"
+	case o.acceptFilter != nil:
+		return "WithAcceptFilter"
+	case o.fastOpen != 0:
+		return "WithFastOpen"
+	case o.receiveBuffer != 0:
+		return "WithReceiveBuffer"
+	case o.sendBuffer != 0:
+		return "WithSendBuffer"
+	}
+	if o.keepAlive != nil {
+		switch runtime.GOOS {
+		case "plan9", "js", "wasip1":
+			return "WithKeepAlive"
+		}
+	}
+	return ""
+}
+
+func (*system) listenShards(_ context.Context, network, _ string, _ *options, _ func(*Listener) bool) error {
+	return &net.OpError{Op: "listen", Net: network, Err: notHere("more than one shard")}
 }
 
 func (*system) stats(int, transport, []byte) (Stats, error) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -22,6 +23,7 @@ type system struct {
 	socket        func(domain int) (fd int, err error) // a stream socket, close-on-exec
 	setsockoptInt func(fd, level, name, value int) error
 	getsockoptInt func(fd, level, name int) (int, error)
+	getsockname   func(fd int) (unix.Sockaddr, error)
 	bind          func(fd int, sa unix.Sockaddr) error
 	listenCall    func(fd, backlog int) error
 	adopt         func(*os.File) (net.Listener, error)
@@ -32,6 +34,7 @@ var realSystem = system{
 	socket:        streamSocket,
 	setsockoptInt: unix.SetsockoptInt,
 	getsockoptInt: unix.GetsockoptInt,
+	getsockname:   unix.Getsockname,
 	bind:          unix.Bind,
 	listenCall:    unix.Listen,
 	adopt:         net.FileListener,
@@ -117,9 +120,10 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	sa, err := ep.sockaddr()
-	if err != nil {
-		return nil, err
+	if o.keepAlive != nil {
+		if err := sys.tryKeepAlive(*o.keepAlive); err != nil {
+			return nil, err
+		}
 	}
 	if o.strict {
 		// Refused before bind where that can be foreseen: nobody sees the port.
@@ -128,7 +132,42 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 			return nil, sys.tooShort(b)
 		}
 	}
+	file, err := sys.bindSocket(ep, o)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	fd := int(file.Fd())
+	account, err := sys.listenAgain(fd, o.backlog)
+	if err != nil {
+		return nil, err
+	}
+	if err := sys.setListening(fd, account.Limit, o); err != nil {
+		return nil, err
+	}
+	if o.strict && (account.Clamped() || account.Limit == unknown) {
+		return nil, sys.tooShort(account)
+	}
 
+	ln, err := sys.adopt(file)
+	if err != nil {
+		return nil, cause(err)
+	}
+	l, err := newListener(sys, ln.(*net.TCPListener), plainTCP, account)
+	if err != nil {
+		ln.Close()
+		return nil, err
+	}
+	l.strict, l.keepAlive = o.strict, o.keepAlive
+	return l, nil
+}
+
+// bindSocket makes a socket that is bound to ep and does not listen yet.
+func (sys *system) bindSocket(ep endpoint, o *options) (file *os.File, err error) {
+	sa, err := ep.sockaddr()
+	if err != nil {
+		return nil, err
+	}
 	domain := unix.AF_INET
 	if ep.network == "tcp6" {
 		domain = unix.AF_INET6
@@ -139,9 +178,13 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 	}
 	// The file owns the descriptor from here on, and net gets a copy. It is in
 	// blocking mode until then: os would add a non-blocking one to the poller.
-	file := os.NewFile(uintptr(fd), "tcp listener")
-	defer file.Close()
-
+	file = os.NewFile(uintptr(fd), "tcp listener")
+	made := false
+	defer func() {
+		if !made { // a hook may have panicked
+			file.Close()
+		}
+	}()
 	if err := sys.setOptions(fd, ep, o); err != nil {
 		return nil, err
 	}
@@ -157,19 +200,49 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 	if err := sys.bind(fd, sa); err != nil {
 		return nil, os.NewSyscallError("bind", err)
 	}
-	account, err := sys.listenAgain(fd, o.backlog)
-	if err != nil {
-		return nil, err
-	}
-	if o.strict && (account.Clamped() || account.Limit == unknown) {
-		return nil, sys.tooShort(account)
-	}
+	made = true
+	return file, nil
+}
 
-	ln, err := sys.adopt(file)
-	if err != nil {
-		return nil, cause(err)
+// listenShards makes listeners on one address as long as more says so.
+func (sys *system) listenShards(ctx context.Context, network, address string, o *options, more func(*Listener) bool) error {
+	if _, err := reusePort(); err != nil {
+		return &net.OpError{Op: "listen", Net: network, Err: notHere("more than one shard")}
 	}
-	return newListener(sys, ln.(*net.TCPListener), plainTCP, account, false)
+	ep, err := sys.resolve(ctx, network, address)
+	if err != nil {
+		return err
+	}
+	fail := func(err error) error { return &net.OpError{Op: "listen", Net: network, Addr: ep.addr, Err: err} }
+	if !o.reusePort {
+		// The address is claimed by a socket without the option, beside which no
+		// other can be bound. It gets the option then, so that the shards can be,
+		// and never listens: FreeBSD spreads over those that were bound with it.
+		claim, err := sys.bindSocket(ep, o)
+		if err != nil {
+			return fail(err)
+		}
+		defer claim.Close()
+		if err := sys.setReusePort(int(claim.Fd())); err != nil {
+			return fail(err)
+		}
+		if ep.addr, err = sys.localAddr(int(claim.Fd())); err != nil {
+			return fail(err)
+		}
+		sharing := *o
+		sharing.reusePort = true
+		o = &sharing
+	}
+	for {
+		l, err := sys.open(ctx, ep, o)
+		if err != nil {
+			return fail(err)
+		}
+		ep.addr = l.Addr().(*net.TCPAddr)
+		if !more(l) {
+			return nil
+		}
+	}
 }
 
 // sockaddr is the address to bind to. A zone names an interface or is its
@@ -225,13 +298,83 @@ func (sys *system) setOptions(fd int, ep endpoint, o *options) error {
 		return err
 	}
 	if o.reusePort {
-		name, err := reusePort()
-		if err != nil {
+		if err := sys.setReusePort(fd); err != nil {
 			return err
 		}
-		return sys.setInt(fd, unix.SOL_SOCKET, name, 1)
+	}
+	if err := sys.setBuffer(fd, "WithReceiveBuffer", unix.SO_RCVBUF, o.receiveBuffer); err != nil {
+		return err
+	}
+	if err := sys.setBuffer(fd, "WithSendBuffer", unix.SO_SNDBUF, o.sendBuffer); err != nil {
+		return err
+	}
+	return sys.setClosed(fd, o)
+}
+
+func (sys *system) setReusePort(fd int) error {
+	name, err := reusePort()
+	if err != nil {
+		return err
+	}
+	return sys.setInt(fd, unix.SOL_SOCKET, name, 1)
+}
+
+// setBuffer asks for a buffer of n bytes, if n is not 0, and sees to it that it
+// was granted: a smaller one is no error of the kernel's.
+func (sys *system) setBuffer(fd int, option string, name, n int) error {
+	if n == 0 {
+		return nil
+	}
+	if err := sys.setInt(fd, unix.SOL_SOCKET, name, min(n, math.MaxInt32)); err != nil {
+		return err
+	}
+	granted, err := sys.getsockoptInt(fd, unix.SOL_SOCKET, name)
+	if err != nil {
+		return os.NewSyscallError("getsockopt", err)
+	}
+	if runtime.GOOS == "linux" || runtime.GOOS == "android" {
+		granted /= 2 // the kernel doubles it for its own needs, socket(7)
+	}
+	if granted < n {
+		return fmt.Errorf("%s(%d): granted %d, see %s: %w", option, n, granted, bufferKnob(name), errors.ErrUnsupported)
 	}
 	return nil
+}
+
+// tryKeepAlive has net set config on a socket that is thrown away: what the
+// kernel refuses there it would refuse on each connection.
+func (sys *system) tryKeepAlive(config net.KeepAliveConfig) error {
+	fd, err := sys.socket(unix.AF_INET)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	file := os.NewFile(uintptr(fd), "keep-alive")
+	defer file.Close()
+	c, err := net.FileConn(file)
+	if err != nil {
+		return cause(err)
+	}
+	defer c.Close()
+	if err := c.(*net.TCPConn).SetKeepAliveConfig(config); err != nil {
+		return fmt.Errorf("WithKeepAlive: %w", cause(err))
+	}
+	return nil
+}
+
+// localAddr is the address that fd is bound to.
+func (sys *system) localAddr(fd int) (*net.TCPAddr, error) {
+	sa, err := sys.getsockname(fd)
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return &net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}, nil
+	case *unix.SockaddrInet6:
+		a := &net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}
+		if sa.ZoneId != 0 {
+			a.Zone = strconv.FormatUint(uint64(sa.ZoneId), 10)
+		}
+		return a, nil
+	}
+	return nil, os.NewSyscallError("getsockname", err)
 }
 
 // reusePort is the socket option with which the kernel spreads connections over
@@ -244,7 +387,7 @@ func reusePort() (name int, err error) {
 	case "freebsd":
 		return 0x10000, nil // SO_REUSEPORT_LB, sys/socket.h; x/sys has it for FreeBSD only
 	}
-	return 0, fmt.Errorf("WithReusePort: %w", errors.ErrUnsupported)
+	return 0, notHere("WithReusePort")
 }
 
 func (sys *system) setInt(fd, level, name, value int) error {
@@ -332,7 +475,7 @@ func (sys *system) mustListen(fd int) error {
 	if err != nil {
 		return os.NewSyscallError("getsockopt", err)
 	}
-	sa, err := unix.Getsockname(fd)
+	sa, err := sys.getsockname(fd)
 	if err != nil {
 		return os.NewSyscallError("getsockname", err)
 	}

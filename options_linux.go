@@ -1,0 +1,63 @@
+package acceptq
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// setClosed sets what belongs on a socket before bind(2) and listen(2).
+func (sys *system) setClosed(fd int, o *options) error {
+	if o.acceptFilter != nil {
+		return notHere("WithAcceptFilter")
+	}
+	if o.deferAccept != 0 {
+		seconds := min((o.deferAccept+time.Second-1)/time.Second, math.MaxInt32)
+		if err := sys.setInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, int(seconds)); err != nil {
+			return err
+		}
+	}
+	if o.fastOpen != 0 {
+		return sys.setFastOpen(fd, o.fastOpen)
+	}
+	return nil
+}
+
+// setFastOpen sets the option and sees to it that it will act: the kernel takes it
+// all the same when servers may not use it, and cuts the number.
+func (sys *system) setFastOpen(fd, qlen int) error {
+	const server = 2 // the bit of net.ipv4.tcp_fastopen, networking/ip-sysctl.rst
+	text, err := sys.readFile("/proc/sys/net/ipv4/tcp_fastopen")
+	if err == nil {
+		if bits, err := parseSysctl(string(text)); err == nil && bits&server == 0 {
+			return fmt.Errorf("WithFastOpen: net.ipv4.tcp_fastopen is %d, without the server's bit: sysctl -w net.ipv4.tcp_fastopen=%d: %w",
+				bits, bits|server, errors.ErrUnsupported)
+		}
+	}
+	if err := sys.setInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN, min(qlen, math.MaxInt32)); err != nil {
+		return err
+	}
+	granted, err := sys.getsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN)
+	if err != nil {
+		return os.NewSyscallError("getsockopt", err)
+	}
+	if granted < qlen {
+		return fmt.Errorf("WithFastOpen(%d): granted %d, see net.core.somaxconn: %w", qlen, granted, errors.ErrUnsupported)
+	}
+	return nil
+}
+
+// setListening: nothing here has to wait for listen(2).
+func (sys *system) setListening(int, int, *options) error { return nil }
+
+// bufferKnob names the setting that bounds a buffer.
+func bufferKnob(name int) string {
+	if name == unix.SO_RCVBUF {
+		return "net.core.rmem_max"
+	}
+	return "net.core.wmem_max"
+}

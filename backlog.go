@@ -223,9 +223,9 @@ func (r rule) argument(n int) int {
 }
 
 // limit is what the kernel stores for a request of n under these bounds; floor
-// is 0 where there is none.
+// is 0 where there is none. Of a bound that is unknown nothing follows.
 func (r rule) limit(n, ceiling, floor int) int {
-	if ceiling == unknown {
+	if ceiling == unknown || floor == unknown {
 		return unknown
 	}
 	return max(min(r.argument(n), ceiling), floor)

@@ -2,6 +2,7 @@ package acceptq
 
 import (
 	"encoding/binary"
+	"fmt"
 	"os"
 	"runtime"
 	"unsafe"
@@ -140,10 +141,13 @@ func (sys *system) describe(s *System) {
 // bounds reads the ceiling. /proc/sys/net shows the network namespace of the
 // thread that reads it, so the number is that of the sockets made beside it.
 func (sys *system) bounds() (ceiling, floor int, err error) {
-	text, err := sys.readFile("/proc/sys/net/core/somaxconn")
+	const name = "/proc/sys/net/core/somaxconn"
+	text, err := sys.readFile(name)
 	if err != nil {
 		return unknown, 0, err
 	}
-	ceiling, err = parseSysctl(string(text))
-	return ceiling, 0, err
+	if ceiling, err = parseSysctl(string(text)); err != nil {
+		return unknown, 0, fmt.Errorf("%s: %w", name, err)
+	}
+	return ceiling, 0, nil
 }

@@ -137,15 +137,12 @@ type ClampError struct {
 	Limit     int    // what the kernel grants instead
 	Ceiling   int    // the system-wide maximum when this was found; -1 if unknown
 	Knob      string // the ceiling's name; "" where the kernel has it compiled in
-	Raise     string // the command that raises the ceiling; "" where there is none
+	Raise     string // the command that raises the ceiling; "" where none can
 }
 
 func (e *ClampError) Error() string {
 	var s strings.Builder
-	fmt.Fprintf(&s, "backlog %d clamped to %d", e.Requested, e.Limit)
-	if e.Knob != "" {
-		fmt.Fprintf(&s, ": %s is %v", e.Knob, count(e.Ceiling))
-	}
+	fmt.Fprintf(&s, "backlog %d clamped to %d: %s is %v", e.Requested, e.Limit, ceilingName(e.Knob), count(e.Ceiling))
 	if e.Raise != "" {
 		fmt.Fprintf(&s, "; to raise it: %s", e.Raise)
 	}
@@ -261,10 +258,18 @@ func (r rule) account(requested, ceiling, limit int, measured bool) Backlog {
 	}
 }
 
+// ceilingName is what a sentence calls the ceiling.
+func ceilingName(knob string) string {
+	if knob == "" {
+		return "the compiled-in ceiling"
+	}
+	return knob
+}
+
 // raise is the command after which listen(fd, n) would be granted, as far as
-// the system can.
-func (r rule) raise(n int) string {
-	if r.knob == "" {
+// the system can; "" if the ceiling is as high as that already.
+func (r rule) raise(n, ceiling int) string {
+	if r.knob == "" || ceiling != unknown && ceiling >= r.wanted(n) {
 		return ""
 	}
 	return fmt.Sprintf("%s%s=%d", r.set, r.knob, r.wanted(n))
@@ -281,7 +286,7 @@ func (r rule) wanted(n int) int {
 
 // clamp is the error of a strict request of n that got limit.
 func (r rule) clamp(n, limit, ceiling int) *ClampError {
-	return &ClampError{Requested: n, Limit: limit, Ceiling: ceiling, Knob: r.knob, Raise: r.raise(n)}
+	return &ClampError{Requested: n, Limit: limit, Ceiling: ceiling, Knob: r.knob, Raise: r.raise(n, ceiling)}
 }
 
 func (r rule) describe(b Backlog) string {
@@ -291,8 +296,12 @@ func (r rule) describe(b Backlog) string {
 	} else {
 		fmt.Fprintf(&s, "asked %d", b.Requested)
 	}
+	ceiling := fmt.Sprintf("%s is %v", ceilingName(r.knob), count(b.Ceiling))
 	if b.Limit == unknown {
 		s.WriteString(", granted unknown: this system does not tell")
+		if r != (rule{}) {
+			s.WriteString("; " + ceiling)
+		}
 		return s.String()
 	}
 	fmt.Fprintf(&s, ", granted %d", b.Limit)
@@ -302,28 +311,25 @@ func (r rule) describe(b Backlog) string {
 	if b.Effective != b.Limit {
 		fmt.Fprintf(&s, ", may grow to %d", b.Effective)
 	}
-	fmt.Fprintf(&s, ", holds %d", b.Capacity)
+	fmt.Fprintf(&s, ", holds %d; ", b.Capacity)
 
-	knob := r.knob
-	if knob == "" {
-		knob = "the compiled-in ceiling"
-	}
-	more := r.limit(b.Requested, b.Ceiling, 0) > b.Limit
+	now := r.limit(b.Requested, b.Ceiling, 0) // what listening again would be granted
+	raise := r.raise(b.Requested, b.Ceiling)
 	switch {
-	case b.Requested >= 0 && b.Limit > b.Requested:
-		s.WriteString("; the kernel raised it")
-		if r.floor != "" {
-			fmt.Fprintf(&s, " to %s", r.floor)
-		}
-	case more:
-		fmt.Fprintf(&s, "; %s is %d now: SetBacklog(%d) grows the queue without a restart", knob, b.Ceiling, b.Requested)
-	case b.Clamped():
-		fmt.Fprintf(&s, "; %s is %v", knob, count(b.Ceiling))
-		if b.Ceiling != unknown && b.Ceiling < r.wanted(b.Requested) {
-			fmt.Fprintf(&s, ": to raise it, %s, then SetBacklog(%d) or a restart", r.raise(b.Requested), b.Requested)
-		}
+	case now > b.Limit:
+		fmt.Fprintf(&s, "%s now: SetBacklog(%d) grows the queue to %d without a restart", ceiling, b.Requested, r.effective(now))
+	case b.Requested >= 0 && b.Limit > b.Requested && r.floor != "":
+		fmt.Fprintf(&s, "the kernel raised it to its minimum, %s", r.floor)
+	case b.Requested == 0 && r.zeroIsMax:
+		fmt.Fprintf(&s, "the kernel takes 0 for the most; %s", ceiling)
+	case b.Clamped() && raise != "":
+		fmt.Fprintf(&s, "%s: to raise it, %s, then SetBacklog(%d) or a restart", ceiling, raise, b.Requested)
+	case now != unknown && now < b.Limit && r.floor == "":
+		fmt.Fprintf(&s, "%s now: a restart would get %d", ceiling, now)
+	case r.knob != "" && b.Limit >= r.highest:
+		fmt.Fprintf(&s, "%s, and this kernel never grants more than %d", ceiling, r.highest)
 	default:
-		fmt.Fprintf(&s, "; %s is %v", knob, count(b.Ceiling))
+		s.WriteString(ceiling)
 	}
 	return s.String()
 }

@@ -1,0 +1,279 @@
+package acceptq
+
+import (
+	"go/ast"
+	"go/build"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// netListens are the systems on which net makes the socket. What is built there
+// has no business with golang.org/x/sys, and a portable file is built there.
+var netListens = []string{"windows", "solaris", "illumos", "aix", "plan9", "js", "wasip1"}
+
+// source is a file of the package, as parsed.
+type source struct {
+	name string
+	*ast.File
+}
+
+// imports are the paths that the file imports, and the names given to them.
+func (f source) imports() map[string]string {
+	paths := map[string]string{}
+	for _, spec := range f.Imports {
+		importPath, _ := strconv.Unquote(spec.Path.Value)
+		paths[importPath] = importPath[strings.LastIndex(importPath, "/")+1:]
+		if spec.Name != nil {
+			paths[importPath] = spec.Name.Name
+		}
+	}
+	return paths
+}
+
+// parse parses the Go files of dir whatever system they are for.
+func parse(t *testing.T, dir string) (files []source) {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	require.NoError(t, err)
+	for _, name := range names {
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+		require.NoError(t, err)
+		files = append(files, source{filepath.Base(name), f})
+	}
+	return files
+}
+
+// parsePackage is the package's files outside tests, and those of its tests.
+func parsePackage(t *testing.T) (files, tests []source) {
+	t.Helper()
+	if _, err := os.Stat("backlog.go"); err != nil {
+		t.Skipf("the source is not here (%v): a test binary was taken elsewhere; run go test in the source tree", err)
+	}
+	for _, f := range parse(t, ".") {
+		if strings.HasSuffix(f.name, "_test.go") {
+			tests = append(tests, f)
+		} else {
+			files = append(files, f)
+		}
+	}
+	return files, tests
+}
+
+func TestPortableFilesDoWithoutSys(t *testing.T) {
+	files, tests := parsePackage(t)
+	confined := 0
+	for _, f := range append(files, tests...) {
+		for path := range f.imports() {
+			if !strings.HasPrefix(path, "golang.org/x/sys/") {
+				continue
+			}
+			confined++
+			for _, goos := range netListens {
+				system := build.Default
+				system.GOOS = goos
+				built, err := system.MatchFile(".", f.name)
+				require.NoError(t, err)
+				require.False(t, built, "%s imports %s and is built on %s", f.name, path, goos)
+			}
+		}
+	}
+	require.NotZero(t, confined, "no file imports x/sys: this test has lost its subject")
+}
+
+func TestModuleDependsOnSysAlone(t *testing.T) {
+	parsePackage(t) // or skip
+	const module = "github.com/acceptq/acceptq"
+	err := filepath.WalkDir(".", func(dir string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		_, nested := os.Stat(filepath.Join(dir, "go.mod"))
+		if name := d.Name(); dir != "." && (nested == nil || name == "testdata" || strings.HasPrefix(name, ".") || strings.HasPrefix(name, "_")) {
+			return filepath.SkipDir
+		}
+		for _, f := range parse(t, dir) {
+			if strings.HasSuffix(f.name, "_test.go") {
+				continue
+			}
+			for path := range f.imports() {
+				first, _, _ := strings.Cut(path, "/")
+				ours := path == module || strings.HasPrefix(path, module+"/")
+				sys := strings.HasPrefix(path, "golang.org/x/sys/")
+				require.True(t, ours || sys || !strings.Contains(first, "."), "%s imports %s", filepath.Join(dir, f.name), path)
+				require.NotEqual(t, "C", path, f.name)
+			}
+		}
+		return nil
+	})
+	require.NoError(t, err)
+}
+
+func TestNoPackageStateOfFunctions(t *testing.T) {
+	files, _ := parsePackage(t)
+	funcTypes := map[string]bool{}
+	for _, f := range files {
+		ast.Inspect(f.File, func(n ast.Node) bool {
+			if spec, ok := n.(*ast.TypeSpec); ok {
+				_, funcTypes[spec.Name.Name] = spec.Type.(*ast.FuncType)
+			}
+			return true
+		})
+	}
+	for _, f := range files {
+		for _, decl := range f.Decls {
+			switch d := decl.(type) {
+			case *ast.FuncDecl:
+				require.False(t, d.Recv == nil && d.Name.Name == "init", "%s has an init function", f.name)
+			case *ast.GenDecl:
+				for _, spec := range d.Specs {
+					v, ok := spec.(*ast.ValueSpec)
+					if !ok || d.Tok != token.VAR {
+						continue
+					}
+					_, isFunc := v.Type.(*ast.FuncType)
+					if name, ok := v.Type.(*ast.Ident); ok {
+						isFunc = funcTypes[name.Name]
+					}
+					require.False(t, isFunc, "%s: %s is a variable function", f.name, v.Names[0])
+					for _, value := range v.Values {
+						switch value.(type) {
+						case *ast.FuncLit, *ast.SelectorExpr, *ast.Ident: // the last two may name one
+							t.Errorf("%s: %s may be a variable function", f.name, v.Names[0])
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// A type of x/sys in an exported declaration would make its versions ours.
+func TestNothingExportedIsOfSys(t *testing.T) {
+	files, _ := parsePackage(t)
+	s := surface{types: map[string][]typeIn{}, methods: map[string][]funcIn{}, seen: map[string]bool{}}
+	for _, f := range files {
+		for _, decl := range f.Decls {
+			switch d := decl.(type) {
+			case *ast.FuncDecl:
+				if d.Recv != nil {
+					s.methods[receiver(d)] = append(s.methods[receiver(d)], funcIn{f, d})
+				}
+			case *ast.GenDecl:
+				for _, spec := range d.Specs {
+					if spec, ok := spec.(*ast.TypeSpec); ok {
+						s.types[spec.Name.Name] = append(s.types[spec.Name.Name], typeIn{f, spec})
+					}
+				}
+			}
+		}
+	}
+	for _, f := range files {
+		for _, decl := range f.Decls {
+			switch d := decl.(type) {
+			case *ast.FuncDecl:
+				if d.Recv == nil && d.Name.IsExported() {
+					s.look(f, d.Type)
+				}
+			case *ast.GenDecl:
+				for _, spec := range d.Specs {
+					switch spec := spec.(type) {
+					case *ast.TypeSpec:
+						if spec.Name.IsExported() {
+							s.look(f, spec.Name)
+						}
+					case *ast.ValueSpec:
+						for _, name := range spec.Names {
+							if name.IsExported() {
+								s.look(f, spec)
+							}
+						}
+					}
+				}
+			}
+		}
+	}
+	require.True(t, s.seen["Listener"] && s.seen["Backlog"], "this test has lost its subject")
+	require.Empty(t, s.found)
+}
+
+type (
+	typeIn struct {
+		source
+		spec *ast.TypeSpec
+	}
+	funcIn struct {
+		source
+		decl *ast.FuncDecl
+	}
+)
+
+// surface is what a user of the package can reach.
+type surface struct {
+	types   map[string][]typeIn // each once a system
+	methods map[string][]funcIn // by the type of their receiver
+	seen    map[string]bool     // types looked at
+	found   []string            // what is of x/sys
+}
+
+// look follows a declaration in f to all that can be reached from it: the types
+// of the package that it names, exported or not, their exported fields and
+// methods, and what is embedded in them.
+func (s *surface) look(f source, node ast.Node) {
+	ast.Inspect(node, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.StructType:
+			for _, field := range n.Fields.List {
+				if len(field.Names) == 0 {
+					s.look(f, field.Type)
+				}
+				for _, name := range field.Names {
+					if name.IsExported() {
+						s.look(f, field.Type)
+					}
+				}
+			}
+			return false
+		case *ast.SelectorExpr:
+			for path, name := range f.imports() {
+				if pkg, ok := n.X.(*ast.Ident); ok && pkg.Name == name && strings.HasPrefix(path, "golang.org/x/sys/") {
+					s.found = append(s.found, f.name+": "+name+"."+n.Sel.Name)
+				}
+			}
+			return false
+		case *ast.Ident:
+			if s.seen[n.Name] || s.types[n.Name] == nil {
+				return true
+			}
+			s.seen[n.Name] = true
+			for _, t := range s.types[n.Name] {
+				s.look(t.source, t.spec.Type)
+			}
+			for _, m := range s.methods[n.Name] {
+				if m.decl.Name.IsExported() {
+					s.look(m.source, m.decl.Type)
+				}
+			}
+		}
+		return true
+	})
+}
+
+// receiver is the name of the type whose method d is.
+func receiver(d *ast.FuncDecl) string {
+	expr := d.Recv.List[0].Type
+	if star, ok := expr.(*ast.StarExpr); ok {
+		expr = star.X
+	}
+	if name, ok := expr.(*ast.Ident); ok {
+		return name.Name
+	}
+	return ""
+}

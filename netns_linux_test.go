@@ -36,7 +36,8 @@ func inNamespace(t *testing.T, f func(t *testing.T)) {
 	require.NoError(t, err)
 	args := []string{"-test.run=^" + t.Name() + "$", "-test.v", "-test.timeout=55s"}
 	cmd := exec.Command(self, args...)
-	cmd.Env = append(os.Environ(), namespaceEnv+"="+t.Name())
+	cmd.Env = append(os.Environ(), namespaceEnv+"="+t.Name(),
+		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")) // or each one ends a second later under -race
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS}
 	if os.Geteuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER

@@ -1,0 +1,286 @@
+package acceptq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"runtime"
+	"strconv"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+)
+
+// refused makes a listener that must not come to be, and returns the error. It
+// leaves no descriptor and no goroutine.
+func refused(t *testing.T, listen func() (*Listener, error)) error {
+	t.Helper()
+	goroutines := goleak.IgnoreCurrent()
+	descriptors := openDescriptors()
+	ln, err := listen()
+	require.Error(t, err)
+	require.Nil(t, ln)
+	goleak.VerifyNone(t, goroutines) // first: net's look-ups end behind a call that was cancelled
+	require.Equal(t, descriptors, openDescriptors(), "descriptors left behind")
+
+	var op *net.OpError
+	require.ErrorAs(t, err, &op)
+	require.Equal(t, "listen", op.Op)
+	return err
+}
+
+// requireSameError compares an error with net's: the same words, the same
+// layers, the same cause.
+func requireSameError(t *testing.T, want, got error) {
+	t.Helper()
+	require.EqualError(t, got, want.Error())
+	wantLayers, wantCause := layers(want)
+	gotLayers, gotCause := layers(got)
+	require.Equal(t, wantLayers, gotLayers)
+	require.Equal(t, wantCause, gotCause)
+}
+
+func layers(err error) (types []string, cause error) {
+	for ; err != nil; err = errors.Unwrap(err) {
+		types, cause = append(types, fmt.Sprintf("%T", err)), err
+	}
+	return types, cause
+}
+
+// freeAgain checks that nothing holds the address.
+func freeAgain(t *testing.T, network, address string) {
+	t.Helper()
+	ln, err := net.Listen(network, address)
+	require.NoError(t, err)
+	require.NoError(t, ln.Close())
+}
+
+func TestBadInputFailsInNetsWords(t *testing.T) {
+	for _, tc := range []struct{ rule, network, address string }{
+		{"a port is needed", "tcp", "127.0.0.1"},
+		{"a port is needed after a name", "tcp", "localhost"},
+		{"a port is needed after brackets", "tcp", "[::1]"},
+		{"IPv6 needs brackets", "tcp", "::1:80"},
+		{"one colon too many", "tcp", "127.0.0.1:80:80"},
+		{"a bracket is not closed", "tcp", "[::1:80"},
+		{"a bracket is not opened", "tcp", "::1]:80"},
+		{"text behind the bracket", "tcp", "[::1]x:80"},
+		{"a port has 16 bits", "tcp", "127.0.0.1:65536"},
+		{"a port has 16 bits, without a host", "tcp", ":65536"},
+		{"a port is not negative", "tcp", "127.0.0.1:-1"},
+		{"a port is far too large", "tcp", "127.0.0.1:99999999999999999999"},
+		{"a service is unknown", "tcp", "127.0.0.1:nosuchservice"},
+		{"a service is unknown, without a host", "tcp", ":nosuchservice"},
+		{"a network is unknown", "nosuchnetwork", "127.0.0.1:0"},
+		{"no network", "", "127.0.0.1:0"},
+		{"a network is unknown, in capitals", "TCP", "127.0.0.1:0"},
+		{"UDP does not listen", "udp", "127.0.0.1:0"},
+		{"IP does not listen", "ip:tcp", "127.0.0.1"},
+		{"tcp6 and an IPv4 wildcard", "tcp6", "0.0.0.0:0"},
+		{"tcp6 and IPv4", "tcp6", "127.0.0.1:0"},
+		{"tcp6 and IPv4 in IPv6", "tcp6", "[::ffff:127.0.0.1]:0"},
+		{"tcp4 and IPv6", "tcp4", "[::1]:0"},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			_, want := net.Listen(tc.network, tc.address)
+			require.Error(t, want)
+			got := refused(t, func() (*Listener, error) {
+				return Listen(t.Context(), tc.network, tc.address, WithBacklog(2))
+			})
+			requireSameError(t, want, got)
+		})
+	}
+}
+
+// What net has no objection to, and the kernel has.
+func TestRefusalsOfTheKernelAreInNetsWords(t *testing.T) {
+	if onFakeNet {
+		t.Skip("there is no kernel here")
+	}
+	for _, tc := range []struct{ rule, network, address string }{
+		{"an address of others", "tcp", "192.0.2.1:0"},
+		{"an address of others, without a port", "tcp", "192.0.2.1:"},
+		{"an address of others, by IPv6", "tcp", "[2001:db8::1]:0"},
+		{"an address of others, IPv4 in IPv6", "tcp", "[::ffff:192.0.2.1]:0"},
+		{"a link-local address without a zone", "tcp", "[fe80::1]:0"},
+		{"a link-local address in no zone", "tcp", "[fe80::1%nosuch]:0"},
+		{"a link-local address in no zone, by number", "tcp", "[fe80::1%9999999]:0"},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			ln, want := net.Listen(tc.network, tc.address)
+			if want == nil {
+				ln.Close()
+				ourMaker.open(t, tc.network, tc.address)
+				t.Skip("this kernel has none")
+			}
+			requireSameError(t, want, refused(t, func() (*Listener, error) {
+				return Listen(t.Context(), tc.network, tc.address)
+			}))
+		})
+	}
+}
+
+func TestAddressInUseIsInNetsWords(t *testing.T) {
+	for _, tc := range []struct{ holder, network, host string }{
+		{"127.0.0.1:0", "tcp", "127.0.0.1"},
+		{"127.0.0.1:0", "tcp4", "127.0.0.1"},
+		{"127.0.0.1:0", "tcp", "[::ffff:127.0.0.1]"},
+		{"0.0.0.0:0", "tcp4", "0.0.0.0"},
+		{"0.0.0.0:0", "tcp4", ""},
+		{":0", "tcp", ""},
+		{":0", "tcp", "0.0.0.0"},
+		{":0", "tcp", "[::]"},
+		{"[::1]:0", "tcp", "[::1]"},
+		{"[::1]:0", "tcp6", "[::1]"},
+	} {
+		t.Run(tc.network+" "+tc.host, func(t *testing.T) {
+			holder, err := ourMaker.listen(tc.network, tc.holder)
+			if err != nil {
+				t.Skipf("cannot be held here: %v", err)
+			}
+			defer holder.Close()
+			address := tc.host + ":" + strconv.Itoa(holder.Addr().(*net.TCPAddr).Port)
+			second, want := net.Listen(tc.network, address)
+			if want == nil {
+				second.Close()
+				require.True(t, onFakeNet, "two hold one address")
+				t.Skip("two may hold one address here")
+			}
+			listen := func() (*Listener, error) { return Listen(t.Context(), tc.network, address) }
+			requireSameError(t, want, refused(t, listen))
+
+			require.NoError(t, holder.Close())
+			ln, err := listen()
+			require.NoError(t, err, "nothing holds the port any more")
+			require.NoError(t, ln.Close())
+		})
+	}
+}
+
+// What net would listen on and TCP is not.
+func TestUnixSocketsAreRefused(t *testing.T) {
+	for _, network := range []string{"unix", "unixpacket", "unixgram"} {
+		t.Run(network, func(t *testing.T) {
+			err := refused(t, func() (*Listener, error) { return Listen(t.Context(), network, "x.sock") })
+			require.ErrorIs(t, err, net.UnknownNetworkError(network))
+		})
+	}
+}
+
+func TestAnEndedContextMakesNoListener(t *testing.T) {
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+
+	t.Run("a literal address", func(t *testing.T) { // net does not look at ctx here
+		err := refused(t, func() (*Listener, error) { return Listen(ended, "tcp", "127.0.0.1:0") })
+		require.ErrorIs(t, err, context.Canceled)
+	})
+	t.Run("all addresses", func(t *testing.T) {
+		err := refused(t, func() (*Listener, error) { return Listen(ended, "tcp", ":0") })
+		require.ErrorIs(t, err, context.Canceled)
+	})
+	t.Run("a name", func(t *testing.T) { // net's words: TestNamesFailInNetsWords
+		err := refused(t, func() (*Listener, error) { return Listen(ended, "tcp", "nosuchhost.invalid:0") })
+		require.ErrorIs(t, err, context.Canceled)
+	})
+}
+
+func TestMisuseIsAnError(t *testing.T) {
+	var none context.Context
+	for _, tc := range []struct {
+		rule   string
+		listen func() (*Listener, error)
+	}{
+		{"nil Option", func() (*Listener, error) { return ListenTCP("127.0.0.1:0", nil) }},
+		{"nil Option behind others", func() (*Listener, error) { return ListenTCP("127.0.0.1:0", WithBacklog(1), nil) }},
+		{"WithControl(nil)", func() (*Listener, error) { return ListenTCP("127.0.0.1:0", WithControl(nil)) }},
+		{"nil Context", func() (*Listener, error) { return Listen(none, "tcp", "127.0.0.1:0") }},
+		{"nil Context and a name", func() (*Listener, error) { return Listen(none, "tcp", "localhost:0") }},
+	} {
+		t.Run(tc.rule, func(t *testing.T) { refused(t, tc.listen) })
+	}
+}
+
+// hasControl says whether there is a socket to show to a hook.
+const hasControl = !onFakeNet && runtime.GOOS != "plan9"
+
+func TestControlIsCalledAsNetCallsIt(t *testing.T) {
+	if !hasControl {
+		t.Skip("the system has no such moment, see TestControlWithoutAMoment")
+	}
+	type call struct{ network, address string }
+	for _, tc := range []struct{ network, address string }{
+		{"tcp", ""},
+		{"tcp", ":0"},
+		{"tcp", "0.0.0.0:0"},
+		{"tcp", "[::]:0"},
+		{"tcp4", ":0"},
+		{"tcp6", ":0"},
+		{"tcp", "127.0.0.1:0"},
+		{"tcp4", "127.0.0.1:0"},
+		{"tcp", "[::1]:0"},
+		{"tcp6", "[::1]:0"},
+		{"tcp", "[0:0:0:0:0:0:0:1]:0"},
+		{"tcp", "[::ffff:127.0.0.1]:0"},
+	} {
+		t.Run(tc.network+" "+tc.address, func(t *testing.T) {
+			var calls []call
+			note := func(network, address string, c syscall.RawConn) error {
+				calls = append(calls, call{network, address})
+				return c.Control(func(uintptr) {})
+			}
+			ln, err := listenTCPOnly(note)(tc.network, tc.address)
+			if err != nil {
+				t.Skipf("net cannot here: %v", err)
+			}
+			require.NoError(t, ln.Close())
+			want := calls
+			calls = nil
+			ln, err = listenOurs(WithControl(note))(tc.network, tc.address)
+			require.NoError(t, err)
+			require.NoError(t, ln.Close())
+			require.Equal(t, want, calls)
+			require.Len(t, calls, 1)
+		})
+	}
+}
+
+func TestControlsRunInOrderUpToTheFirstThatFails(t *testing.T) {
+	if !hasControl {
+		t.Skip("the system has no such moment, see TestControlWithoutAMoment")
+	}
+	var order []string
+	hook := func(name string, err error) Option {
+		return WithControl(func(string, string, syscall.RawConn) error {
+			order = append(order, name)
+			return err
+		})
+	}
+	ln, err := ListenTCP("127.0.0.1:0", hook("first", nil), WithBacklog(1), hook("second", nil))
+	require.NoError(t, err)
+	require.NoError(t, ln.Close())
+	require.Equal(t, []string{"first", "second"}, order)
+
+	order = nil
+	errHook := errors.New("the hook's own")
+	_, want := listenTCPOnly(func(string, string, syscall.RawConn) error { return errHook })("tcp", "127.0.0.1:0")
+	got := refused(t, func() (*Listener, error) {
+		return ListenTCP("127.0.0.1:0", hook("first", errHook), hook("second", nil))
+	})
+	require.ErrorIs(t, got, errHook)
+	requireSameError(t, want, got)
+	require.Equal(t, []string{"first"}, order)
+}
+
+func TestControlWithoutAMoment(t *testing.T) {
+	if hasControl {
+		t.Skip("the system has one")
+	}
+	err := refused(t, func() (*Listener, error) {
+		return ListenTCP("127.0.0.1:0", WithControl(func(string, string, syscall.RawConn) error { return nil }))
+	})
+	require.ErrorIs(t, err, errors.ErrUnsupported)
+}

@@ -1,0 +1,379 @@
+package acceptq
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A tcpListener is what users do with a *net.TCPListener.
+type tcpListener interface {
+	net.Listener
+	syscall.Conn
+	AcceptTCP() (*net.TCPConn, error)
+	SetDeadline(time.Time) error
+	File() (*os.File, error)
+}
+
+var (
+	_ tcpListener = (*net.TCPListener)(nil)
+	_ tcpListener = (*Listener)(nil)
+)
+
+// A maker makes a listener. What net's do, ours must do: where a test fails for
+// net's makers too, the test is wrong.
+type maker struct {
+	name   string
+	listen func(network, address string) (net.Listener, error)
+}
+
+var (
+	netMaker  = maker{"net.Listen", net.Listen}
+	tcpMaker  = maker{"net.ListenConfig without MPTCP", listenTCPOnly(nil)}
+	ourMaker  = maker{"acceptq.Listen", listenOurs()}
+	allMakers = []maker{netMaker, tcpMaker, ourMaker}
+)
+
+// listenTCPOnly listens as net does, on plain TCP as we do.
+func listenTCPOnly(hook control) func(network, address string) (net.Listener, error) {
+	return func(network, address string) (net.Listener, error) {
+		lc := net.ListenConfig{Control: hook}
+		lc.SetMultipathTCP(false)
+		return lc.Listen(context.Background(), network, address)
+	}
+}
+
+func listenOurs(opts ...Option) func(network, address string) (net.Listener, error) {
+	return func(network, address string) (net.Listener, error) {
+		ln, err := Listen(context.Background(), network, address, opts...)
+		if err != nil {
+			return nil, err // and no *Listener of nil in an interface that is not
+		}
+		return ln, nil
+	}
+}
+
+// onFakeNet says that net is only played here, without descriptors or hooks.
+const onFakeNet = runtime.GOOS == "js" || runtime.GOOS == "wasip1"
+
+// open makes a listener that the end of the test closes.
+func (m maker) open(t *testing.T, network, address string) tcpListener {
+	t.Helper()
+	ln, err := m.listen(network, address)
+	require.NoError(t, err)
+	t.Cleanup(func() { ln.Close() })
+	return ln.(tcpListener)
+}
+
+func TestBehavesAsNetListen(t *testing.T) {
+	for _, rule := range []struct {
+		name    string
+		check   func(t *testing.T, ln tcpListener)
+		sockets bool // needs a descriptor
+	}{
+		{name: "a client is accepted and talked with", check: acceptsAClient},
+		{name: "Close ends a waiting Accept", check: closeEndsAccept},
+		{name: "a second Close fails", check: secondCloseFails, sockets: true},
+		{name: "a deadline ends Accept and can be lifted", check: deadlineEndsAccept},
+		{name: "a File is independent", check: fileIsIndependent, sockets: true},
+		{name: "SyscallConn shows the descriptor", check: syscallConnShowsDescriptor, sockets: true},
+		{name: "eight may accept at once", check: eightAccept},
+		{name: "port 0 is a free port", check: addrHasPort},
+	} {
+		for _, m := range allMakers {
+			t.Run(rule.name+"/"+m.name, func(t *testing.T) {
+				if rule.sockets && onFakeNet {
+					t.Skip("net has no descriptor here")
+				}
+				rule.check(t, m.open(t, "tcp", "127.0.0.1:0"))
+			})
+		}
+	}
+}
+
+// connect makes a client that the end of the test closes.
+func connect(t *testing.T, network, address string) net.Conn {
+	t.Helper()
+	c, err := net.Dial(network, address)
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// accept takes the next connection of ln, and does not wait for ever.
+func accept(t *testing.T, ln tcpListener) *net.TCPConn {
+	t.Helper()
+	require.NoError(t, ln.SetDeadline(time.Now().Add(20*time.Second)))
+	c, err := ln.AcceptTCP()
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	require.NoError(t, ln.SetDeadline(time.Time{}))
+	return c
+}
+
+func acceptsAClient(t *testing.T, ln tcpListener) {
+	client := connect(t, "tcp", ln.Addr().String())
+	server := accept(t, ln)
+	require.Equal(t, client.LocalAddr().String(), server.RemoteAddr().String())
+	_, err := client.Write([]byte("hello"))
+	require.NoError(t, err)
+	require.NoError(t, client.Close())
+	got, err := io.ReadAll(server)
+	require.NoError(t, err)
+	require.Equal(t, "hello", string(got))
+}
+
+func closeEndsAccept(t *testing.T, ln tcpListener) {
+	ended := make(chan error)
+	go func() {
+		_, err := ln.Accept()
+		ended <- err
+	}()
+	require.NoError(t, ln.Close())
+	require.ErrorIs(t, <-ended, net.ErrClosed)
+}
+
+func secondCloseFails(t *testing.T, ln tcpListener) {
+	require.NoError(t, ln.Close())
+	require.ErrorIs(t, ln.Close(), net.ErrClosed)
+}
+
+func deadlineEndsAccept(t *testing.T, ln tcpListener) {
+	require.NoError(t, ln.SetDeadline(time.Now()))
+	_, err := ln.Accept()
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	connect(t, "tcp", ln.Addr().String())
+	accept(t, ln)
+}
+
+func fileIsIndependent(t *testing.T, ln tcpListener) {
+	first, err := ln.File()
+	require.NoError(t, err)
+	require.NoError(t, first.Close())
+	connect(t, "tcp", ln.Addr().String())
+	accept(t, ln)
+
+	second, err := ln.File()
+	require.NoError(t, err)
+	defer second.Close()
+	require.NoError(t, ln.Close())
+	heir, err := net.FileListener(second)
+	require.NoError(t, err)
+	defer heir.Close()
+	connect(t, "tcp", heir.Addr().String())
+	accept(t, heir.(tcpListener))
+}
+
+func syscallConnShowsDescriptor(t *testing.T, ln tcpListener) {
+	raw, err := ln.SyscallConn()
+	require.NoError(t, err)
+	called := 0
+	require.NoError(t, raw.Control(func(uintptr) { called++ }))
+	require.Equal(t, 1, called)
+	require.Error(t, raw.Read(func(uintptr) bool { return true }), "a listener is not read")
+
+	require.NoError(t, ln.Close())
+	require.ErrorIs(t, raw.Control(func(uintptr) { called++ }), net.ErrClosed)
+	require.Equal(t, 1, called)
+}
+
+func eightAccept(t *testing.T, ln tcpListener) {
+	const n = 8
+	require.NoError(t, ln.SetDeadline(time.Now().Add(20*time.Second)))
+	accepted := make(chan string)
+	for range n {
+		go func() {
+			c, err := ln.Accept()
+			if err != nil {
+				accepted <- err.Error()
+				return
+			}
+			defer c.Close()
+			accepted <- c.RemoteAddr().String()
+		}()
+	}
+	var clients, servers []string
+	for range n {
+		clients = append(clients, connect(t, "tcp", ln.Addr().String()).LocalAddr().String())
+	}
+	for range n {
+		servers = append(servers, <-accepted)
+	}
+	require.ElementsMatch(t, clients, servers)
+}
+
+func addrHasPort(t *testing.T, ln tcpListener) {
+	addr := ln.Addr().(*net.TCPAddr)
+	require.Equal(t, "tcp", addr.Network())
+	require.NotZero(t, addr.Port)
+	require.Equal(t, "127.0.0.1", addr.IP.String())
+}
+
+// The errors of a listener that cannot go on have net's words, but for the port.
+func TestMethodErrorsAreNets(t *testing.T) {
+	if onFakeNet {
+		t.Skip("net's own listener does not fail here")
+	}
+	shut := func(ln tcpListener) error { return ln.Close() }
+	late := func(ln tcpListener) error { return ln.SetDeadline(time.Now()) }
+	for _, tc := range []struct {
+		name   string
+		before func(ln tcpListener) error
+		call   func(ln tcpListener) error
+	}{
+		{"Accept, late", late, func(ln tcpListener) error { _, err := ln.Accept(); return err }},
+		{"Accept", shut, func(ln tcpListener) error { _, err := ln.Accept(); return err }},
+		{"AcceptTCP", shut, func(ln tcpListener) error { _, err := ln.AcceptTCP(); return err }},
+		{"Close", shut, func(ln tcpListener) error { return ln.Close() }},
+		{"SetDeadline", shut, func(ln tcpListener) error { return ln.SetDeadline(time.Now()) }},
+		{"File", shut, func(ln tcpListener) error { _, err := ln.File(); return err }},
+		{"SyscallConn", shut, func(ln tcpListener) error {
+			raw, err := ln.SyscallConn()
+			if err == nil {
+				err = raw.Control(func(uintptr) {})
+			}
+			return err
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			words := func(m maker) string {
+				ln := m.open(t, "tcp", "127.0.0.1:0")
+				require.NoError(t, tc.before(ln))
+				err := tc.call(ln)
+				require.Error(t, err)
+				return strings.ReplaceAll(err.Error(), ln.Addr().String(), "ADDR")
+			}
+			require.Equal(t, words(tcpMaker), words(ourMaker))
+
+			want := tc.call(&net.TCPListener{})
+			require.Error(t, want)
+			require.Equal(t, want, tc.call(&Listener{}), "of a zero one")
+		})
+	}
+}
+
+// The account outlives the socket, and a Listener that never had one knows
+// nothing.
+func TestAccountOfAClosedAndAZeroListener(t *testing.T) {
+	ln, err := ListenTCP("127.0.0.1:0", WithBacklog(2))
+	require.NoError(t, err)
+	account, effective := ln.Backlog(), ln.EffectiveBacklog()
+	require.NoError(t, ln.Close())
+	require.Equal(t, account, ln.Backlog())
+	require.Equal(t, effective, ln.EffectiveBacklog())
+
+	zero := &Listener{}
+	require.Equal(t, -1, zero.EffectiveBacklog())
+	require.Equal(t, Backlog{Requested: -1, Ceiling: -1, Limit: -1, Effective: -1, Capacity: -1}, zero.Backlog())
+}
+
+// Who can reach a listener on all addresses is decided by the network, as net
+// decides it.
+func TestFamiliesAreNets(t *testing.T) {
+	if onFakeNet {
+		t.Skip("net has no addresses here")
+	}
+	haveIPv6 := false
+	if ln, err := net.Listen("tcp6", "[::1]:0"); err == nil {
+		haveIPv6 = ln.Close() == nil
+	}
+	// These two have no sockets for both.
+	haveMapped := runtime.GOOS != "openbsd" && runtime.GOOS != "dragonfly"
+
+	for _, tc := range []struct {
+		network, address string
+		v4, v6           bool
+	}{
+		{"tcp", ":0", true, haveIPv6 && haveMapped},
+		{"tcp", "0.0.0.0:0", true, haveIPv6 && haveMapped},
+		{"tcp", "[::]:0", true, haveIPv6 && haveMapped},
+		{"tcp4", ":0", true, false},
+		{"tcp6", ":0", false, true},
+		{"tcp", "[::1]:0", false, true},
+		{"tcp", "127.0.0.1:0", true, false},
+	} {
+		for _, m := range allMakers {
+			t.Run(tc.network+" "+tc.address+"/"+m.name, func(t *testing.T) {
+				if !tc.v4 && !haveIPv6 {
+					t.Skip("no IPv6 here")
+				}
+				ln := m.open(t, tc.network, tc.address)
+				require.Equal(t, "tcp", ln.Addr().Network())
+				port := strconv.Itoa(ln.Addr().(*net.TCPAddr).Port)
+				require.Equal(t, tc.v4, reaches(t, ln, "127.0.0.1", port), "by 127.0.0.1")
+				if haveIPv6 {
+					require.Equal(t, tc.v6, reaches(t, ln, "::1", port), "by ::1")
+				}
+			})
+		}
+	}
+}
+
+func reaches(t *testing.T, ln tcpListener, host, port string) bool {
+	t.Helper()
+	client, err := net.Dial("tcp", net.JoinHostPort(host, port))
+	if err != nil {
+		return false
+	}
+	defer client.Close()
+	require.Equal(t, client.LocalAddr().String(), accept(t, ln).RemoteAddr().String())
+	return true
+}
+
+// Addresses that net takes are taken, and mean the same.
+func TestAddressesMeanWhatTheyMeanToNet(t *testing.T) {
+	for _, tc := range []struct{ network, address string }{
+		{"tcp", ""},
+		{"tcp", ":"},
+		{"tcp", ":0"},
+		{"tcp4", ":0"},
+		{"tcp", "0.0.0.0:0"},
+		{"tcp4", "0.0.0.0:0"},
+		{"tcp", "[::]:0"},
+		{"tcp6", "[::]:0"},
+		{"tcp4", "[::]:0"},
+		{"tcp", "127.0.0.1:0"},
+		{"tcp4", "127.0.0.1:0"},
+		{"tcp", "127.0.0.1:"},
+		{"tcp", "127.0.0.1:00"},
+		{"tcp", "127.0.0.1:+0"},
+		{"tcp", "[127.0.0.1]:0"},
+		{"tcp", "[::1]:0"},
+		{"tcp6", "[::1]:0"},
+		{"tcp", "[0:0:0:0:0:0:0:1]:0"},
+		{"tcp", "[::ffff:127.0.0.1]:0"},
+		{"tcp4", "[::ffff:127.0.0.1]:0"},
+		{"tcp", "[::ffff:0.0.0.0]:0"},
+		{"tcp", "localhost:0"},
+		{"tcp4", "localhost:0"},
+		{"tcp6", "localhost:0"},
+	} {
+		t.Run(tc.network+" "+tc.address, func(t *testing.T) {
+			if strings.HasPrefix(tc.address, "localhost") {
+				if _, err := net.LookupHost("localhost"); err != nil {
+					t.Skipf("localhost has no address here: %v", err)
+				}
+			}
+			want, wantErr := tcpMaker.listen(tc.network, tc.address)
+			got, err := ourMaker.listen(tc.network, tc.address)
+			if wantErr != nil { // no IPv6, or none for localhost
+				requireSameError(t, wantErr, err)
+				t.Skipf("net cannot here: %v", wantErr)
+			}
+			require.NoError(t, want.Close())
+			require.NoError(t, err)
+			require.NoError(t, got.Close())
+			require.Equal(t, want.Addr().(*net.TCPAddr).IP, got.Addr().(*net.TCPAddr).IP)
+			require.Equal(t, want.Addr().(*net.TCPAddr).Zone, got.Addr().(*net.TCPAddr).Zone)
+		})
+	}
+}

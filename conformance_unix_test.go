@@ -1,0 +1,201 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
+package acceptq
+
+import (
+	"net"
+	"runtime"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// A socketOption is one number that getsockopt(2) tells.
+type socketOption struct{ level, name int }
+
+var (
+	reuseAddr = socketOption{unix.SOL_SOCKET, unix.SO_REUSEADDR}
+	keepAlive = socketOption{unix.SOL_SOCKET, unix.SO_KEEPALIVE}
+	noDelay   = socketOption{unix.IPPROTO_TCP, unix.TCP_NODELAY}
+	v6only    = socketOption{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY}
+)
+
+// option reads o from the socket of c.
+func option(t *testing.T, c syscall.Conn, o socketOption) int {
+	t.Helper()
+	return onDescriptor(t, c, func(fd int) (int, error) { return unix.GetsockoptInt(fd, o.level, o.name) })
+}
+
+func onDescriptor(t *testing.T, c syscall.Conn, f func(fd int) (int, error)) (v int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	require.NoError(t, err)
+	v, err = rawInt(raw, f)
+	require.NoError(t, err)
+	return v
+}
+
+// requireAdopted checks what makes a descriptor one of Go's.
+func requireAdopted(t *testing.T, c syscall.Conn) {
+	t.Helper()
+	flags := onDescriptor(t, c, func(fd int) (int, error) { return unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0) })
+	require.NotZero(t, flags&unix.FD_CLOEXEC, "close-on-exec")
+	flags = onDescriptor(t, c, func(fd int) (int, error) { return unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0) })
+	require.NotZero(t, flags&unix.O_NONBLOCK, "non-blocking")
+}
+
+// The socket that is made here is close-on-exec before net has its copy.
+func TestSocketIsCloseOnExecFromTheStart(t *testing.T) {
+	fd, err := realSystem.socket(unix.AF_INET)
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	require.NoError(t, err)
+	require.NotZero(t, flags&unix.FD_CLOEXEC)
+}
+
+func TestListeningSocketIsNets(t *testing.T) {
+	for _, tc := range []struct{ network, address string }{
+		{"tcp", ":0"},
+		{"tcp4", ":0"},
+		{"tcp6", ":0"},
+		{"tcp", "127.0.0.1:0"},
+		{"tcp", "[::1]:0"},
+		{"tcp6", "[::1]:0"},
+	} {
+		t.Run(tc.network+" "+tc.address, func(t *testing.T) {
+			if ln, err := tcpMaker.listen(tc.network, tc.address); err != nil {
+				t.Skipf("net cannot here: %v", err)
+			} else {
+				ln.Close()
+			}
+			want, got := tcpMaker.open(t, tc.network, tc.address), ourMaker.open(t, tc.network, tc.address)
+			requireAdopted(t, want)
+			requireAdopted(t, got)
+
+			require.NotZero(t, option(t, got, reuseAddr), "SO_REUSEADDR")
+			require.Zero(t, option(t, got, keepAlive), "it kills listeners of NetBSD and macOS")
+			same := map[string]socketOption{
+				"SO_REUSEADDR": reuseAddr,
+				"SO_REUSEPORT": {unix.SOL_SOCKET, unix.SO_REUSEPORT},
+				"SO_TYPE":      {unix.SOL_SOCKET, unix.SO_TYPE},
+				"SO_RCVBUF":    {unix.SOL_SOCKET, unix.SO_RCVBUF},
+				"SO_SNDBUF":    {unix.SOL_SOCKET, unix.SO_SNDBUF},
+				"SO_KEEPALIVE": keepAlive,
+				"TCP_NODELAY":  noDelay,
+			}
+			if family(t, want) == unix.AF_INET6 {
+				same["IPV6_V6ONLY"] = v6only
+			}
+			require.Equal(t, family(t, want), family(t, got))
+			for name, o := range same {
+				require.Equal(t, option(t, want, o), option(t, got, o), name)
+			}
+		})
+	}
+}
+
+// A hook sees the socket that net's hook sees: listening may hide what was set.
+func TestHookSeesNetsSocket(t *testing.T) {
+	for _, tc := range []struct{ network, address string }{
+		{"tcp", ":0"},
+		{"tcp6", ":0"},
+		{"tcp", "[::1]:0"},
+		{"tcp6", "[::1]:0"},
+	} {
+		t.Run(tc.network+" "+tc.address, func(t *testing.T) {
+			var seen []int
+			look := func(network, _ string, c syscall.RawConn) error {
+				for _, o := range []socketOption{reuseAddr, v6only} {
+					if o == v6only && network != "tcp6" {
+						continue
+					}
+					v, err := rawInt(c, func(fd int) (int, error) { return unix.GetsockoptInt(fd, o.level, o.name) })
+					if err != nil {
+						return err
+					}
+					seen = append(seen, v)
+				}
+				return nil
+			}
+			ln, err := listenTCPOnly(look)(tc.network, tc.address)
+			if err != nil {
+				t.Skipf("net cannot here: %v", err)
+			}
+			require.NoError(t, ln.Close())
+			want := seen
+			seen = nil
+			ln, err = listenOurs(WithControl(look))(tc.network, tc.address)
+			require.NoError(t, err)
+			require.NoError(t, ln.Close())
+			require.Equal(t, want, seen)
+		})
+	}
+}
+
+func family(t *testing.T, ln syscall.Conn) int {
+	return onDescriptor(t, ln, func(fd int) (int, error) {
+		sa, err := unix.Getsockname(fd)
+		if _, ok := sa.(*unix.SockaddrInet6); ok {
+			return unix.AF_INET6, err
+		}
+		return unix.AF_INET, err
+	})
+}
+
+// keepAliveOptions are those that tell the three numbers of keep-alive; x/sys
+// does not have all of them for every system. OpenBSD has none.
+func keepAliveOptions() (idle, interval, count socketOption, seconds int, ok bool) {
+	o := func(name int) socketOption { return socketOption{unix.IPPROTO_TCP, name} }
+	switch runtime.GOOS {
+	case "linux", "android":
+		return o(4), o(5), o(6), 1, true
+	case "netbsd":
+		return o(3), o(5), o(6), 1, true
+	case "freebsd":
+		return o(0x100), o(0x200), o(0x400), 1, true
+	case "dragonfly":
+		return o(0x100), o(0x200), o(0x400), 1000, true // in milliseconds
+	case "darwin", "ios":
+		return o(0x10), o(0x101), o(0x102), 1, true
+	}
+	return
+}
+
+func TestAcceptedConnectionIsNets(t *testing.T) {
+	for _, m := range allMakers {
+		t.Run(m.name, func(t *testing.T) {
+			ln := m.open(t, "tcp", "127.0.0.1:0")
+			connect(t, "tcp", ln.Addr().String())
+			c := accept(t, ln)
+			requireAdopted(t, c)
+			require.NotZero(t, option(t, c, noDelay), "TCP_NODELAY")
+			require.NotZero(t, option(t, c, keepAlive), "SO_KEEPALIVE")
+			if idle, interval, count, seconds, ok := keepAliveOptions(); ok {
+				require.Equal(t, 15*seconds, option(t, c, idle), "idle")
+				require.Equal(t, 15*seconds, option(t, c, interval), "interval")
+				require.Equal(t, 9, option(t, c, count), "probes")
+			}
+		})
+	}
+}
+
+// What is taken apart here is a literal for net too, with the same meaning.
+func FuzzLiteralIsNets(f *testing.F) {
+	for _, address := range []string{"127.0.0.1:0", "[::1]:80", "[fe80::1%lo]:1", "1.2.3.4:065", "[::ffff:1.2.3.4]:5", "[::]:+1", "0.0.0.0:65535"} {
+		for _, network := range []string{"tcp", "tcp4", "tcp6", "udp"} {
+			f.Add(network, address)
+		}
+	}
+	f.Fuzz(func(t *testing.T, network, address string) {
+		ep, ok := literal(network, address)
+		if !ok {
+			return
+		}
+		want, err := net.ResolveTCPAddr(network, address)
+		require.NoError(t, err)
+		require.Equal(t, want.String(), ep.addr.String())
+	})
+}

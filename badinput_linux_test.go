@@ -1,0 +1,214 @@
+package acceptq
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// refusedAsByNet listens by net and by us, and both fail in the same words.
+func refusedAsByNet(t *testing.T, ctx context.Context, network, address string) error {
+	t.Helper()
+	var lc net.ListenConfig
+	_, want := lc.Listen(ctx, network, address)
+	require.Error(t, want)
+	got := refused(t, func() (*Listener, error) { return Listen(ctx, network, address) })
+	requireSameError(t, want, got)
+	return got
+}
+
+// The only name server of this namespace knows no name, and says so or not.
+func TestNamesFailInNetsWords(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		require.NoError(t, unix.Mount("tmpfs", "/etc", "tmpfs", 0, ""))
+		for name, text := range map[string]string{
+			"hosts":         "127.0.0.1 localhost\n",
+			"nsswitch.conf": "hosts: files dns\n",
+			"resolv.conf":   "nameserver 127.0.0.1\n",
+		} {
+			require.NoError(t, os.WriteFile(filepath.Join("/etc", name), []byte(text), 0o644))
+		}
+		server, err := net.ListenPacket("udp", "127.0.0.1:53")
+		require.NoError(t, err)
+		asked, answer := make(chan bool, 1), make(chan bool)
+		var served sync.WaitGroup
+		served.Go(func() {
+			for {
+				p := make([]byte, 1500)
+				n, client, err := server.ReadFrom(p)
+				if err != nil {
+					return
+				}
+				served.Go(func() {
+					if bytes.Contains(p[:n], []byte("silent")) {
+						select {
+						case asked <- true:
+						default:
+						}
+						<-answer
+					}
+					p[2], p[3] = 0x81, 0x83 // the answer to the question: NXDOMAIN
+					_, _ = server.WriteTo(p[:n], client)
+				})
+			}
+		})
+		defer served.Wait()
+		defer server.Close()
+
+		for _, tc := range []struct{ rule, network, address string }{
+			{"there is no such host", "tcp", "nosuchhost.invalid:0"},
+			{"there is no such host by IPv6", "tcp6", "nosuchhost.invalid:0"},
+			{"an address with a zero in front is a name", "tcp", "127.0.0.01:0"},
+			{"a name has no such address", "tcp6", "localhost:0"},
+		} {
+			t.Run(tc.rule, func(t *testing.T) { refusedAsByNet(t, t.Context(), tc.network, tc.address) })
+		}
+		t.Run("before the answer comes, ctx ends", func(t *testing.T) {
+			untilAsked := func() context.Context {
+				ctx, cancel := context.WithCancel(t.Context())
+				go func() {
+					defer cancel()
+					select {
+					case <-asked:
+					case <-t.Context().Done():
+					}
+				}()
+				return ctx
+			}
+			var want error
+			got := refused(t, func() (*Listener, error) {
+				defer close(answer) // net's look-ups go on behind the call
+				_, want = new(net.ListenConfig).Listen(untilAsked(), "tcp", "silent.invalid:0")
+				return Listen(untilAsked(), "tcp", "silent.invalid:0")
+			})
+			requireSameError(t, want, got)
+			require.ErrorIs(t, got, context.Canceled)
+		})
+	})
+}
+
+func TestPrivilegedPortIsInNetsWords(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.ipv4.ip_unprivileged_port_start", 1024)
+
+		// Root here, but on this thread without the capability that matters.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		header := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var caps [2]unix.CapUserData
+		require.NoError(t, unix.Capget(header, &caps[0]))
+		without := caps
+		without[0].Effective &^= 1 << unix.CAP_NET_BIND_SERVICE
+		require.NoError(t, unix.Capset(header, &without[0]))
+		defer func() { require.NoError(t, unix.Capset(header, &caps[0])) }()
+
+		for _, address := range []string{":80", "127.0.0.1:80", "[::1]:80", "0.0.0.0:1023", "127.0.0.1:1"} {
+			err := refusedAsByNet(t, t.Context(), "tcp", address)
+			require.ErrorIs(t, err, unix.EACCES)
+			require.ErrorIs(t, err, os.ErrPermission)
+		}
+		ln, err := ListenTCP("127.0.0.1:1024")
+		require.NoError(t, err)
+		require.NoError(t, ln.Close())
+	})
+}
+
+func TestNoDescriptorIsLeft(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		freeAgain(t, "tcp", ":0") // net looks at the families once, and needs descriptors for it
+		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 64, Max: 64}))
+		var files []*os.File
+		for {
+			f, err := os.Open(os.DevNull)
+			if err != nil {
+				require.ErrorIs(t, err, unix.EMFILE)
+				break
+			}
+			defer f.Close()
+			files = append(files, f)
+		}
+		for _, address := range []string{"127.0.0.1:0", "[::1]:0", ":0"} {
+			err := refusedAsByNet(t, t.Context(), "tcp", address)
+			require.ErrorIs(t, err, unix.EMFILE)
+			requireLayers(t, err, "tcp", "socket")
+		}
+
+		// One is enough for net, which makes no copy for itself.
+		require.NoError(t, files[0].Close())
+		err := refused(t, func() (*Listener, error) { return ListenTCP("127.0.0.1:0") })
+		require.ErrorIs(t, err, unix.EMFILE)
+		requireLayers(t, err, "tcp", "fcntl")
+
+		require.NoError(t, files[1].Close())
+		ln, err := ListenTCP("127.0.0.1:0")
+		require.NoError(t, err)
+		require.NoError(t, ln.Close())
+	})
+}
+
+func TestIPv6SwitchedOff(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+			t.Skip("this kernel has no IPv6 to switch off")
+		}
+		setSysctl(t, "net.ipv6.conf.all.disable_ipv6", 1)
+		for _, address := range []string{":0", "0.0.0.0:0", "[::]:0"} {
+			want := tcpMaker.open(t, "tcp", address).Addr().(*net.TCPAddr)
+			ln := ourMaker.open(t, "tcp", address)
+			got := ln.Addr().(*net.TCPAddr)
+			require.Equal(t, want.IP, got.IP)
+			got.IP = net.IPv4(127, 0, 0, 1)
+			connect(t, "tcp", got.String())
+			accept(t, ln)
+		}
+		err := refusedAsByNet(t, t.Context(), "tcp", "[::1]:0")
+		require.ErrorIs(t, err, unix.EADDRNOTAVAIL)
+	})
+}
+
+func TestZones(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		addLinkLocal(t, net.ParseIP("fe80::1"), 1)
+		require.Eventually(t, func() bool { // once the kernel is sure that nobody else has it
+			ln, err := net.Listen("tcp", "[fe80::1%lo]:0")
+			return err == nil && ln.Close() == nil
+		}, 20*time.Second, time.Millisecond)
+		for _, address := range []string{"[fe80::1%lo]:0", "[fe80::1%1]:0"} {
+			want := tcpMaker.open(t, "tcp", address).Addr().(*net.TCPAddr)
+			ln := ourMaker.open(t, "tcp", address)
+			got := ln.Addr().(*net.TCPAddr)
+			require.Equal(t, want.IP, got.IP)
+			require.Equal(t, want.Zone, got.Zone)
+			connect(t, "tcp", got.String())
+			accept(t, ln)
+		}
+		for _, address := range []string{"[fe80::1]:0", "[fe80::1%nosuch]:0", "[fe80::1%2]:0", "[fe80::2%lo]:0"} {
+			refusedAsByNet(t, t.Context(), "tcp", address)
+		}
+	})
+}
+
+// addLinkLocal gives the interface an address, as ip(8) would.
+func addLinkLocal(t *testing.T, ip net.IP, ifindex int32) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	request := struct { // struct in6_ifreq of linux/ipv6.h
+		addr      [16]byte
+		prefixLen uint32
+		ifindex   int32
+	}{[16]byte(ip), 64, ifindex}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCSIFADDR, uintptr(unsafe.Pointer(&request)))
+	require.Zero(t, errno)
+}

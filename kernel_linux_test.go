@@ -3,10 +3,13 @@ package acceptq
 import (
 	"fmt"
 	"math"
+	"os"
+	"path/filepath"
 	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // The account, the kernel's own word and what really fits are one, for every
@@ -43,6 +46,87 @@ func TestAccountIsTheKernels(t *testing.T) {
 					}
 				})
 			}
+		}
+	})
+}
+
+// A change of the ceiling shows in the next account and in the next listen. A
+// socket keeps its limit.
+func TestCeilingChangesUnderWay(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.core.somaxconn", 2)
+		freeAgain(t, "tcp", "127.0.0.1:0") // net.Listen has read the ceiling now, for good
+		first, err := ListenTCP("127.0.0.1:0", WithBacklog(100))
+		require.NoError(t, err)
+		defer first.Close()
+
+		for _, ceiling := range []int{100, 1, 1000} {
+			setSysctl(t, "net.core.somaxconn", ceiling)
+			require.Equal(t, Backlog{
+				Requested: 100, Ceiling: ceiling, Limit: 2, Effective: 2, Capacity: 3, Measured: true,
+			}, first.Backlog())
+			require.Equal(t, 2, first.EffectiveBacklog())
+
+			for n, want := range map[int]int{100: min(100, ceiling), -1: ceiling} {
+				next, err := ListenTCP("127.0.0.1:0", WithBacklog(n))
+				require.NoError(t, err)
+				require.NoError(t, next.Close())
+				require.Equal(t, want, next.EffectiveBacklog())
+				b, err := PredictBacklog(n)
+				require.NoError(t, err)
+				require.Equal(t, want, b.Limit)
+			}
+		}
+		require.Contains(t, first.Backlog().String(), "net.core.somaxconn is 1000 now: SetBacklog(100) grows the queue")
+		require.Len(t, connectUntilFull(t, first.Addr(), 10), 3, "what really fits")
+	})
+}
+
+// Whatever the file says, and where there is none: the socket is believed.
+func TestTheSocketIsBelievedAndNotTheFile(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.core.somaxconn", 2)
+		lie := func(text string) func(t *testing.T) string {
+			return func(t *testing.T) string {
+				file := filepath.Join(t.TempDir(), "somaxconn")
+				require.NoError(t, os.WriteFile(file, []byte(text), 0o644))
+				require.NoError(t, unix.Mount(file, "/proc/sys/net/core/somaxconn", "", unix.MS_BIND, ""))
+				return "/proc/sys/net/core/somaxconn"
+			}
+		}
+		empty := func(dir string) func(t *testing.T) string {
+			return func(t *testing.T) string {
+				require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
+				return dir
+			}
+		}
+		for _, tc := range []struct {
+			name    string
+			mount   func(t *testing.T) string
+			ceiling int
+		}{
+			{"the file promises more", lie("4096\n"), 4096},
+			{"the file promises less", lie("1\n"), 1},
+			{"the file is empty", lie(""), -1},
+			{"the file is of words", lie("unlimited\n"), -1},
+			{"no /proc/sys", empty("/proc/sys"), -1},
+			{"no /proc", empty("/proc"), -1},
+		} {
+			t.Run(tc.name, func(t *testing.T) {
+				target := tc.mount(t)
+				ln, err := ListenTCP("127.0.0.1:0", WithBacklog(100))
+				account := Backlog{}
+				if err == nil {
+					defer ln.Close()
+					account = ln.Backlog()
+				}
+				require.NoError(t, unix.Unmount(target, 0))
+				require.NoError(t, err)
+				require.Equal(t, Backlog{
+					Requested: 100, Ceiling: tc.ceiling, Limit: 2, Effective: 2, Capacity: 3, Measured: true,
+				}, account)
+				require.Len(t, connectUntilFull(t, ln.Addr(), 10), 3, "what really fits")
+			})
 		}
 	})
 }

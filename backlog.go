@@ -127,10 +127,7 @@ func (sys *system) predict(n int) (Backlog, error) {
 		return r.account(n, unknown, unknown, false), errNoRule
 	}
 	ceiling, floor, err := sys.bounds()
-	if err != nil { // of either: a limit by one bound alone would be a guess
-		return r.account(n, ceiling, unknown, false), err
-	}
-	return r.account(n, ceiling, r.limit(n, ceiling, floor), false), nil
+	return r.account(n, ceiling, r.limit(n, ceiling, floor), false), err
 }
 
 // A ClampError says that a listener made with [WithStrictBacklog] did not get

@@ -51,22 +51,25 @@ func (sys *system) bounds() (ceiling, floor int, err error) {
 	if r.knob == "" {
 		return r.compiled, 0, nil
 	}
-	if ceiling, err = sys.sysctlCount(r.knob); errors.Is(err, unix.ENOENT) && r.formerKnob != "" {
-		ceiling, err = sys.sysctlCount(r.formerKnob)
+	if ceiling, err = sys.readSysctl(r.knob); errors.Is(err, unix.ENOENT) && r.formerKnob != "" {
+		ceiling, err = sys.readSysctl(r.formerKnob)
 	}
 	if err == nil && r.floor != "" {
-		floor, err = sys.sysctlCount(r.floor)
+		floor, err = sys.readSysctl(r.floor)
 	}
 	return ceiling, floor, err
 }
 
-func (sys *system) sysctlCount(name string) (int, error) {
+func (sys *system) readSysctl(name string) (int, error) {
 	n, err := sys.sysctl(name)
 	if err != nil {
 		return unknown, os.NewSyscallError("sysctl "+name, err)
 	}
-	return int(min(n, math.MaxInt32)), nil
+	return sysctlCount(n), nil
 }
+
+// sysctlCount is the unsigned number of sysctl(3) as a number of connections.
+func sysctlCount(n uint32) int { return int(min(n, math.MaxInt32)) }
 
 // stats reads the accept queue of fd. The buffer is Linux's need.
 func (sys *system) stats(fd int, _ transport, _ []byte) (Stats, error) {
@@ -128,6 +131,6 @@ func (sys *system) describe(s *System) {
 	if runtime.GOOS != "freebsd" {
 		return
 	}
-	s.SYNCookies, _ = sys.sysctlCount("net.inet.tcp.syncookies")
-	s.AbortOnOverflow, _ = sys.sysctlCount("net.inet.tcp.syncache.rst_on_sock_fail")
+	s.SYNCookies, _ = sys.readSysctl("net.inet.tcp.syncookies")
+	s.AbortOnOverflow, _ = sys.readSysctl("net.inet.tcp.syncache.rst_on_sock_fail")
 }

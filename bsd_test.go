@@ -128,22 +128,29 @@ func bsdAccept(t *testing.T, ln *Listener, n int) {
 	}
 }
 
-// onDescriptor runs f on the descriptor of ln.
-func onDescriptor(t *testing.T, ln *Listener, f func(fd int) error) {
+// listenAgain asks for a queue of n connections on the live socket of ln.
+func listenAgain(t *testing.T, ln *Listener, n int) Backlog {
 	t.Helper()
-	raw, err := ln.TCPListener.SyscallConn()
+	account, err := ln.SetBacklog(n)
 	require.NoError(t, err)
-	var ferr error
-	require.NoError(t, raw.Control(func(fd uintptr) { ferr = f(int(fd)) }))
-	require.NoError(t, ferr)
+	return account
 }
 
-// listenAgain calls listen(2) on the live socket of ln, for n connections.
-func listenAgain(t *testing.T, ln *Listener, n int) (account Backlog) {
-	t.Helper()
-	onDescriptor(t, ln, func(fd int) (err error) {
-		account, err = realSystem.listenAgain(fd, n)
-		return err
-	})
-	return account
+func TestSysctlCount(t *testing.T) {
+	for _, tt := range []struct {
+		rule string
+		n    uint32
+		want int
+	}{
+		{"zero is a number", 0, 0},
+		{"a number is kept", 128, 128},
+		{"FreeBSD's highest is kept", math.MaxUint32 / 3, 1431655765},
+		{"the largest int is kept", math.MaxInt32, math.MaxInt32},
+		{"what an int cannot hold is the largest", math.MaxInt32 + 1, math.MaxInt32},
+		{"a negative int is never -1, which is unknown", math.MaxUint32, math.MaxInt32},
+	} {
+		t.Run(tt.rule, func(t *testing.T) {
+			require.Equal(t, tt.want, sysctlCount(tt.n))
+		})
+	}
 }

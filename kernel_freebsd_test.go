@@ -155,13 +155,9 @@ func TestReusePortSpreads(t *testing.T) {
 }
 
 // queueOption asks the kernel about the queue of ln, past the library.
-func queueOption(t *testing.T, ln *Listener, name int) (n int) {
+func queueOption(t *testing.T, ln *Listener, name int) int {
 	t.Helper()
-	onDescriptor(t, ln, func(fd int) (err error) {
-		n, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, name)
-		return err
-	})
-	return n
+	return option(t, ln.TCPListener, socketOption{unix.SOL_SOCKET, name})
 }
 
 // setSoacceptqueue sets the ceiling of the whole system, until the test ends.

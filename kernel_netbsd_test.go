@@ -100,11 +100,9 @@ func queuedNow(t *testing.T, ln *Listener) int {
 	require.NoError(t, err)
 	defer unix.Close(kq)
 	var events [1]unix.Kevent_t
-	n := 0
-	onDescriptor(t, ln, func(fd int) (err error) {
+	n := onDescriptor(t, ln.TCPListener, func(fd int) (int, error) {
 		unix.SetKevent(&events[0], fd, unix.EVFILT_READ, unix.EV_ADD)
-		n, err = unix.Kevent(kq, events[:], events[:], &unix.Timespec{})
-		return err
+		return unix.Kevent(kq, events[:], events[:], &unix.Timespec{})
 	})
 	if n == 0 {
 		return 0

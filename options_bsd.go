@@ -30,7 +30,7 @@ func (sys *system) setClosed(fd int, o *options) error {
 		return notHere("WithFastOpen")
 	}
 	const knob = "net.inet.tcp.fastopen.server_enable"
-	if on, err := sys.sysctlCount(knob); err == nil && on == 0 {
+	if on, err := sys.readSysctl(knob); err == nil && on == 0 {
 		return fmt.Errorf("WithFastOpen: %s is 0: sysctl %s=1: %w", knob, knob, errors.ErrUnsupported)
 	}
 	const tcpFastOpen = 1025 // TCP_FASTOPEN, FreeBSD netinet/tcp.h

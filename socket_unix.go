@@ -163,7 +163,7 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 }
 
 // bindSocket makes a socket that is bound to ep and does not listen yet.
-func (sys *system) bindSocket(ep endpoint, o *options) (file *os.File, err error) {
+func (sys *system) bindSocket(ep endpoint, o *options) (*os.File, error) {
 	sa, err := ep.sockaddr()
 	if err != nil {
 		return nil, err
@@ -178,10 +178,10 @@ func (sys *system) bindSocket(ep endpoint, o *options) (file *os.File, err error
 	}
 	// The file owns the descriptor from here on, and net gets a copy. It is in
 	// blocking mode until then: os would add a non-blocking one to the poller.
-	file = os.NewFile(uintptr(fd), "tcp listener")
-	made := false
+	file := os.NewFile(uintptr(fd), "tcp listener")
+	bound := false
 	defer func() {
-		if !made { // a hook may have panicked
+		if !bound { // a hook may have panicked
 			file.Close()
 		}
 	}()
@@ -200,7 +200,7 @@ func (sys *system) bindSocket(ep endpoint, o *options) (file *os.File, err error
 	if err := sys.bind(fd, sa); err != nil {
 		return nil, os.NewSyscallError("bind", err)
 	}
-	made = true
+	bound = true
 	return file, nil
 }
 

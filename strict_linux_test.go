@@ -27,14 +27,16 @@ func TestStrict(t *testing.T) {
 			})
 		}
 
+		const command = "sysctl -w net.core.somaxconn=4"
 		for _, tc := range []struct {
 			rule    string
 			ceiling func(sys *system)
 			said    int
-			bound   bool // refused by what the socket said
+			raise   string // "" where the command would lower what it said
+			bound   bool   // refused by what the socket said
 		}{
-			{rule: "before bind where the ceiling can be read", ceiling: func(*system) {}, said: 3},
-			{rule: "by the socket where it is hidden", ceiling: hidden["ENOENT"], said: -1, bound: true},
+			{rule: "before bind where the ceiling can be read", ceiling: func(*system) {}, said: 3, raise: command},
+			{rule: "by the socket where it is hidden", ceiling: hidden["ENOENT"], said: -1, raise: command, bound: true},
 			{rule: "by the socket where it lies", ceiling: ceilingFile("1000\n", nil), said: 1000, bound: true},
 		} {
 			t.Run("refused "+tc.rule, func(t *testing.T) {
@@ -49,7 +51,7 @@ func TestStrict(t *testing.T) {
 				require.ErrorAs(t, err, &clamp)
 				require.Equal(t, &ClampError{
 					Requested: 4, Limit: 3, Ceiling: tc.said,
-					Knob: "net.core.somaxconn", Raise: "sysctl -w net.core.somaxconn=4",
+					Knob: "net.core.somaxconn", Raise: tc.raise,
 				}, clamp)
 				require.Equal(t, tc.bound, bound != "")
 				if tc.bound {

@@ -40,8 +40,22 @@ var (
 	netMaker  = maker{"net.Listen", net.Listen}
 	tcpMaker  = maker{"net.ListenConfig without MPTCP", listenTCPOnly(nil)}
 	ourMaker  = maker{"acceptq.Listen", listenOurs()}
-	allMakers = []maker{netMaker, tcpMaker, ourMaker}
+	wrapMaker = maker{"acceptq.Wrap", wrapNets}
+	allMakers = []maker{netMaker, tcpMaker, ourMaker, wrapMaker}
 )
+
+func wrapNets(network, address string) (net.Listener, error) {
+	ln, err := net.Listen(network, address)
+	if err != nil {
+		return nil, err
+	}
+	l, err := Wrap(ln)
+	if err != nil {
+		ln.Close()
+		return nil, err
+	}
+	return l, nil
+}
 
 // listenTCPOnly listens as net does, on plain TCP as we do.
 func listenTCPOnly(hook control) func(network, address string) (net.Listener, error) {

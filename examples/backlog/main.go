@@ -1,3 +1,5 @@
+//go:build !plan9
+
 // Command backlog listens with a small accept queue and shows what the kernel
 // made of it: it serves one client, then lets clients connect until the queue is
 // full, and compares what really fitted with what the listener said.

@@ -61,24 +61,6 @@ func TestBoundsUnreadable(t *testing.T) {
 	require.Error(t, err, "strict, and what was granted is too little or unknown")
 }
 
-func TestFloorUnreadable(t *testing.T) {
-	r, _ := ruleOf(runtime.GOOS)
-	if r.floor == "" {
-		t.Skip("no floor here")
-	}
-	sys := realSystem
-	sys.sysctl = func(name string) (uint32, error) {
-		if name == r.floor {
-			return 0, unix.EPERM
-		}
-		return realSystem.sysctl(name)
-	}
-	predicted, err := sys.predict(100)
-	require.ErrorIs(t, err, unix.EPERM)
-	require.Positive(t, predicted.Ceiling)
-	require.Equal(t, unknown, predicted.Limit)
-}
-
 func TestCeilingByItsFormerName(t *testing.T) {
 	r, _ := ruleOf(runtime.GOOS)
 	if r.formerKnob == "" {

@@ -445,8 +445,11 @@ func (sys *system) setBacklog(fd, n int, strict bool, former Backlog) (Backlog, 
 		}
 	}
 	b, err := sys.listenAgain(fd, n)
-	if err != nil || !strict || !b.Clamped() && b.Limit != unknown {
-		return b, err
+	if err != nil {
+		return former, err // what was granted before is granted still
+	}
+	if !strict || !b.Clamped() && b.Limit != unknown {
+		return b, nil
 	}
 	// It could not be foreseen; the way back is the same call.
 	back, err := sys.listenAgain(fd, former.Limit)

@@ -16,7 +16,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"syscall"
 	"time"
 
 	"github.com/acceptq/acceptq"
@@ -129,7 +128,7 @@ func fill(ln *acceptq.Listener, capacity int) (agrees bool, err error) {
 		if i == tries-1 {
 			// FreeBSD finishes the handshake before it looks at the queue.
 			c.SetReadDeadline(time.Now().Add(patience))
-			if _, err := c.Read(make([]byte, 1)); errors.Is(err, syscall.ECONNRESET) {
+			if _, err := c.Read(make([]byte, 1)); err != nil && !timedOut(err) {
 				next = "connected and was reset"
 			}
 		}
@@ -154,14 +153,15 @@ func fill(ln *acceptq.Listener, capacity int) (agrees bool, err error) {
 
 // fate says what became of a client that did not get in.
 func fate(err error) string {
-	var timeout net.Error
-	switch {
-	case errors.As(err, &timeout) && timeout.Timeout():
+	if timedOut(err) {
 		return "hangs"
-	case errors.Is(err, syscall.ECONNRESET):
-		return "was reset"
 	}
-	return fmt.Sprintf("failed: %v", err)
+	return fmt.Sprintf("was turned away: %v", err)
+}
+
+func timedOut(err error) bool {
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
 // survivors accepts all that the kernel has queued and counts them.

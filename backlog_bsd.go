@@ -71,10 +71,13 @@ func (sys *system) readSysctl(name string) (int, error) {
 // sysctlCount is the unsigned number of sysctl(3) as a number of connections.
 func sysctlCount(n uint32) int { return int(min(n, math.MaxInt32)) }
 
-// stats reads the accept queue of fd. The buffer is Linux's need.
-func (sys *system) stats(fd int, _ transport, _ []byte) (Stats, error) {
-	if err := sys.mustListen(fd); err != nil {
-		return noStats, err
+// stats reads the accept queue of fd. One whose transport is known was looked at
+// when its Listener was made. The buffer is Linux's need.
+func (sys *system) stats(fd int, tr transport, _ []byte) (Stats, error) {
+	if tr == transportUnknown {
+		if err := sys.mustListen(fd); err != nil {
+			return noStats, err
+		}
 	}
 	s := noStats
 	if runtime.GOOS != "freebsd" {

@@ -122,6 +122,9 @@ func readable(fd int) (int, error) {
 	if n == 0 {
 		return 0, nil
 	}
+	if event[0].Flags&unix.EV_ERROR != 0 { // the change was refused, and why
+		return unknown, os.NewSyscallError("kevent", unix.Errno(event[0].Data))
+	}
 	return int(event[0].Data), nil
 }
 

@@ -1,0 +1,5 @@
+//go:build !race
+
+package acceptq
+
+const raceDetector = false

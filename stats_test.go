@@ -460,7 +460,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	}
 	start("Stats", func(int) error { _, err := ln.Stats(); return err })
 	start("ReadStats", func(int) error { _, err := ReadStats(ln); return err })
-	start("SetBacklog", func(i int) error { _, err := ln.SetBacklog([]int{16, -1, 64, 17}[i%4]); return err })
+	start("SetBacklog", func(i int) error { _, err := ln.SetBacklog([]int{64, -1, 128, 65}[i%4]); return err })
 	start("Backlog", func(int) error { assert.GreaterOrEqual(t, ln.Backlog().Requested, -1); return nil })
 	start("EffectiveBacklog", func(int) error { assert.NotZero(t, ln.EffectiveBacklog()); return nil })
 	start("Addr", func(int) error { assert.NotNil(t, ln.Addr()); return nil })

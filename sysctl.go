@@ -46,11 +46,11 @@ func netstatCounter(text, table, column string) int64 {
 		if i < 0 || i >= len(fields) {
 			return unknown
 		}
-		n, err := strconv.ParseInt(fields[i], 10, 64)
-		if err != nil || n < 0 {
+		n, err := strconv.ParseUint(fields[i], 10, 63)
+		if err != nil {
 			return unknown
 		}
-		return n
+		return int64(n)
 	}
 	return unknown
 }

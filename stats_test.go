@@ -156,6 +156,36 @@ func TestSetBacklogKeepsTheAccount(t *testing.T) {
 	require.Equal(t, b.Ceiling, b.Limit)
 }
 
+// Listening again is granted what listening is, and loses nobody who waits.
+func TestListeningAgainKeepsWhatWaits(t *testing.T) {
+	if !systemTells() {
+		t.Skip("this system has no second listen, see TestSetBacklogKeepsTheAccount")
+	}
+	ln := listenForStats(t, WithBacklog(50))
+	var clients []net.Conn
+	for len(clients) < 16 {
+		clients = append(clients, connectTo(t, ln.Addr()))
+		queuedBecomes(t, len(clients), ln.Stats)
+	}
+	for _, n := range []int{5, 50, 0, -1, 10, 2} {
+		want, err := PredictBacklog(n)
+		require.NoError(t, err)
+		b, err := ln.SetBacklog(n)
+		require.NoError(t, err)
+		want.Measured = b.Measured
+		require.Equal(t, want, b)
+		s, err := ln.Stats()
+		require.NoError(t, err)
+		require.Equal(t, b.Limit, s.Limit)
+		require.Equal(t, b.Capacity, s.Capacity)
+		require.Equal(t, 16, s.Queued, "after SetBacklog(%d)", n)
+	}
+	for range clients {
+		acceptAndExchange(t, ln, clients)
+	}
+	queuedBecomes(t, 0, ln.Stats)
+}
+
 // Wrap gives a second view of one socket, and the first goes on working.
 func TestWrapLeavesTheOriginalWorking(t *testing.T) {
 	original, err := net.Listen("tcp", "127.0.0.1:0")

@@ -1,0 +1,108 @@
+package acceptq
+
+import (
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// rawStats makes the two system calls of Stats and nothing else.
+func rawStats(fd int, p *[64]byte) {
+	for _, option := range [][2]uintptr{{unix.IPPROTO_TCP, unix.TCP_INFO}, {unix.SOL_SOCKET, unix.SO_MEMINFO}} {
+		size := uint32(36)
+		if _, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), option[0], option[1],
+			uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(&size)), 0); errno != 0 {
+			panic(errno)
+		}
+	}
+}
+
+// onDescriptor runs f with the descriptor of ln.
+func onDescriptor(b *testing.B, ln *Listener, f func(fd int)) {
+	raw, err := ln.TCPListener.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { f(int(fd)) })
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+}
+
+func statsOf(b *testing.B, ln *Listener) func() {
+	return func() {
+		if _, err := ln.Stats(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkStats compares Stats with its two system calls by themselves.
+func BenchmarkStats(b *testing.B) {
+	const calls = 1000
+	ln := listenForStats(b)
+	b.Run("alone", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			statsOf(b, ln)()
+		}
+	})
+	b.Run("ReadStats alone", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			ReadStats(ln)
+		}
+	})
+	b.Run("beside its system calls", func(b *testing.B) {
+		onDescriptor(b, ln, func(fd int) {
+			var p [64]byte
+			raw := repeat(calls, func() { rawStats(fd, &p) })
+			r := ratios(b, raw, raw, repeat(calls, statsOf(b, ln)), repeat(calls, func() { ReadStats(ln) }))
+			b.ReportMetric(r[0], "raw/raw")
+			b.ReportMetric(r[1], "stats/raw")
+			b.ReportMetric(r[2], "readstats/raw")
+		})
+	})
+}
+
+// BenchmarkStatsAmongManySockets compares Stats with itself when the process has
+// ten thousand sockets more, all listening.
+func BenchmarkStatsAmongManySockets(b *testing.B) {
+	const calls, others = 2000, 10_000
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur < others+100 {
+		b.Skipf("only %d descriptors are allowed here: ulimit -n %d", limit.Cur, others+100)
+	}
+	ln := listenForStats(b)
+	quiet := func() time.Duration {
+		measured := repeat(calls, statsOf(b, ln))
+		measured() // what came before has emptied the caches
+		return measured()
+	}
+	crowded := func() time.Duration {
+		var crowd []int
+		defer func() {
+			for _, fd := range crowd {
+				unix.Close(fd)
+			}
+		}()
+		for range others {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				b.Fatal(err)
+			}
+			crowd = append(crowd, fd)
+			if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+				b.Fatal(err)
+			}
+			if err := unix.Listen(fd, 1); err != nil {
+				b.Fatal(err)
+			}
+		}
+		return quiet()
+	}
+	r := ratios(b, quiet, quiet, crowded)
+	b.ReportMetric(r[0], "quiet/quiet")
+	b.ReportMetric(r[1], "crowded/quiet")
+}

@@ -1,0 +1,102 @@
+package acceptq
+
+import (
+	"net"
+	"slices"
+	"testing"
+	"time"
+)
+
+// The benchmarks here compare: each gives ratios of one run in which the sides
+// take turns, so that the moods of the machine strike all alike. The first two
+// sides are the same thing twice: how far their ratio is from 1 is the noise.
+
+// A side is one way to do what is compared. It returns how long it took.
+type side = func() time.Duration
+
+// ratios has the sides take turns and returns, for each after the first, the
+// median of its time as a part of the first's in the same turn.
+func ratios(b *testing.B, sides ...side) []float64 {
+	var parts [][]float64
+	for range sides {
+		parts = append(parts, nil)
+	}
+	took := make([]time.Duration, len(sides))
+	for turn := 0; b.Loop(); turn++ {
+		for i := range sides {
+			first := (turn + i) % len(sides)
+			took[first] = sides[first]()
+		}
+		for i := range sides {
+			parts[i] = append(parts[i], float64(took[i])/float64(took[0]))
+		}
+	}
+	b.ReportMetric(0, "ns/op") // that of all sides together says nothing
+	var medians []float64
+	for _, p := range parts[1:] {
+		slices.Sort(p)
+		medians = append(medians, p[len(p)/2])
+	}
+	return medians
+}
+
+// repeat makes a side of calls that are too short to time one by one.
+func repeat(n int, f func()) side {
+	return func() time.Duration {
+		start := time.Now()
+		for range n {
+			f()
+		}
+		return time.Since(start)
+	}
+}
+
+func BenchmarkEffectiveBacklog(b *testing.B) {
+	ln := listenForStats(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		ln.EffectiveBacklog()
+	}
+}
+
+// BenchmarkAccept compares Accept of a Listener with that of net's, both plain
+// TCP: how many connections each takes from a full queue in the same time.
+func BenchmarkAccept(b *testing.B) {
+	const queued = 64
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false)
+	bare, err := lc.Listen(b.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer bare.Close()
+	accept := func(ln net.Listener) side {
+		return func() time.Duration {
+			conns := make([]net.Conn, 0, 2*queued)
+			for range queued {
+				c, err := net.Dial("tcp", ln.Addr().String())
+				if err != nil {
+					b.Fatal(err)
+				}
+				c.(*net.TCPConn).SetLinger(0) // leave no port behind
+				conns = append(conns, c)
+			}
+			start := time.Now()
+			for range queued {
+				c, err := ln.Accept()
+				if err != nil {
+					b.Fatal(err)
+				}
+				conns = append(conns, c)
+			}
+			took := time.Since(start)
+			for _, c := range conns {
+				c.Close()
+			}
+			return took
+		}
+	}
+	r := ratios(b, accept(bare), accept(bare), accept(listenForStats(b)))
+	b.ReportMetric(1/r[0], "bare/bare")
+	b.ReportMetric(1/r[1], "ours/bare")
+}

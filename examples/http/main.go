@@ -1,0 +1,102 @@
+// Command http is a web server that knows its accept queue.
+//
+//	/               says hello
+//	/debug/backlog  the account of the listener: asked, granted, ceiling
+//	/debug/vars     expvar(3) of the process, the queue of this moment among it
+//
+// When the queue passes 80 % of what fits, it logs a warning, at most one a
+// minute. SIGINT and SIGTERM stop it once the requests in hand are answered.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"expvar"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/acceptq/acceptq"
+)
+
+func main() {
+	addr := flag.String("addr", "127.0.0.1:8080", "address to listen on")
+	backlog := flag.Int("backlog", -1, "connections to ask listen(2) for; negative is as many as the system allows")
+	flag.Parse()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *addr, *backlog); err != nil {
+		fmt.Fprintln(os.Stderr, "http:", err)
+		os.Exit(1)
+	}
+}
+
+// run serves until ctx ends.
+func run(ctx context.Context, addr string, backlog int) error {
+	ln, err := acceptq.ListenTCP(addr, acceptq.WithBacklog(backlog))
+	if err != nil {
+		return err
+	}
+	fmt.Println("listening on", ln.Addr())
+	fmt.Println("backlog:", ln.Backlog())
+
+	expvar.Publish("acceptQueue", expvar.Func(func() any { s, _ := ln.Stats(); return s }))
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "hello") })
+	mux.HandleFunc("GET /debug/backlog", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(ln.Backlog())
+	})
+	mux.Handle("GET /debug/vars", expvar.Handler())
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(ln) }()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	var queue watch
+	for {
+		select {
+		case now := <-tick.C:
+			if s, err := ln.Stats(); err == nil {
+				queue.look(now, s)
+			}
+		case err := <-served:
+			return err
+		case <-ctx.Done():
+			// A client that never ends its request shall not hold the process.
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			if err := srv.Shutdown(ctx); err != nil {
+				return err
+			}
+			if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
+			return nil
+		}
+	}
+}
+
+// watch warns of a queue that is getting full.
+type watch struct {
+	warned time.Time // when it last did
+}
+
+// look warns if s is past 80 %, unless it has done so within the last minute. A
+// queue of unknown length is no reason.
+func (w *watch) look(now time.Time, s acceptq.Stats) {
+	part, known := s.Utilization()
+	if !known || part <= 0.8 || now.Sub(w.warned) < time.Minute {
+		return
+	}
+	w.warned = now
+	slog.Warn("the accept queue is filling up: Accept is called too seldom", "queue", s)
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/acceptq/acceptq"
+	"github.com/stretchr/testify/require"
+)
+
+// beTheProgram makes the test binary the program itself.
+const beTheProgram = "ACCEPTQ_TEST_EXAMPLE"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(beTheProgram) != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// start runs the program and returns its first line's address.
+func start(t *testing.T, args ...string) (cmd *exec.Cmd, addr, backlog string) {
+	t.Helper()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	t.Cleanup(cancel)
+	cmd = exec.CommandContext(ctx, self, args...)
+	cmd.Env = append(os.Environ(), beTheProgram+"=1")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Skipf("this system starts no program: %v", err)
+	}
+	lines := bufio.NewScanner(out)
+	require.True(t, lines.Scan())
+	addr, ok := strings.CutPrefix(lines.Text(), "listening on ")
+	require.True(t, ok, lines.Text())
+	require.True(t, lines.Scan())
+	backlog, ok = strings.CutPrefix(lines.Text(), "backlog: ")
+	require.True(t, ok, lines.Text())
+	return cmd, addr, backlog
+}
+
+func get(t *testing.T, url string, to any) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "GET", url, nil)
+	require.NoError(t, err)
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	require.Equal(t, http.StatusOK, resp.StatusCode)
+	require.True(t, strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json"))
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(body, to), "%s", body)
+}
+
+func TestProgram(t *testing.T) {
+	cmd, addr, said := start(t, "-addr", "127.0.0.1:0", "-backlog", "7")
+
+	var account struct {
+		Requested int
+		Limit     *int
+		Measured  bool
+	}
+	get(t, "http://"+addr+"/debug/backlog", &account)
+	require.Equal(t, 7, account.Requested)
+	if account.Measured {
+		require.Equal(t, 7, *account.Limit)
+	}
+	require.True(t, strings.HasPrefix(said, "asked 7"), said)
+
+	var vars struct {
+		AcceptQueue map[string]*int64
+	}
+	get(t, "http://"+addr+"/debug/vars", &vars)
+	require.Len(t, vars.AcceptQueue, 5)
+	if account.Measured {
+		require.EqualValues(t, 7, *vars.AcceptQueue["limit"])
+		require.Zero(t, *vars.AcceptQueue["queued"])
+	}
+
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		require.NoError(t, cmd.Process.Kill())
+		cmd.Wait()
+		t.Skipf("this system sends no SIGINT: %v", err)
+	}
+	require.NoError(t, cmd.Wait(), "exit status 0")
+}
+
+func TestOneWarningAMinute(t *testing.T) {
+	var log bytes.Buffer
+	former := slog.Default()
+	slog.SetDefault(slog.New(slog.NewTextHandler(&log, nil)))
+	defer slog.SetDefault(former)
+
+	full, low := acceptq.Stats{Queued: 9, Capacity: 10}, acceptq.Stats{Queued: 8, Capacity: 10}
+	unknown := acceptq.Stats{Queued: -1, Capacity: 10}
+	var w watch
+	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	for _, look := range []struct {
+		after time.Duration
+		s     acceptq.Stats
+		warns bool
+	}{
+		{0, low, false},
+		{1 * time.Second, unknown, false},
+		{2 * time.Second, full, true},
+		{3 * time.Second, full, false},
+		{10 * time.Second, low, false},
+		{61 * time.Second, full, false},
+		{62 * time.Second, full, true},
+		{63 * time.Second, full, false},
+	} {
+		log.Reset()
+		w.look(start.Add(look.after), look.s)
+		require.Equal(t, look.warns, log.Len() > 0, "after %v: %s", look.after, &log)
+		if look.warns {
+			require.Contains(t, log.String(), "level=WARN")
+			require.Contains(t, log.String(), "queue.queued=9")
+		}
+	}
+}

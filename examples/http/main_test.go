@@ -33,7 +33,9 @@ func TestMain(m *testing.M) {
 func start(t *testing.T, args ...string) (cmd *exec.Cmd, addr, backlog string) {
 	t.Helper()
 	self, err := os.Executable()
-	require.NoError(t, err)
+	if err != nil {
+		t.Skipf("this system starts no program: %v", err)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
 	cmd = exec.CommandContext(ctx, self, args...)

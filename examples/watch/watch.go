@@ -1,0 +1,187 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/acceptq/acceptq"
+)
+
+// The queue is looked at ten times a second: so often a terminal is drawn, and so
+// many of the looks make a line elsewhere.
+const looks = 10
+
+// watch shows the queue until ctx ends, and then what it has seen.
+func watch(ctx context.Context, out io.Writer, terminal bool, ln *acceptq.Listener, served *atomic.Int64) error {
+	v := view{colour: terminal && os.Getenv("NO_COLOR") == ""}
+	if terminal {
+		fmt.Fprint(out, "\x1b[?25l")       // without the cursor
+		defer fmt.Fprint(out, "\x1b[?25h") // and with it
+	}
+	account := ln.Backlog()
+	tick := time.NewTicker(time.Second / looks)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			if terminal {
+				fmt.Fprintln(out)
+			}
+			fmt.Fprintf(out, "\n%d served, %s\n", served.Load(), v.summary())
+			return nil
+		case <-tick.C:
+		}
+		s, err := ln.Stats()
+		if errors.Is(err, net.ErrClosed) {
+			continue // the end is on its way
+		}
+		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			return err
+		}
+		v.look(s)
+		// A ceiling that moves changes what can be had.
+		if now := ln.Backlog(); now != account {
+			account = now
+			if terminal {
+				fmt.Fprint(out, "\r\x1b[K")
+			}
+			fmt.Fprintln(out, "backlog:", account)
+		}
+		switch {
+		case terminal:
+			// What a narrow terminal has no room for is cut, and no second line.
+			fmt.Fprint(out, "\r\x1b[K\x1b[?7l", v.bar(account), "\x1b[?7h")
+		case v.n%looks == 0:
+			fmt.Fprintf(out, "%4ds  %s, %d served\n", v.n/looks, v.line(account), served.Load())
+		}
+	}
+}
+
+// A view is what the looks have shown so far.
+type view struct {
+	colour bool
+	n      int           // looks
+	now    acceptq.Stats // the last one
+	drops  []int64       // of the last second, the oldest first
+	first  int64         // the drops at the beginning
+	peak   int           // the longest queue
+	full   int           // looks at a full queue
+	trail  []rune        // the longest of each half second, the newest last
+}
+
+func (v *view) look(s acceptq.Stats) {
+	if v.n == 0 {
+		v.first = s.Drops
+		v.trail = []rune(strings.Repeat(" ", 16))
+	}
+	if v.n%(looks/2) == 0 {
+		v.trail = append(v.trail[1:], ' ')
+	}
+	v.n++
+	v.now = s
+	v.drops = append(v.drops, s.Drops)
+	if len(v.drops) > looks+1 {
+		v.drops = v.drops[1:]
+	}
+	v.peak = max(v.peak, s.Queued)
+	part, known := s.Utilization()
+	if !known || part == 0 {
+		return
+	}
+	if part >= 1 {
+		v.full++
+	}
+	heights := []rune("▁▂▃▄▅▆▇█")
+	last := &v.trail[len(v.trail)-1]
+	*last = max(*last, heights[min(int(part*float64(len(heights))), len(heights)-1)])
+}
+
+// dropsPerSecond is the difference to the look of a second ago. The kernel's
+// number has 32 bits and wraps round.
+func (v *view) dropsPerSecond() string {
+	if v.now.Drops < 0 {
+		return "drops unknown"
+	}
+	return fmt.Sprintf("drops %3d/s", uint32(v.now.Drops)-uint32(v.drops[0]))
+}
+
+// notes is what there is to say besides the numbers.
+func (v *view) notes(b acceptq.Backlog) string {
+	var notes []string
+	if part, known := v.now.Utilization(); known && part >= 1 {
+		notes = append(notes, "FULL")
+	}
+	if b.Clamped() {
+		notes = append(notes, fmt.Sprintf("clamped: asked %d", b.Requested))
+	}
+	return strings.Join(notes, ", ")
+}
+
+// line is the last look in words.
+func (v *view) line(b acceptq.Backlog) string {
+	part, known := v.now.Utilization()
+	if !known {
+		return "the queue is unknown: this system does not tell"
+	}
+	s := fmt.Sprintf("%*d queued of %d (limit %d) %3.0f%%, %s",
+		len(fmt.Sprint(v.now.Capacity)), v.now.Queued, v.now.Capacity, v.now.Limit, 100*part, v.dropsPerSecond())
+	if notes := v.notes(b); notes != "" {
+		s += ", " + notes
+	}
+	return s
+}
+
+// bar is the last look as a picture.
+func (v *view) bar(b acceptq.Backlog) string {
+	const width = 24
+	part, known := v.now.Utilization()
+	if !known {
+		return v.line(b)
+	}
+	colour, plain := "", ""
+	if v.colour {
+		plain = "\x1b[0m"
+		switch {
+		case part >= 1:
+			colour = "\x1b[31m" // red
+		case part > 0.8:
+			colour = "\x1b[33m" // yellow
+		default:
+			colour = "\x1b[32m" // green
+		}
+	}
+	return fmt.Sprintf(" %*d of %d ▕%s%s%s▏%4.0f%%  %s  %s%s%s  %s",
+		len(fmt.Sprint(v.now.Capacity)), v.now.Queued, v.now.Capacity,
+		colour, blocks(part, width), plain, 100*part, v.dropsPerSecond(),
+		colour, string(v.trail[:]), plain, v.notes(b))
+}
+
+// blocks fills part of width cells, to an eighth of a cell.
+func blocks(part float64, width int) string {
+	eighths := int(min(part, 1)*float64(8*width) + 0.5)
+	s := strings.Repeat("█", eighths/8)
+	if eighths%8 > 0 {
+		s += string([]rune(" ▏▎▍▌▋▊▉")[eighths%8])
+	}
+	return s + strings.Repeat(" ", width-(eighths+7)/8)
+}
+
+// summary is the whole time in words.
+func (v *view) summary() string {
+	if _, known := v.now.Utilization(); !known {
+		return "the queue unknown: this system does not tell"
+	}
+	s := fmt.Sprintf("at most %d queued of %d, full for %d%% of the time",
+		v.peak, v.now.Capacity, 100*v.full/v.n)
+	if v.now.Drops < 0 {
+		return s + ", drops unknown"
+	}
+	return s + fmt.Sprintf(", %d packets dropped", uint32(v.now.Drops)-uint32(v.first))
+}

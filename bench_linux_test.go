@@ -19,8 +19,8 @@ func rawStats(fd int, p *[64]byte) {
 	}
 }
 
-// onDescriptor runs f with the descriptor of ln.
-func onDescriptor(b *testing.B, ln *Listener, f func(fd int)) {
+// benchDescriptor runs f with the descriptor of ln.
+func benchDescriptor(b *testing.B, ln *Listener, f func(fd int)) {
 	raw, err := ln.TCPListener.SyscallConn()
 	if err == nil {
 		err = raw.Control(func(fd uintptr) { f(int(fd)) })
@@ -55,7 +55,7 @@ func BenchmarkStats(b *testing.B) {
 		}
 	})
 	b.Run("beside its system calls", func(b *testing.B) {
-		onDescriptor(b, ln, func(fd int) {
+		benchDescriptor(b, ln, func(fd int) {
 			var p [64]byte
 			raw := repeat(calls, func() { rawStats(fd, &p) })
 			r := ratios(b, raw, raw, repeat(calls, statsOf(b, ln)), repeat(calls, func() { ReadStats(ln) }))

@@ -119,7 +119,7 @@ func (l *Listener) beginDrain() (*flight, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.stopped {
-		if err := l.raw.Control(func(fd uintptr) { d.stopped = l.stop(int(fd)) }); err != nil {
+		if err := l.raw.Control(func(fd uintptr) { d.stopped = l.intake.stop(l.sys, int(fd)) }); err != nil {
 			return nil, err
 		}
 	}
@@ -150,7 +150,7 @@ func (l *Listener) share() {
 func (l *Listener) liftIfShared() {
 	d := &l.drains
 	if d.stopped && d.shared && d.running == 0 {
-		l.raw.Control(func(fd uintptr) { l.lift(int(fd)) }) // fails once it is closed
+		l.raw.Control(func(fd uintptr) { l.intake.lift(l.sys, int(fd)) }) // fails once it is closed
 		d.stopped = false
 	}
 }
@@ -233,7 +233,7 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 			continue
 		}
 		if err == nil {
-			l.clean(c)
+			l.intake.clean(l.sys, c)
 			if l.keepAlive != nil {
 				// It fails on a connection that is over already, as net's own does.
 				c.SetKeepAliveConfig(*l.keepAlive)

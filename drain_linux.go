@@ -40,16 +40,16 @@ const (
 )
 
 // stop stops the intake of fd and reports whether it could.
-func (l *Listener) stop(fd int) bool {
-	former := l.intake.inherited.Load()
-	for _, way := range l.sys.ways(fd) {
+func (in *intake) stop(sys *system, fd int) bool {
+	former := in.inherited.Load()
+	for _, way := range sys.ways(fd) {
 		// Noted first: a connection may be made, and taken, right after.
-		l.intake.inherited.Store(&way)
-		if l.sys.apply(fd, way) == nil {
+		in.inherited.Store(&way)
+		if sys.apply(fd, way) == nil {
 			return true
 		}
 	}
-	l.intake.inherited.Store(former)
+	in.inherited.Store(former)
 	return false
 }
 
@@ -109,21 +109,21 @@ func (sys *system) setTTL(fd int, s stop, ttl, hops int) error {
 }
 
 // lift takes the stop from fd, the listening socket.
-func (l *Listener) lift(fd int) {
-	if s := l.intake.inherited.Load(); s != nil {
-		l.sys.remove(fd, *s)
+func (in *intake) lift(sys *system, fd int) {
+	if s := in.inherited.Load(); s != nil {
+		sys.remove(fd, *s)
 	}
 }
 
 // clean takes from c what it may have inherited. With a minimum TTL it would hear
 // nothing from its client.
-func (l *Listener) clean(c *net.TCPConn) {
-	s := l.intake.inherited.Load()
+func (in *intake) clean(sys *system, c *net.TCPConn) {
+	s := in.inherited.Load()
 	if s == nil {
 		return
 	}
 	if raw, err := c.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) { l.sys.remove(int(fd), *s) })
+		raw.Control(func(fd uintptr) { sys.remove(int(fd), *s) })
 	}
 }
 

@@ -14,9 +14,9 @@ type intake struct{}
 
 type handshake struct{}
 
-func (*Listener) stop(int) bool      { return false }
-func (*Listener) lift(int)           {}
-func (*Listener) clean(*net.TCPConn) {}
+func (intake) stop(*system, int) bool      { return false }
+func (intake) lift(*system, int)           {}
+func (intake) clean(*system, *net.TCPConn) {}
 
 func (*system) handshakes(int) (map[handshake]struct{}, error) {
 	return nil, errors.ErrUnsupported

@@ -51,8 +51,8 @@ func ListenTCP(addr string, opts ...Option) (*Listener, error) {
 // does not exist, are errors also where net ignores them; and the network in the
 // text of errors from Accept is "tcp" in every case.
 //
-// When less was granted than asked, Listen succeeds and [Listener.Backlog]
-// tells; see [WithStrictBacklog]. The error is a [*net.OpError] with Op
+// Listen needs a second descriptor for a moment, until net has adopted the socket.
+// When less was granted than asked, it succeeds and [Listener.Backlog] tells; see [WithStrictBacklog]. The error is a [*net.OpError] with Op
 // "listen".
 func Listen(ctx context.Context, network, address string, opts ...Option) (*Listener, error) {
 	return realSystem.listenWith(ctx, network, address, opts)

@@ -100,8 +100,8 @@ func WithBacklog(n int) Option {
 
 // WithStrictBacklog makes listening fail, with a [*ClampError] in the
 // [*net.OpError], when the kernel grants less than [WithBacklog] asks; nothing
-// stays bound. Being granted more is no error, and as much as allowed is never
-// too little. Where what was granted cannot be known, listening fails with an
+// stays bound. Where the ceiling can be read, one below n is refused before bind(2).
+// Being granted more is no error, and as much as allowed is never too little. Where what was granted cannot be known, listening fails with an
 // error that matches [errors.ErrUnsupported].
 func WithStrictBacklog() Option {
 	return func(o *options) { o.strict = true }

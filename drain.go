@@ -13,8 +13,9 @@ import (
 
 // Drain prepares l for a Close that resets nobody: it takes in no new handshake,
 // waits for those in flight, and returns once Accept has taken all that is queued
-// and has been called again, so that the loop that calls it has dealt with the
-// last one. It does not close; Close does, or the server's Shutdown.
+// and has been called again for each, so that every loop that calls it has dealt
+// with the last one it took. It does not close; Close does, or the server's
+// Shutdown.
 //
 // When ctx ends first the error is a [*DrainError], which says what Close would
 // reset now. After Close, or when Close comes meanwhile, the error matches
@@ -89,8 +90,9 @@ const (
 	drainFlight = 3 * time.Second      // how long it waits for handshakes in flight
 )
 
-// A DrainError says that a drain ended with its context and not with an empty
-// queue. It unwraps to the context's error.
+// A DrainError says that a drain ended with its context. It unwraps to the
+// context's error. If nothing is queued or in flight, a goroutine that took a
+// connection has not called Accept again.
 type DrainError struct {
 	Queued     int // connections that wait for Accept, and that Close would reset
 	Incomplete int // handshakes in flight since before the drain; -1 if unknown
@@ -257,9 +259,7 @@ type gate struct {
 	inside   int       // calls of net's Accept
 	shut     bool      // all that are inside are sent out, and nobody comes in
 	deadline time.Time // the user's
-	clock    uint64    // counts the two events below
-	called   uint64    // when Accept was last called
-	handed   uint64    // when Accept last returned a connection; 0 is never
+	owed     int       // connections that Accept has returned and no call has followed
 }
 
 // enter waits until the gate is open. A call that was sent out and comes again is
@@ -267,9 +267,8 @@ type gate struct {
 func (g *gate) enter(again bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !again {
-		g.clock++
-		g.called = g.clock
+	if !again && g.owed > 0 {
+		g.owed--
 	}
 	for g.shut {
 		g.moved.Wait()
@@ -283,8 +282,7 @@ func (g *gate) leave(handed bool) (shut bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if handed {
-		g.clock++
-		g.handed = g.clock
+		g.owed++
 	}
 	g.inside--
 	if g.shut {
@@ -293,16 +291,18 @@ func (g *gate) leave(handed bool) (shut bool) {
 	return g.shut
 }
 
-// settled reports whether Accept has been called since it last returned a
-// connection. It sends out all that are inside, so that none is on its way with
-// one.
+// settled reports whether a call of Accept has followed each connection that it
+// returned. That there was a call after the last would not do: of several loops one
+// may be back while another is still busy with what it took. (The first call of a
+// new loop cannot be told from the return of another.) It sends out all that are
+// inside, so that none is on its way with one.
 func (g *gate) settled(ln *net.TCPListener) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for g.shut { // by another drain
 		g.moved.Wait()
 	}
-	if g.called < g.handed {
+	if g.owed > 0 {
 		return false
 	}
 	if g.inside > 0 {
@@ -315,7 +315,7 @@ func (g *gate) settled(ln *net.TCPListener) bool {
 		g.shut = false
 		g.moved.Broadcast()
 	}
-	return g.called >= g.handed
+	return g.owed == 0
 }
 
 func (g *gate) setDeadline(ln *net.TCPListener, t time.Time) error {

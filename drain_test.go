@@ -1,0 +1,392 @@
+package acceptq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// These tests run on every system, in order to find out what Drain is there:
+// where the queue cannot be seen it is an error that says so. They need nothing
+// but a loopback interface.
+
+// patience is longer than anything here takes.
+const patience = 20 * time.Second
+
+// drainable listens on loopback. It ends the test, once it has seen that Drain
+// says so, where the queue cannot be seen.
+func drainable(t *testing.T) *Listener {
+	t.Helper()
+	ln, err := ListenTCP("127.0.0.1:0", WithBacklog(64))
+	require.NoError(t, err)
+	t.Cleanup(func() { ln.Close() })
+	if s, err := ln.Stats(); err != nil || s.Queued == unknown {
+		err := ln.Drain(within(t, patience))
+		require.ErrorIs(t, err, errors.ErrUnsupported)
+		requireDrainOp(t, err)
+		t.Skip("the queue cannot be seen here, and Drain says so:", err)
+	}
+	return ln
+}
+
+func within(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func requireDrainOp(t *testing.T, err error) {
+	t.Helper()
+	var op *net.OpError
+	require.ErrorAs(t, err, &op)
+	require.Equal(t, "drain", op.Op)
+}
+
+// dialed connects n clients, and waits until all of them are in the queue.
+func dialed(t *testing.T, ln *Listener, n int) (clients []net.Conn) {
+	t.Helper()
+	s, err := ln.Stats()
+	require.NoError(t, err)
+	before := s.Queued
+	for range n {
+		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+		require.NoError(t, err)
+		t.Cleanup(func() { c.Close() })
+		clients = append(clients, c)
+	}
+	require.Eventually(t, func() bool {
+		s, err := ln.Stats()
+		return err == nil && s.Queued == before+n
+	}, patience, time.Millisecond)
+	return clients
+}
+
+// inBackground is Drain in a goroutine.
+func inBackground(t *testing.T, ln *Listener, ctx context.Context) (result chan error) {
+	result = make(chan error, 1)
+	go func() { result <- ln.Drain(ctx) }()
+	return result
+}
+
+func received(t *testing.T, from chan error) error {
+	t.Helper()
+	select {
+	case err := <-from:
+		return err
+	case <-time.After(patience):
+		t.Fatal("still waiting")
+		return nil
+	}
+}
+
+func TestDrainOfAnEmptyQueue(t *testing.T) {
+	ln := drainable(t)
+	require.NoError(t, ln.Drain(within(t, patience)))
+	require.NoError(t, ln.Drain(within(t, patience)), "again")
+	_, err := ln.Stats()
+	require.NoError(t, err, "Drain does not close")
+	require.NoError(t, ln.Close())
+}
+
+// What waits is still there after a drain that failed, and Accept takes it.
+func TestDrainWithoutAccept(t *testing.T) {
+	ln := drainable(t)
+	dialed(t, ln, 3)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, end := range []struct {
+		ctx  context.Context
+		want error
+	}{
+		{within(t, 50*time.Millisecond), context.DeadlineExceeded},
+		{ctx, context.Canceled},
+	} {
+		err := ln.Drain(end.ctx)
+		require.ErrorIs(t, err, end.want)
+		var de *DrainError
+		require.ErrorAs(t, err, &de)
+		require.Equal(t, 3, de.Queued)
+		if runtime.GOOS == "linux" {
+			require.Zero(t, de.Incomplete)
+		} else {
+			require.Equal(t, unknown, de.Incomplete)
+		}
+	}
+
+	drained := inBackground(t, ln, within(t, patience))
+	for range 3 {
+		c, err := ln.Accept()
+		require.NoError(t, err)
+		c.Close()
+	}
+	require.NoError(t, ln.SetDeadline(time.Now().Add(-time.Second)))
+	_, err := ln.Accept()
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	require.NoError(t, received(t, drained))
+}
+
+func TestDrainClosed(t *testing.T) {
+	ln := drainable(t)
+	require.NoError(t, ln.Close())
+	err := ln.Drain(within(t, patience))
+	require.ErrorIs(t, err, net.ErrClosed)
+	requireDrainOp(t, err)
+}
+
+func TestDrainBesideClose(t *testing.T) {
+	ln := drainable(t)
+	dialed(t, ln, 1)
+	var drained []chan error
+	for range 4 {
+		drained = append(drained, inBackground(t, ln, within(t, patience)))
+	}
+	require.Eventually(t, func() bool {
+		ln.drains.mu.Lock()
+		defer ln.drains.mu.Unlock()
+		return ln.drains.running == 4
+	}, patience, time.Millisecond)
+	require.NoError(t, ln.Close())
+	for _, d := range drained {
+		require.ErrorIs(t, received(t, d), net.ErrClosed)
+	}
+	require.Zero(t, ln.drains.running)
+}
+
+func TestDrainOfNothing(t *testing.T) {
+	err := new(Listener).Drain(t.Context())
+	require.ErrorIs(t, err, errNotListening)
+	requireDrainOp(t, err)
+
+	ln, err := ListenTCP("127.0.0.1:0")
+	require.NoError(t, err)
+	defer ln.Close()
+	err = ln.Drain(nil) //lint:ignore SA1012 that is what is tested
+	require.Error(t, err)
+	requireDrainOp(t, err)
+}
+
+func TestDrainErrorText(t *testing.T) {
+	err := &DrainError{Queued: 2, Incomplete: unknown, err: context.Canceled}
+	require.Equal(t, "drain: context canceled: 2 queued, unknown in flight", err.Error())
+	require.ErrorIs(t, err, context.Canceled)
+}
+
+// The user's deadlines and a drain, which has one of its own in the same place,
+// do not see each other.
+func TestDrainAndDeadlines(t *testing.T) {
+	ln := drainable(t)
+	accepted := make(chan error, 1)
+	accept := func() {
+		c, err := ln.Accept()
+		if err == nil {
+			c.Close()
+		}
+		accepted <- err
+	}
+
+	t.Run("none: Accept goes on waiting", func(t *testing.T) {
+		go accept()
+		for range 20 {
+			require.NoError(t, ln.Drain(within(t, patience)))
+		}
+		require.Empty(t, accepted)
+	})
+	t.Run("one that is set afterwards fires", func(t *testing.T) {
+		require.NoError(t, ln.SetDeadline(time.Now().Add(time.Millisecond)))
+		require.ErrorIs(t, received(t, accepted), os.ErrDeadlineExceeded)
+	})
+	t.Run("one that has passed stays", func(t *testing.T) {
+		require.NoError(t, ln.Drain(within(t, patience)))
+		go accept()
+		require.ErrorIs(t, received(t, accepted), os.ErrDeadlineExceeded)
+	})
+	t.Run("one that is set before fires afterwards", func(t *testing.T) {
+		require.NoError(t, ln.SetDeadline(time.Now().Add(300*time.Millisecond)))
+		go accept()
+		for len(accepted) == 0 {
+			require.NoError(t, ln.Drain(within(t, patience)))
+		}
+		require.ErrorIs(t, received(t, accepted), os.ErrDeadlineExceeded)
+	})
+	t.Run("many that are set meanwhile", func(t *testing.T) {
+		require.NoError(t, ln.SetDeadline(time.Time{}))
+		stop := make(chan struct{})
+		var setter sync.WaitGroup
+		setter.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					ln.SetDeadline(time.Now().Add(time.Hour))
+				}
+			}
+		})
+		go accept()
+		for range 50 {
+			require.NoError(t, ln.Drain(within(t, patience)))
+		}
+		require.Empty(t, accepted)
+		close(stop)
+		setter.Wait()
+		require.NoError(t, ln.SetDeadline(time.Now()))
+		require.ErrorIs(t, received(t, accepted), os.ErrDeadlineExceeded)
+	})
+}
+
+// acceptLoops starts n loops that accept until the listener closes, and waits
+// until all of them are in Accept.
+func acceptLoops(t *testing.T, ln *Listener, n int, deal func(net.Conn)) (running *sync.WaitGroup) {
+	t.Helper()
+	running = new(sync.WaitGroup)
+	for range n {
+		running.Go(func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					if !errors.Is(err, net.ErrClosed) {
+						t.Error(err)
+					}
+					return
+				}
+				deal(c)
+			}
+		})
+	}
+	require.Eventually(t, func() bool {
+		ln.accepts.mu.Lock()
+		defer ln.accepts.mu.Unlock()
+		return ln.accepts.inside == n
+	}, patience, time.Millisecond)
+	return running
+}
+
+// A loop that has taken a connection and is not back has not dealt with it,
+// whatever the others do.
+func TestDrainWaitsForEachLoop(t *testing.T) {
+	ln := drainable(t)
+	hold, taken := make(chan struct{}), make(chan struct{}, 3)
+	var first atomic.Bool
+	running := acceptLoops(t, ln, 2, func(c net.Conn) {
+		defer c.Close()
+		taken <- struct{}{}
+		if first.CompareAndSwap(false, true) {
+			<-hold
+		}
+	})
+	for range 3 { // the first to one loop, the others to the other
+		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+		require.NoError(t, err)
+		defer c.Close()
+		<-taken
+	}
+
+	err := ln.Drain(within(t, 200*time.Millisecond))
+	var de *DrainError
+	require.ErrorAs(t, err, &de, "one of the two has come back, the other not")
+	require.Zero(t, de.Queued)
+	close(hold)
+	require.NoError(t, ln.Drain(within(t, patience)))
+	require.NoError(t, ln.Close())
+	running.Wait()
+}
+
+// A drain ends at whatever moment while loops accept: each connection that was
+// queued when it began has been dealt with by then. What a loop does with a
+// connection takes no time, some, or more.
+func TestDrainAccountsForEach(t *testing.T) {
+	const queued = 24
+	for _, loops := range []int{1, 2, 8} {
+		t.Run(fmt.Sprint(loops, " loops"), func(t *testing.T) {
+			for round := range 40 {
+				ln := drainable(t)
+				start := make(chan struct{})
+				var taken, dealt atomic.Int64
+				running := acceptLoops(t, ln, loops, func(c net.Conn) {
+					taken.Add(1)
+					<-start
+					switch rand.IntN(4) {
+					case 0:
+						runtime.Gosched()
+					case 1:
+						<-time.After(time.Duration(rand.IntN(2000)) * time.Microsecond)
+					}
+					c.Close()
+					dealt.Add(1)
+				})
+				for range loops { // one each, on which they wait
+					c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+					require.NoError(t, err)
+					defer c.Close()
+				}
+				require.Eventually(t, func() bool { return taken.Load() == int64(loops) }, patience, time.Millisecond)
+				dialed(t, ln, queued)
+				close(start)
+
+				err := ln.Drain(within(t, patience))
+				n := dealt.Load()
+				require.NoError(t, ln.Close())
+				running.Wait()
+				require.NoError(t, err)
+				require.EqualValues(t, loops+queued, n, "round %d", round)
+			}
+		})
+	}
+}
+
+// Drains beside each other, beside Accept, deadlines and Stats, to an end.
+func TestDrainConcurrently(t *testing.T) {
+	ln := drainable(t)
+	var all sync.WaitGroup
+	var dealt atomic.Int64
+	start := make(chan struct{})
+	loops := acceptLoops(t, ln, 4, func(c net.Conn) {
+		<-start
+		c.Close()
+		dealt.Add(1)
+	})
+	for range 4 {
+		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+		require.NoError(t, err)
+		defer c.Close()
+	}
+	require.Eventually(t, func() bool {
+		ln.accepts.mu.Lock()
+		defer ln.accepts.mu.Unlock()
+		return ln.accepts.owed == 4
+	}, patience, time.Millisecond)
+	dialed(t, ln, 36)
+	close(start)
+	for range 8 {
+		all.Go(func() {
+			for range 20 {
+				if err := ln.Drain(within(t, patience)); err != nil {
+					t.Error(err)
+				}
+				if n := dealt.Load(); n != 40 {
+					t.Errorf("ended at %d", n)
+				}
+				if err := ln.SetDeadline(time.Now().Add(time.Hour)); err != nil {
+					t.Error(err)
+				}
+				if _, err := ln.Stats(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	require.NoError(t, ln.Close())
+	loops.Wait()
+	require.EqualValues(t, 40, dealt.Load())
+}

@@ -149,12 +149,13 @@ func (sys *system) handshakes(port int) (map[handshake]struct{}, error) {
 			return nil, err
 		}
 		for _, row := range rows {
-			if len(row) >= diagMsgSize {
-				var h handshake
-				h[0] = row[diagFamily]
-				copy(h[1:], row[diagSockID:diagSockID+diagID])
-				found[h] = struct{}{}
+			if len(row) < diagMsgSize {
+				return nil, unix.EBADMSG // not to be taken for no handshake
 			}
+			var h handshake
+			h[0] = row[diagFamily]
+			copy(h[1:], row[diagSockID:diagSockID+diagID])
+			found[h] = struct{}{}
 		}
 	}
 	return found, nil

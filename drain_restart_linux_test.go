@@ -38,7 +38,7 @@ func inNamespaceUnprivileged(t *testing.T, f func(t *testing.T)) {
 	inNamespace(t, func(t *testing.T) {
 		self, err := os.Executable()
 		require.NoError(t, err)
-		cmd := exec.Command(self, "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=55s")
+		cmd := exec.Command(self, "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=50s")
 		cmd.Env = append(os.Environ(), unprivilegedEnv+"=1")
 		type result struct {
 			out []byte

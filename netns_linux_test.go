@@ -34,7 +34,7 @@ func inNamespace(t *testing.T, f func(t *testing.T)) {
 	}
 	self, err := os.Executable()
 	require.NoError(t, err)
-	args := []string{"-test.run=^" + t.Name() + "$", "-test.v", "-test.timeout=55s"}
+	args := []string{"-test.run=^" + t.Name() + "$", "-test.v", "-test.timeout=55s", "-test.parallel=16"}
 	cmd := exec.Command(self, args...)
 	cmd.Env = append(os.Environ(), namespaceEnv+"="+t.Name(),
 		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")) // or each one ends a second later under -race

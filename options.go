@@ -143,7 +143,8 @@ func WithControl(f func(network, address string, c syscall.RawConn) error) Optio
 // which the kernel repeats its SYN-ACK (1, 3, 7, 15, ... seconds); a client that is
 // silent for longer is forgotten, or let in if it answers then. It waits in the
 // SYN queue, and past the limit of that a client with a SYN cookie is not
-// deferred. FreeBSD, NetBSD and DragonFly: the accept filter "dataready", which
+// deferred. What is longer than the kernel's longest wait, some 8 hours, is an
+// error that matches [errors.ErrUnsupported]. FreeBSD, NetBSD and DragonFly: the accept filter "dataready", which
 // sets no time; see [WithAcceptFilter]. Elsewhere listening fails with an error
 // that matches [errors.ErrUnsupported].
 func WithDeferAccept(d time.Duration) Option {

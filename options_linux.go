@@ -16,13 +16,32 @@ func (sys *system) setClosed(fd int, o *options) error {
 		return notHere("WithAcceptFilter")
 	}
 	if o.deferAccept != 0 {
-		seconds := min((o.deferAccept+time.Second-1)/time.Second, math.MaxInt32)
-		if err := sys.setInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, int(seconds)); err != nil {
+		if err := sys.setDeferAccept(fd, o.deferAccept); err != nil {
 			return err
 		}
 	}
 	if o.fastOpen != 0 {
 		return sys.setFastOpen(fd, o.fastOpen)
+	}
+	return nil
+}
+
+// setDeferAccept asks for d and sees to it that the kernel waits as long: it counts
+// repeated SYN-ACKs in 8 bits, and cuts in silence what is longer.
+func (sys *system) setDeferAccept(fd int, d time.Duration) error {
+	seconds := d / time.Second
+	if d%time.Second > 0 {
+		seconds++
+	}
+	if err := sys.setInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, int(min(seconds, math.MaxInt32))); err != nil {
+		return err
+	}
+	granted, err := sys.getsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT)
+	if err != nil {
+		return os.NewSyscallError("getsockopt", err)
+	}
+	if time.Duration(granted) < seconds {
+		return fmt.Errorf("WithDeferAccept(%v): granted %v: %w", d, time.Duration(granted)*time.Second, errors.ErrUnsupported)
 	}
 	return nil
 }

@@ -236,9 +236,13 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 		}
 		if err == nil {
 			l.intake.clean(l.sys, c)
-			if l.keepAlive != nil {
-				// It fails on a connection that is over already, as net's own does.
-				c.SetKeepAliveConfig(*l.keepAlive)
+			// These fail on a connection that is over already, as net's own does.
+			switch k := l.keepAlive; {
+			case k == nil:
+			case k.Enable:
+				c.SetKeepAliveConfig(*k)
+			default:
+				c.SetKeepAlive(false)
 			}
 		}
 		return c, err

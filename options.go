@@ -3,6 +3,7 @@ package acceptq
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"strings"
 	"syscall"
@@ -206,7 +207,16 @@ func WithSendBuffer(n int) Option {
 // system's, and with Enable false connections have none, which for the zero
 // KeepAliveConfig differs from net's. Without the option it is on, after 15 s, each
 // 15 s, 9 times. The listening socket has none: NetBSD and macOS would end it.
-// Values that the kernel refuses make listening fail.
+// Values that the kernel refuses make listening fail where the package makes the
+// socket; elsewhere net ignores them. OpenBSD has no times to set: there all three
+// are negative, or the error matches [errors.ErrUnsupported].
 func WithKeepAlive(config net.KeepAliveConfig) Option {
-	return func(o *options) { o.keepAlive = &config }
+	return func(o *options) {
+		// The kernel takes 32 bits of each, and net does not look.
+		if max(config.Idle, config.Interval) > math.MaxInt32*time.Second || int64(config.Count) > math.MaxInt32 {
+			o.fail("WithKeepAlive(%+v): more than fits", config)
+			return
+		}
+		o.keepAlive = &config
+	}
 }

@@ -89,3 +89,17 @@ func bufferKnob(int) string {
 	}
 	return "kern.ipc.maxsockbuf"
 }
+
+// keepAliveNames are the options of TCP_KEEPIDLE, TCP_KEEPINTVL and TCP_KEEPCNT, from
+// netinet/tcp.h; x/sys does not have each for each. OpenBSD has none.
+func keepAliveNames() (names [3]int, ok bool) {
+	switch runtime.GOOS {
+	case "freebsd", "dragonfly":
+		return [...]int{0x100, 0x200, 0x400}, true
+	case "netbsd":
+		return [...]int{3, 5, 6}, true
+	case "darwin", "ios":
+		return [...]int{0x10, 0x101, 0x102}, true // the first is TCP_KEEPALIVE
+	}
+	return names, false
+}

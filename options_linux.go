@@ -80,3 +80,8 @@ func bufferKnob(name int) string {
 	}
 	return "net.core.wmem_max"
 }
+
+// keepAliveNames are the options of TCP_KEEPIDLE, TCP_KEEPINTVL and TCP_KEEPCNT.
+func keepAliveNames() (names [3]int, ok bool) {
+	return [...]int{unix.TCP_KEEPIDLE, unix.TCP_KEEPINTVL, unix.TCP_KEEPCNT}, true
+}

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -120,10 +121,9 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if o.keepAlive != nil {
-		if err := sys.tryKeepAlive(*o.keepAlive); err != nil {
-			return nil, err
-		}
+	keepAlive, err := sys.tryKeepAlive(o.keepAlive)
+	if err != nil {
+		return nil, err
 	}
 	if o.strict {
 		// Refused before bind where that can be foreseen: nobody sees the port.
@@ -158,7 +158,7 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 		ln.Close()
 		return nil, err
 	}
-	l.strict, l.keepAlive = o.strict, o.keepAlive
+	l.strict, l.keepAlive = o.strict, keepAlive
 	return l, nil
 }
 
@@ -342,23 +342,62 @@ func (sys *system) setBuffer(fd int, option string, name, n int) error {
 }
 
 // tryKeepAlive has net set config on a socket that is thrown away: what the
-// kernel refuses there it would refuse on each connection.
-func (sys *system) tryKeepAlive(config net.KeepAliveConfig) error {
+// kernel refuses there it would refuse on each connection. It returns what to set
+// on those. Where config leaves a value to the system that is the system's own, for
+// by the time a connection is accepted net has replaced it.
+func (sys *system) tryKeepAlive(config *net.KeepAliveConfig) (*net.KeepAliveConfig, error) {
+	if config == nil || !config.Enable {
+		return config, nil
+	}
 	fd, err := sys.socket(unix.AF_INET)
 	if err != nil {
-		return os.NewSyscallError("socket", err)
+		return nil, os.NewSyscallError("socket", err)
 	}
 	file := os.NewFile(uintptr(fd), "keep-alive")
 	defer file.Close()
+	full, err := sys.fillKeepAlive(fd, *config)
+	if err != nil {
+		return nil, err
+	}
 	c, err := net.FileConn(file)
 	if err != nil {
-		return cause(err)
+		return nil, cause(err)
 	}
 	defer c.Close()
-	if err := c.(*net.TCPConn).SetKeepAliveConfig(config); err != nil {
-		return fmt.Errorf("WithKeepAlive: %w", cause(err))
+	err = c.(*net.TCPConn).SetKeepAliveConfig(full)
+	if errors.Is(err, unix.ENOPROTOOPT) { // OpenBSD has no such times
+		return nil, fmt.Errorf("WithKeepAlive: %w: %w", errors.ErrUnsupported, cause(err))
 	}
-	return nil
+	if err != nil {
+		return nil, fmt.Errorf("WithKeepAlive: %w", cause(err))
+	}
+	return &full, nil
+}
+
+// fillKeepAlive puts the values that fd, a fresh socket, has from the system in
+// the place of negative ones.
+func (sys *system) fillKeepAlive(fd int, config net.KeepAliveConfig) (net.KeepAliveConfig, error) {
+	names, ok := keepAliveNames()
+	if !ok {
+		return config, nil // net has not set them either
+	}
+	var values [len(names)]int
+	for i, name := range names {
+		var err error
+		if values[i], err = sys.getsockoptInt(fd, unix.IPPROTO_TCP, name); err != nil {
+			return config, os.NewSyscallError("getsockopt", err)
+		}
+	}
+	if config.Idle < 0 {
+		config.Idle = time.Duration(values[0]) * time.Second
+	}
+	if config.Interval < 0 {
+		config.Interval = time.Duration(values[1]) * time.Second
+	}
+	if config.Count < 0 {
+		config.Count = values[2]
+	}
+	return config, nil
 }
 
 // localAddr is the address that fd is bound to.

@@ -320,12 +320,16 @@ func (sys *system) setReusePort(fd int) error {
 }
 
 // setBuffer asks for a buffer of n bytes, if n is not 0, and sees to it that it
-// was granted: a smaller one is no error of the kernel's.
+// was granted: on Linux and macOS a smaller one is no error of the kernel's.
 func (sys *system) setBuffer(fd int, option string, name, n int) error {
 	if n == 0 {
 		return nil
 	}
-	if err := sys.setInt(fd, unix.SOL_SOCKET, name, min(n, math.MaxInt32)); err != nil {
+	err := sys.setInt(fd, unix.SOL_SOCKET, name, min(n, math.MaxInt32))
+	if errors.Is(err, unix.ENOBUFS) { // the BSDs do say so
+		return fmt.Errorf("%s(%d): more than %s: %w: %w", option, n, bufferKnob(name), errors.ErrUnsupported, err)
+	}
+	if err != nil {
 		return err
 	}
 	granted, err := sys.getsockoptInt(fd, unix.SOL_SOCKET, name)

@@ -1,0 +1,533 @@
+package acceptq
+
+import (
+	"encoding/binary"
+	"errors"
+	"io/fs"
+	"math"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// An effect is what one option does to the kernel's sockets.
+type effect struct {
+	option               string
+	opt                  Option
+	read                 func(t *testing.T, c syscall.Conn) int
+	onListener, accepted int // what read says; unchanged is as without the option
+}
+
+const unchanged = -1
+
+func intOption(level, name int) func(*testing.T, syscall.Conn) int {
+	return func(t *testing.T, c syscall.Conn) int { return sockopt(t, c, level, name) }
+}
+
+// effects is every option that leaves a trace on a socket of Linux. The buffers
+// read back as twice of what was asked, socket(7).
+func effects() []effect {
+	return []effect{
+		{"WithBacklog", WithBacklog(7), func(t *testing.T, c syscall.Conn) int {
+			return int(tcpInfo(t, c).Sacked) // the limit of a listener, 0 of a connection
+		}, 7, unchanged},
+		{"WithReusePort", WithReusePort(), intOption(unix.SOL_SOCKET, unix.SO_REUSEPORT), 1, 1},
+		{"WithControl", WithControl(freeBind), intOption(unix.IPPROTO_IP, unix.IP_FREEBIND), 1, 1},
+		{"WithDeferAccept", WithDeferAccept(10 * time.Second), intOption(unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT), 15, unchanged},
+		{"WithFastOpen", WithFastOpen(9), intOption(unix.IPPROTO_TCP, unix.TCP_FASTOPEN), 9, unchanged},
+		{"WithReceiveBuffer", WithReceiveBuffer(50_000), intOption(unix.SOL_SOCKET, unix.SO_RCVBUF), 100_000, 100_000},
+		{"WithSendBuffer", WithSendBuffer(60_000), intOption(unix.SOL_SOCKET, unix.SO_SNDBUF), 120_000, 120_000},
+		{"WithKeepAlive", WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: 33 * time.Second}),
+			intOption(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE), unchanged, 33},
+	}
+}
+
+func freeBind(_, _ string, c syscall.RawConn) (err error) {
+	cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1) })
+	return errors.Join(cerr, err)
+}
+
+// Each option is on the listening socket and on its connections as the table
+// says, and a listener without it is otherwise.
+func TestOptionOnTheSocket(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.ipv4.tcp_fastopen", 3)
+		plain := listen(t)
+		plainConn := acceptOne(t, plain, plain.Accept)
+		for _, e := range effects() {
+			t.Run(e.option, func(t *testing.T) {
+				plainListener, plainAccepted := e.read(t, plain), e.read(t, plainConn)
+				require.True(t, e.onListener != unchanged || e.accepted != unchanged)
+				require.NotEqual(t, e.onListener, plainListener, "the value must differ from a listener without the option")
+				require.NotEqual(t, e.accepted, plainAccepted, "the value must differ from a connection without the option")
+
+				ln := listen(t, e.opt)
+				c := acceptOne(t, ln, ln.Accept)
+				require.Equal(t, instead(e.onListener, plainListener), e.read(t, ln))
+				require.Equal(t, instead(e.accepted, plainAccepted), e.read(t, c))
+			})
+		}
+	})
+}
+
+// Any two options hold together.
+func TestOptionPairs(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.ipv4.tcp_fastopen", 3)
+		plain := listen(t)
+		plainConn := acceptOne(t, plain, plain.Accept)
+		all := append(effects(), effect{option: "WithStrictBacklog", opt: WithStrictBacklog(),
+			read: func(*testing.T, syscall.Conn) int { return 0 }, onListener: unchanged, accepted: unchanged})
+		for i, a := range all {
+			for _, b := range all[i+1:] {
+				t.Run(a.option+" and "+b.option, func(t *testing.T) {
+					ln := listen(t, b.opt, a.opt)
+					c := acceptOne(t, ln, ln.Accept)
+					for _, e := range []effect{a, b} {
+						require.Equal(t, instead(e.onListener, e.read(t, plain)), e.read(t, ln), e.option)
+						require.Equal(t, instead(e.accepted, e.read(t, plainConn)), e.read(t, c), e.option)
+					}
+				})
+			}
+		}
+	})
+}
+
+// Of an option that is given twice the later one is in force.
+func TestOptionGivenTwice(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.ipv4.tcp_fastopen", 3)
+		idle := func(s int) Option {
+			return WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: time.Duration(s) * time.Second})
+		}
+		first := map[string]Option{
+			"WithBacklog":       WithBacklog(3),
+			"WithDeferAccept":   WithDeferAccept(time.Second),
+			"WithFastOpen":      WithFastOpen(3),
+			"WithReceiveBuffer": WithReceiveBuffer(1 << 30), // alone an error
+			"WithSendBuffer":    WithSendBuffer(20_000),
+			"WithKeepAlive":     idle(3),
+		}
+		for _, e := range effects() {
+			if first[e.option] == nil {
+				continue // it has no value
+			}
+			t.Run(e.option, func(t *testing.T) {
+				ln := listen(t, first[e.option], e.opt)
+				c := acceptOne(t, ln, ln.Accept)
+				if e.onListener != unchanged {
+					require.Equal(t, e.onListener, e.read(t, ln))
+				}
+				if e.accepted != unchanged {
+					require.Equal(t, e.accepted, e.read(t, c))
+				}
+			})
+		}
+	})
+}
+
+// The address is shared by those who have the option, and by no other; each gets
+// clients.
+func TestReusePortSpreads(t *testing.T) {
+	a := listen(t, WithReusePort())
+	b, err := ListenTCP(a.Addr().String(), WithReusePort())
+	require.NoError(t, err)
+	defer b.Close()
+	_, err = ListenTCP(a.Addr().String())
+	require.ErrorIs(t, err, syscall.EADDRINUSE)
+
+	queued := func(l *Listener) int {
+		s, err := l.Stats()
+		require.NoError(t, err)
+		return s.Queued
+	}
+	const clients = 100 // all go to one side once in 2^99 runs
+	for range clients {
+		dial(t, a.Addr())
+	}
+	require.Eventually(t, func() bool { return queued(a)+queued(b) == clients }, 10*time.Second, time.Millisecond)
+	require.Positive(t, queued(a))
+	require.Positive(t, queued(b))
+}
+
+// The wait is rounded up, never to nothing, and one that is too long is refused.
+func TestDeferAcceptRounds(t *testing.T) {
+	for d, want := range map[time.Duration]int{
+		1: 1, time.Second: 1, time.Second + 1: 3, 3 * time.Second: 3, 10 * time.Second: 15, 16 * time.Second: 31,
+	} {
+		ln := listen(t, WithDeferAccept(d))
+		require.Equal(t, want, sockopt(t, ln, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT), d)
+	}
+	ln := listen(t, WithDeferAccept(8*time.Hour))
+	require.GreaterOrEqual(t, sockopt(t, ln, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT), 8*3600)
+	for _, d := range []time.Duration{24 * time.Hour, (1<<32 + 5) * time.Second, math.MaxInt64 - 1, math.MaxInt64} {
+		refused(t, errors.ErrUnsupported, WithDeferAccept(d))
+	}
+}
+
+// A silent client waits outside of the queue, beside one that speaks; without the
+// option it is accepted at once.
+func TestDeferAcceptActs(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		plain := listen(t)
+		silent := dial(t, plain.Addr())
+		require.Equal(t, silent.LocalAddr(), accept(t, plain, plain.Accept).RemoteAddr())
+		require.Zero(t, kernelCounter(t, "TCPDeferAcceptDrop"))
+
+		ln := listen(t, WithDeferAccept(time.Minute))
+		silent = dial(t, ln.Addr())
+		require.Eventually(t, func() bool { return kernelCounter(t, "TCPDeferAcceptDrop") == 1 }, 10*time.Second, time.Millisecond,
+			"the kernel was to ignore the bare ACK")
+		require.Zero(t, kernelQueue(t, ln.Addr()))
+		speaker := dial(t, ln.Addr())
+		_, err := speaker.Write([]byte("x"))
+		require.NoError(t, err)
+		require.Equal(t, speaker.LocalAddr(), accept(t, ln, ln.Accept).RemoteAddr(), "who speaks is accepted first")
+		require.Zero(t, kernelQueue(t, ln.Addr()))
+
+		_, err = silent.Write([]byte("x"))
+		require.NoError(t, err)
+		require.Equal(t, silent.LocalAddr(), accept(t, ln, ln.Accept).RemoteAddr())
+	})
+}
+
+// A client that has a cookie sends data in its SYN, and the listener takes them.
+func TestFastOpenActs(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.ipv4.tcp_fastopen", 3)
+		// inSYN connects with data, and reports whether they came in the SYN.
+		inSYN := func(ln *Listener) bool {
+			const data = "in the SYN"
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			require.NoError(t, err)
+			defer unix.Close(fd)
+			to := &unix.SockaddrInet4{Port: ln.Addr().(*net.TCPAddr).Port, Addr: [4]byte{127, 0, 0, 1}}
+			require.NoError(t, unix.Sendto(fd, []byte(data), unix.MSG_FASTOPEN, to))
+
+			c := accept(t, ln, ln.Accept)
+			p := make([]byte, len(data))
+			_, err = c.Read(p)
+			require.NoError(t, err)
+			require.Equal(t, data, string(p))
+			const synData = 1 << 5 // TCPI_OPT_SYN_DATA, linux/tcp.h
+			return tcpInfo(t, c).Options&synData != 0
+		}
+
+		ln, plain := listen(t, WithFastOpen(5)), listen(t)
+		require.False(t, inSYN(ln), "the first connection gets the cookie")
+		require.Zero(t, kernelCounter(t, "TCPFastOpenPassive"))
+		require.True(t, inSYN(ln), "the second one uses it")
+		require.EqualValues(t, 1, kernelCounter(t, "TCPFastOpenPassive"))
+		require.False(t, inSYN(plain), "without the option the data wait for the handshake")
+		require.EqualValues(t, 1, kernelCounter(t, "TCPFastOpenPassive"))
+	})
+}
+
+// An option that the kernel would take and not act upon is refused, as is one that
+// it would cut.
+func TestFastOpenIsNotTakenInVain(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		const knob = "net.ipv4.tcp_fastopen"
+		for _, bits := range []int{0, 1, 1 | 0x200 | 0x400} {
+			setSysctl(t, knob, bits)
+			err := refused(t, errors.ErrUnsupported, WithFastOpen(1))
+			require.ErrorContains(t, err, knob+"="+strconv.Itoa(bits|2), "it says what helps")
+		}
+		for name, readFile := range map[string]func(string) ([]byte, error){
+			"unreadable": func(string) ([]byte, error) { return nil, fs.ErrPermission },
+			"no number":  func(string) ([]byte, error) { return []byte("on\n"), nil },
+		} {
+			sys := realSystem
+			sys.readFile = readFile
+			ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithFastOpen(3)})
+			require.NoError(t, err, name)
+			require.Equal(t, 3, sockopt(t, ln, unix.IPPROTO_TCP, unix.TCP_FASTOPEN), name)
+			ln.Close()
+		}
+
+		setSysctl(t, knob, 3)
+		setSysctl(t, "net.core.somaxconn", 4)
+		require.Equal(t, 4, sockopt(t, listen(t, WithFastOpen(4)), unix.IPPROTO_TCP, unix.TCP_FASTOPEN))
+		for _, qlen := range []int{5, math.MaxInt32, math.MaxInt} {
+			err := refused(t, errors.ErrUnsupported, WithFastOpen(qlen))
+			require.ErrorContains(t, err, "net.core.somaxconn")
+		}
+	})
+}
+
+// The buffer is set early enough for the window scale that the client is told.
+func TestReceiveBufferScalesTheWindow(t *testing.T) {
+	scale := func(opts ...Option) int {
+		ln := listen(t, opts...)
+		client := dial(t, ln.Addr())
+		accept(t, ln, ln.Accept)
+		return sendScale(t, client)
+	}
+	small, large, plain := scale(WithReceiveBuffer(8192)), scale(WithReceiveBuffer(bufferMax(t, "rmem_max"))), scale()
+	t.Logf("window scale: %d with 8 KiB, %d with the largest, %d without", small, large, plain)
+	require.Less(t, small, large)
+	require.NotEqual(t, small, plain)
+}
+
+func TestBufferIsNotCut(t *testing.T) {
+	for _, b := range []struct {
+		knob string
+		with func(int) Option
+		name int
+	}{
+		{"rmem_max", WithReceiveBuffer, unix.SO_RCVBUF},
+		{"wmem_max", WithSendBuffer, unix.SO_SNDBUF},
+	} {
+		most := bufferMax(t, b.knob)
+		ln := listen(t, b.with(most))
+		require.Equal(t, 2*most, sockopt(t, ln, unix.SOL_SOCKET, b.name), b.knob)
+		for _, n := range []int{most + 1, math.MaxInt32, math.MaxInt} {
+			err := refused(t, errors.ErrUnsupported, b.with(n))
+			require.ErrorContains(t, err, "net.core."+b.knob)
+		}
+		// Little is no less than asked for: the kernel has a least of its own.
+		require.GreaterOrEqual(t, sockopt(t, listen(t, b.with(1)), unix.SOL_SOCKET, b.name), 2)
+	}
+}
+
+// keepAlive is what a socket says of its keep-alive.
+type keepAlive struct{ on, idle, interval, count int }
+
+func keepAliveOf(t *testing.T, c syscall.Conn) keepAlive {
+	return keepAlive{
+		sockopt(t, c, unix.SOL_SOCKET, unix.SO_KEEPALIVE), sockopt(t, c, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE),
+		sockopt(t, c, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL), sockopt(t, c, unix.IPPROTO_TCP, unix.TCP_KEEPCNT),
+	}
+}
+
+// The fields mean what they mean to net.ListenConfig, which is asked for the same;
+// the listening socket is left alone.
+func TestKeepAliveIsNets(t *testing.T) {
+	plain := listen(t)
+	system := keepAliveOf(t, plain)
+	require.Zero(t, system.on)
+	require.Equal(t, keepAlive{1, 15, 15, 9}, keepAliveOf(t, acceptOne(t, plain, plain.Accept)))
+	require.NotEqual(t, keepAlive{0, 15, 15, 9}, system)
+
+	for _, row := range []struct {
+		rule   string
+		config net.KeepAliveConfig
+		want   keepAlive
+	}{
+		{"each its own", net.KeepAliveConfig{Enable: true, Idle: 33 * time.Second, Interval: 7 * time.Second, Count: 5}, keepAlive{1, 33, 7, 5}},
+		{"zero is net's", net.KeepAliveConfig{Enable: true}, keepAlive{1, 15, 15, 9}},
+		{"negative is the system's", net.KeepAliveConfig{Enable: true, Idle: -1, Interval: -1, Count: -1}, keepAlive{1, system.idle, system.interval, system.count}},
+		{"one negative", net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: -time.Second}, keepAlive{1, 60, system.interval, 9}},
+		{"less than a second is one", net.KeepAliveConfig{Enable: true, Idle: 1, Interval: time.Second + 1}, keepAlive{1, 1, 2, 9}},
+		{"the kernel's largest", net.KeepAliveConfig{Enable: true, Idle: 32767 * time.Second, Interval: 32767 * time.Second, Count: 127}, keepAlive{1, 32767, 32767, 127}},
+	} {
+		t.Run(row.rule, func(t *testing.T) {
+			lc := net.ListenConfig{KeepAliveConfig: row.config}
+			lc.SetMultipathTCP(false)
+			theirs, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			defer theirs.Close()
+			require.Equal(t, row.want, keepAliveOf(t, acceptOne(t, theirs.(*net.TCPListener), theirs.Accept)), "net's own")
+
+			ln := listen(t, WithKeepAlive(row.config))
+			require.Equal(t, system, keepAliveOf(t, ln))
+			require.Equal(t, row.want, keepAliveOf(t, acceptOne(t, ln, ln.Accept)), "Accept")
+			require.Equal(t, row.want, keepAliveOf(t, acceptOne(t, ln, func() (net.Conn, error) { return ln.AcceptTCP() })), "AcceptTCP")
+		})
+	}
+	for _, off := range []net.KeepAliveConfig{{}, {Idle: time.Minute, Count: 1000}} {
+		ln := listen(t, WithKeepAlive(off))
+		require.Equal(t, system, keepAliveOf(t, ln))
+		require.Zero(t, keepAliveOf(t, acceptOne(t, ln, ln.Accept)).on)
+		require.Zero(t, keepAliveOf(t, acceptOne(t, ln, func() (net.Conn, error) { return ln.AcceptTCP() })).on)
+	}
+}
+
+// What would fail on every connection fails at listening.
+func TestKeepAliveIsTriedFirst(t *testing.T) {
+	for _, config := range []net.KeepAliveConfig{
+		{Enable: true, Count: 1000},
+		{Enable: true, Idle: 40_000 * time.Second},
+		{Enable: true, Interval: 40_000 * time.Second},
+	} {
+		err := refused(t, syscall.EINVAL, WithKeepAlive(config))
+		require.ErrorContains(t, err, "WithKeepAlive")
+	}
+}
+
+// The hook sees what net's sees, once, on a socket that has its options and no
+// address yet.
+func TestControlIsNets(t *testing.T) {
+	type call struct{ network, address string }
+	for _, where := range []call{{"tcp", "127.0.0.1:0"}, {"tcp4", ":0"}, {"tcp", ":0"}, {"tcp", "0.0.0.0:0"}, {"tcp", "localhost:0"}, {"tcp6", "[::1]:0"}, {"tcp", "[::]:0"}} {
+		t.Run(where.network+" "+where.address, func(t *testing.T) {
+			var theirs, ours []call
+			lc := net.ListenConfig{Control: func(network, address string, _ syscall.RawConn) error {
+				theirs = append(theirs, call{network, address})
+				return nil
+			}}
+			lc.SetMultipathTCP(false)
+			l, err := lc.Listen(t.Context(), where.network, where.address)
+			if err != nil {
+				t.Skipf("net cannot listen there either: %v", err)
+			}
+			l.Close()
+
+			var kept syscall.RawConn
+			ln, err := Listen(t.Context(), where.network, where.address, WithReceiveBuffer(50_000), WithControl(
+				func(network, address string, c syscall.RawConn) error {
+					ours = append(ours, call{network, address})
+					kept = c
+					size, err := rawInt(c, func(fd int) (int, error) { return unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF) })
+					require.NoError(t, err)
+					require.Equal(t, 100_000, size)
+					require.NoError(t, c.Control(func(fd uintptr) {
+						sa, err := unix.Getsockname(int(fd))
+						require.NoError(t, err)
+						switch sa := sa.(type) {
+						case *unix.SockaddrInet4:
+							require.Zero(t, sa.Port)
+						case *unix.SockaddrInet6:
+							require.Zero(t, sa.Port)
+						}
+					}))
+					return nil
+				}))
+			require.NoError(t, err)
+			defer ln.Close()
+			require.Equal(t, theirs, ours)
+			require.Error(t, kept.Control(func(uintptr) {}), "valid during the call only")
+		})
+	}
+}
+
+// listen listens until the test ends.
+func listen(t *testing.T, opts ...Option) *Listener {
+	t.Helper()
+	ln, err := ListenTCP("127.0.0.1:0", opts...)
+	require.NoError(t, err)
+	t.Cleanup(func() { ln.Close() })
+	return ln
+}
+
+// refused listens with options that must fail with target, and returns the error.
+func refused(t *testing.T, target error, opts ...Option) error {
+	t.Helper()
+	before := openDescriptors()
+	ln, err := ListenTCP("127.0.0.1:0", opts...)
+	require.ErrorIs(t, err, target)
+	require.Nil(t, ln)
+	var op *net.OpError
+	require.ErrorAs(t, err, &op)
+	require.Equal(t, "listen", op.Op)
+	require.Equal(t, before, openDescriptors())
+	return err
+}
+
+func dial(t *testing.T, addr net.Addr) *net.TCPConn {
+	t.Helper()
+	d := net.Dialer{Timeout: 10 * time.Second}
+	c, err := d.Dial(addr.Network(), addr.String())
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c.(*net.TCPConn)
+}
+
+// accept takes one connection, by a method of ln.
+func accept(t *testing.T, ln interface{ SetDeadline(time.Time) error }, method func() (net.Conn, error)) *net.TCPConn {
+	t.Helper()
+	require.NoError(t, ln.SetDeadline(time.Now().Add(10*time.Second)))
+	c, err := method()
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c.(*net.TCPConn)
+}
+
+// acceptOne accepts a client that speaks at once.
+func acceptOne(t *testing.T, ln interface {
+	Addr() net.Addr
+	SetDeadline(time.Time) error
+}, method func() (net.Conn, error)) *net.TCPConn {
+	t.Helper()
+	_, err := dial(t, ln.Addr()).Write([]byte("x"))
+	require.NoError(t, err)
+	return accept(t, ln, method)
+}
+
+func instead(want, plain int) int {
+	if want == unchanged {
+		return plain
+	}
+	return want
+}
+
+func sockopt(t *testing.T, c syscall.Conn, level, name int) int {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	require.NoError(t, err)
+	v, err := rawInt(raw, func(fd int) (int, error) { return unix.GetsockoptInt(fd, level, name) })
+	require.NoError(t, err)
+	return v
+}
+
+func tcpInfo(t *testing.T, c syscall.Conn) (info *unix.TCPInfo) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	require.NoError(t, err)
+	require.NoError(t, raw.Control(func(fd uintptr) {
+		info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	}))
+	require.NoError(t, err)
+	return info
+}
+
+// sendScale is the window scale that the peer of c has offered: tcpi_snd_wscale, the
+// first of two bit fields in a byte that x/sys leaves out.
+func sendScale(t *testing.T, c syscall.Conn) (scale int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	require.NoError(t, err)
+	require.NoError(t, raw.Control(func(fd uintptr) {
+		p := make([]byte, 8)
+		_, err = getsockopt(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO, p)
+		if binary.NativeEndian.Uint16([]byte{1, 0}) == 1 {
+			scale = int(p[6] & 15)
+		} else {
+			scale = int(p[6] >> 4)
+		}
+	}))
+	require.NoError(t, err)
+	return scale
+}
+
+// bufferMax reads the largest buffer that this machine grants.
+func bufferMax(t *testing.T, knob string) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/sys/net/core/" + knob)
+	require.NoError(t, err)
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	require.NoError(t, err)
+	return min(n, math.MaxInt32/2)
+}
+
+func TestOptionFaults(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.ipv4.tcp_fastopen", 3)
+		opts := []Option{WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: -1})}
+		for _, e := range effects() {
+			if e.option != "WithKeepAlive" {
+				opts = append(opts, e.opt)
+			}
+		}
+		for _, host := range []string{"127.0.0.1", "::1"} {
+			testOptionFaults(t, realSystem, host, opts)
+		}
+	})
+}

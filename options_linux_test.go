@@ -1,12 +1,14 @@
 package acceptq
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"io/fs"
 	"math"
 	"net"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -530,4 +532,103 @@ func TestOptionFaults(t *testing.T) {
 			testOptionFaults(t, realSystem, host, opts)
 		}
 	})
+}
+
+// The recipes of the examples that need a privilege say nothing when they have it.
+func TestControlRecipes(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		self, err := os.Executable()
+		require.NoError(t, err)
+		recipes := []string{"bindToDevice", "congestion", "dscp", "freeBind", "mark", "maxSegment", "transparent", "userTimeout"}
+		cmd := exec.Command(self, "-test.v", "-test.run=^ExampleWithControl_("+strings.Join(recipes, "|")+")$")
+		var stderr strings.Builder
+		cmd.Stderr = &stderr
+		stdout, err := cmd.Output()
+		require.NoError(t, err)
+		require.Empty(t, stderr.String(), "what an example logs is an error")
+		require.Equal(t, len(recipes), strings.Count(string(stdout), "--- PASS: ExampleWithControl_"))
+	})
+}
+
+// The recipe for MD5 keeps out a client of the address that does not sign.
+func TestControlMD5(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		sig := unix.TCPMD5Sig{Addr: unix.SockaddrStorage{Family: unix.AF_INET}}
+		copy(sig.Addr.Data[2:], []byte{127, 0, 0, 1})
+		sig.Keylen = uint16(copy(sig.Key[:], "secret"))
+		md5 := func(_, _ string, c syscall.RawConn) (err error) {
+			cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptTCPMD5Sig(int(fd), unix.IPPROTO_TCP, unix.TCP_MD5SIG, &sig) })
+			return errors.Join(cerr, err)
+		}
+		ln, err := ListenTCP("127.0.0.1:0", WithControl(md5))
+		if errors.Is(err, unix.ENOPROTOOPT) {
+			t.Skip("this kernel is built without CONFIG_TCP_MD5SIG")
+		}
+		require.NoError(t, err)
+		defer ln.Close()
+
+		require.Zero(t, kernelCounter(t, "TCPMD5NotFound"))
+		ctx, cancel := context.WithCancel(t.Context())
+		unsigned := make(chan error)
+		go func() {
+			c, err := new(net.Dialer).DialContext(ctx, "tcp", ln.Addr().String())
+			if err == nil {
+				c.Close()
+			}
+			unsigned <- err
+		}()
+		ignored := func() bool { return kernelCounter(t, "TCPMD5NotFound") > 0 }
+		seen := eventually(ignored)
+		cancel()
+		require.Error(t, <-unsigned)
+		require.True(t, seen, "the kernel was to ignore the unsigned SYN")
+
+		address := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}
+		signed := net.Dialer{LocalAddr: address, Timeout: 10 * time.Second, Control: md5}
+		c, err := signed.Dial("tcp", ln.Addr().String())
+		require.NoError(t, err)
+		defer c.Close()
+		require.Equal(t, c.LocalAddr(), accept(t, ln, ln.Accept).RemoteAddr())
+	})
+}
+
+// What the recipes say of connections is so: they inherit the option.
+func TestControlIsInherited(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		plain := listen(t)
+		plainConn := acceptOne(t, plain, plain.Accept)
+		for _, o := range []struct {
+			name          string
+			level, opt, v int
+		}{
+			{"SO_MARK", unix.SOL_SOCKET, unix.SO_MARK, 42},
+			{"IP_TOS", unix.IPPROTO_IP, unix.IP_TOS, 46 << 2},
+			{"IP_TTL", unix.IPPROTO_IP, unix.IP_TTL, 33},
+			{"SO_PRIORITY", unix.SOL_SOCKET, unix.SO_PRIORITY, 5},
+			{"IP_TRANSPARENT", unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1},
+			{"TCP_USER_TIMEOUT", unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 30_000},
+		} {
+			ln := listen(t, WithControl(func(_, _ string, c syscall.RawConn) (err error) {
+				cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), o.level, o.opt, o.v) })
+				return errors.Join(cerr, err)
+			}))
+			c := acceptOne(t, ln, ln.Accept)
+			require.NotEqual(t, o.v, sockopt(t, plain, o.level, o.opt), o.name)
+			require.NotEqual(t, o.v, sockopt(t, plainConn, o.level, o.opt), o.name)
+			require.Equal(t, o.v, sockopt(t, ln, o.level, o.opt), o.name)
+			require.Equal(t, o.v, sockopt(t, c, o.level, o.opt), o.name)
+		}
+	})
+}
+
+// eventually waits for what the kernel is about to do, at most 10 seconds.
+func eventually(done func() bool) bool {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(10 * time.Second); !done(); <-tick.C {
+		if time.Now().After(end) {
+			return false
+		}
+	}
+	return true
 }

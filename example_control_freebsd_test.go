@@ -1,0 +1,26 @@
+package acceptq_test
+
+import (
+	"cmp"
+	"log"
+	"syscall"
+
+	"github.com/acceptq/acceptq"
+	"golang.org/x/sys/unix"
+)
+
+// Route the answers by another table than the first (setfib(2)). The kernel must
+// have as many: net.fibs.
+func ExampleWithControl_setFIB() {
+	setFIB := func(network, address string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SETFIB, 1) })
+		return cmp.Or(cerr, err)
+	}
+	ln, err := acceptq.ListenTCP("127.0.0.1:0", acceptq.WithControl(setFIB))
+	if err != nil {
+		log.Print(err)
+		return
+	}
+	defer ln.Close()
+	// Output:
+}

@@ -29,8 +29,8 @@ func ListenTCPShards(addr string, n int, opts ...Option) (*Shards, error) {
 // The shards are exclusive: a second process that listens on the address gets
 // EADDRINUSE, unless it asks for SO_REUSEPORT itself, which on Linux the same
 // user may. With [WithReusePort] the address can be shared on purpose. A
-// [WithControl] function is called for each socket, and for one more that claims
-// the address and is closed again.
+// [WithControl] function is called for each socket; on FreeBSD and DragonFly there
+// is one more, which claims the address and is closed again.
 //
 // The kernel picks a shard by a hash of the addresses and ports and does not look
 // whether its queue is full: a full shard turns clients away while its neighbour

@@ -3,6 +3,7 @@
 package acceptq
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -215,23 +216,44 @@ func (sys *system) listenShards(ctx context.Context, network, address string, o 
 	}
 	fail := func(err error) error { return &net.OpError{Op: "listen", Net: network, Addr: ep.addr, Err: err} }
 	if !o.reusePort {
-		// The address is claimed by a socket without the option, beside which no
-		// other can be bound. It gets the option then, so that the shards can be,
-		// and never listens: FreeBSD spreads over those that were bound with it.
-		claim, err := sys.bindSocket(ep, o)
-		if err != nil {
-			return fail(err)
-		}
-		defer claim.Close()
-		if err := sys.setReusePort(int(claim.Fd())); err != nil {
-			return fail(err)
-		}
-		if ep.addr, err = sys.localAddr(int(claim.Fd())); err != nil {
-			return fail(err)
-		}
+		alone := o
 		sharing := *o
 		sharing.reusePort = true
 		o = &sharing
+		switch runtime.GOOS {
+		case "linux", "android":
+			// The first shard listens without the option, as no two can on one
+			// address, and gets it then; the second makes a group of them. That it is
+			// bound proves nothing: until they listen, two that start together both are.
+			l, err := sys.open(ctx, ep, alone)
+			if err != nil {
+				return fail(err)
+			}
+			ep.addr = l.Addr().(*net.TCPAddr)
+			operr := l.raw.Control(func(fd uintptr) { err = sys.setReusePort(int(fd)) })
+			if err := cmp.Or(operr, err); err != nil {
+				l.Close()
+				return fail(err)
+			}
+			if !more(l) {
+				return nil
+			}
+		default:
+			// The address is claimed by a socket without the option, beside which no
+			// other can be bound. It gets the option then, so that the shards can be,
+			// and never listens: FreeBSD spreads over those that were bound with it.
+			claim, err := sys.bindSocket(ep, alone)
+			if err != nil {
+				return fail(err)
+			}
+			defer claim.Close()
+			if err := sys.setReusePort(int(claim.Fd())); err != nil {
+				return fail(err)
+			}
+			if ep.addr, err = sys.localAddr(int(claim.Fd())); err != nil {
+				return fail(err)
+			}
+		}
 	}
 	for {
 		l, err := sys.open(ctx, ep, o)

@@ -58,7 +58,7 @@ func (sys *system) shards(ctx context.Context, network, address string, n int, o
 		}
 		return &Shards{[]*Listener{l}}, nil
 	}
-	s := &Shards{make([]*Listener, 0, n)}
+	s := new(Shards) // n may be more than memory: descriptors run out first
 	err = sys.listenShards(ctx, network, address, o, func(l *Listener) bool {
 		s.listeners = append(s.listeners, l)
 		return len(s.listeners) < n

@@ -12,6 +12,8 @@ import (
 // Shards are several listeners on one address, each with an accept queue of its
 // own, over which the kernel spreads new connections: n queues hold n times what
 // the ceiling allows one. See [ListenShards].
+//
+// A method of zero Shards that returns an error returns one.
 type Shards struct {
 	listeners []*Listener
 }
@@ -103,6 +105,9 @@ func (s *Shards) EffectiveBacklog() int {
 // an unknown part is unknown, which is -1. When a queue cannot be read the error
 // is that of [Listener.Stats].
 func (s *Shards) Stats() (Stats, error) {
+	if err := s.none("stats"); err != nil {
+		return noStats, err
+	}
 	all := make([]Stats, len(s.listeners))
 	for i, l := range s.listeners {
 		var err error
@@ -117,6 +122,14 @@ func (s *Shards) Stats() (Stats, error) {
 		Capacity:   saturate(sumOf(all, func(s Stats) int64 { return int64(s.Capacity) })),
 		Drops:      sumOf(all, func(s Stats) int64 { return s.Drops }),
 	}, nil
+}
+
+// none is the error of zero Shards.
+func (s *Shards) none(op string) error {
+	if len(s.listeners) > 0 {
+		return nil
+	}
+	return &net.OpError{Op: op, Net: "tcp", Err: errNotListening}
 }
 
 // sumOf adds up one number of each; of none, and with an unknown one among them,
@@ -139,6 +152,9 @@ func sumOf[T any](all []T, number func(T) int64) int64 {
 // SetBacklog calls [Listener.SetBacklog] with n for each shard, up to the first
 // that fails, and returns its error.
 func (s *Shards) SetBacklog(n int) error {
+	if err := s.none("listen"); err != nil {
+		return err
+	}
 	for _, l := range s.listeners {
 		if _, err := l.SetBacklog(n); err != nil {
 			return err
@@ -152,6 +168,9 @@ func (s *Shards) SetBacklog(n int) error {
 // shards are closed, as a server's only listener would be: a shard that nobody
 // serves would still be given its part of the clients.
 func (s *Shards) Serve(serve func(net.Listener) error) error {
+	if err := s.none("accept"); err != nil {
+		return err
+	}
 	var (
 		wait  sync.WaitGroup
 		once  sync.Once
@@ -173,6 +192,9 @@ func (s *Shards) Serve(serve func(net.Listener) error) error {
 // Drain drains all shards at once, see [Listener.Drain]. When ctx ends first the
 // error is a [*DrainError] with the sum of what is queued.
 func (s *Shards) Drain(ctx context.Context) error {
+	if err := s.none("drain"); err != nil {
+		return err
+	}
 	errs := make([]error, len(s.listeners))
 	var wait sync.WaitGroup
 	for i, l := range s.listeners {
@@ -192,7 +214,9 @@ func (s *Shards) Drain(ctx context.Context) error {
 		default:
 			sum.Queued += e.Queued
 			// Each counts the handshakes of the port.
-			sum.Incomplete = max(sum.Incomplete, e.Incomplete)
+			if sum.Incomplete != unknown && (e.Incomplete == unknown || e.Incomplete > sum.Incomplete) {
+				sum.Incomplete = e.Incomplete
+			}
 		}
 	}
 	if sum == nil {
@@ -203,6 +227,9 @@ func (s *Shards) Drain(ctx context.Context) error {
 
 // Close closes all shards and returns the first error.
 func (s *Shards) Close() error {
+	if err := s.none("close"); err != nil {
+		return err
+	}
 	var first error
 	for _, l := range s.listeners {
 		if err := l.Close(); err != nil && first == nil {

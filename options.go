@@ -115,8 +115,9 @@ func WithStrictBacklog() Option {
 //
 // The kernel picks by a hash of the addresses and ports and does not look
 // whether the queue is full. On systems whose SO_REUSEPORT does not spread
-// (macOS, NetBSD, OpenBSD), and where there is none, listening fails with an
-// error that matches [errors.ErrUnsupported].
+// (macOS, NetBSD, OpenBSD), where there is none, and on FreeBSD for the wildcard
+// of both families (":8080" on "tcp"), which its kernel does not spread, listening
+// fails with an error that matches [errors.ErrUnsupported].
 func WithReusePort() Option {
 	return func(o *options) { o.reusePort = true }
 }

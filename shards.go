@@ -40,7 +40,8 @@ func ListenTCPShards(addr string, n int, opts ...Option) (*Shards, error) {
 //
 // It is an error if n is not positive. Where the system does not spread
 // connections (see [WithReusePort]) and n is more than 1, the error matches
-// [errors.ErrUnsupported].
+// [errors.ErrUnsupported]; on FreeBSD also if n is more than 256, the most that
+// its kernel spreads over.
 func ListenShards(ctx context.Context, network, address string, n int, opts ...Option) (*Shards, error) {
 	return realSystem.shards(ctx, network, address, n, opts)
 }

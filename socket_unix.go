@@ -255,7 +255,7 @@ func (sys *system) listenShards(ctx context.Context, network, address string, o 
 			}
 		}
 	}
-	for {
+	for range maxGroup() {
 		l, err := sys.open(ctx, ep, o)
 		if err != nil {
 			return fail(err)
@@ -265,6 +265,7 @@ func (sys *system) listenShards(ctx context.Context, network, address string, o 
 			return nil
 		}
 	}
+	return fail(notHere(fmt.Sprintf("more than %d shards", maxGroup())))
 }
 
 // sockaddr is the address to bind to. A zone names an interface or is its
@@ -320,6 +321,9 @@ func (sys *system) setOptions(fd int, ep endpoint, o *options) error {
 		return err
 	}
 	if o.reusePort {
+		if err := ep.spreads(); err != nil {
+			return err
+		}
 		if err := sys.setReusePort(fd); err != nil {
 			return err
 		}
@@ -453,6 +457,25 @@ func reusePort() (name int, err error) {
 		return 0x10000, nil // SO_REUSEPORT_LB, sys/socket.h; x/sys has it for FreeBSD only
 	}
 	return 0, notHere("WithReusePort")
+}
+
+// spreads refuses an address over whose listeners the kernel does not spread,
+// though it takes the option: FreeBSD leaves the wildcard of both families out of
+// the group (in_pcbinslbgrouphash in netinet/in_pcb.c) and gives all to one.
+func (ep endpoint) spreads() error {
+	if runtime.GOOS == "freebsd" && ep.network == "tcp6" && !ep.v6only && (len(ep.addr.IP) == 0 || ep.addr.IP.IsUnspecified()) {
+		return fmt.Errorf("%w, listen on tcp4 and on tcp6", notHere("WithReusePort for both families at once"))
+	}
+	return nil
+}
+
+// maxGroup is how many listeners the kernel spreads over; FreeBSD lets more be
+// bound and gives them nothing (INPCBLBGROUP_SIZMAX in netinet/in_pcb.c).
+func maxGroup() int {
+	if runtime.GOOS == "freebsd" {
+		return 256
+	}
+	return math.MaxInt
 }
 
 func (sys *system) setInt(fd, level, name, value int) error {

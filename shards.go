@@ -16,6 +16,7 @@ import (
 // A method of zero Shards that returns an error returns one.
 type Shards struct {
 	listeners []*Listener
+	closing   sync.Mutex // one Close at a time: Serve calls it too, when the first has closed one
 }
 
 // ListenTCPShards listens with n sockets on the TCP address addr, see
@@ -59,7 +60,7 @@ func (sys *system) shards(ctx context.Context, network, address string, n int, o
 		if err != nil {
 			return nil, err
 		}
-		return &Shards{[]*Listener{l}}, nil
+		return &Shards{listeners: []*Listener{l}}, nil
 	}
 	s := new(Shards) // n may be more than memory: descriptors run out first
 	err = sys.listenShards(ctx, network, address, o, func(l *Listener) bool {
@@ -231,6 +232,8 @@ func (s *Shards) Close() error {
 	if err := s.none("close"); err != nil {
 		return err
 	}
+	s.closing.Lock()
+	defer s.closing.Unlock()
 	var first error
 	for _, l := range s.listeners {
 		if err := l.Close(); err != nil && first == nil {

@@ -170,7 +170,7 @@ func TestDeferAcceptRounds(t *testing.T) {
 	ln := listen(t, WithDeferAccept(8*time.Hour))
 	require.GreaterOrEqual(t, sockopt(t, ln, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT), 8*3600)
 	for _, d := range []time.Duration{24 * time.Hour, (1<<32 + 5) * time.Second, math.MaxInt64 - 1, math.MaxInt64} {
-		refused(t, errors.ErrUnsupported, WithDeferAccept(d))
+		refusedWith(t, errors.ErrUnsupported, WithDeferAccept(d))
 	}
 }
 
@@ -180,7 +180,7 @@ func TestDeferAcceptActs(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		plain := listen(t)
 		silent := dial(t, plain.Addr())
-		require.Equal(t, silent.LocalAddr(), accept(t, plain, plain.Accept).RemoteAddr())
+		require.Equal(t, silent.LocalAddr(), acceptBy(t, plain, plain.Accept).RemoteAddr())
 		require.Zero(t, kernelCounter(t, "TCPDeferAcceptDrop"))
 
 		ln := listen(t, WithDeferAccept(time.Minute))
@@ -191,12 +191,12 @@ func TestDeferAcceptActs(t *testing.T) {
 		speaker := dial(t, ln.Addr())
 		_, err := speaker.Write([]byte("x"))
 		require.NoError(t, err)
-		require.Equal(t, speaker.LocalAddr(), accept(t, ln, ln.Accept).RemoteAddr(), "who speaks is accepted first")
+		require.Equal(t, speaker.LocalAddr(), acceptBy(t, ln, ln.Accept).RemoteAddr(), "who speaks is accepted first")
 		require.Zero(t, kernelQueue(t, ln.Addr()))
 
 		_, err = silent.Write([]byte("x"))
 		require.NoError(t, err)
-		require.Equal(t, silent.LocalAddr(), accept(t, ln, ln.Accept).RemoteAddr())
+		require.Equal(t, silent.LocalAddr(), acceptBy(t, ln, ln.Accept).RemoteAddr())
 	})
 }
 
@@ -213,7 +213,7 @@ func TestFastOpenActs(t *testing.T) {
 			to := &unix.SockaddrInet4{Port: ln.Addr().(*net.TCPAddr).Port, Addr: [4]byte{127, 0, 0, 1}}
 			require.NoError(t, unix.Sendto(fd, []byte(data), unix.MSG_FASTOPEN, to))
 
-			c := accept(t, ln, ln.Accept)
+			c := acceptBy(t, ln, ln.Accept)
 			p := make([]byte, len(data))
 			_, err = c.Read(p)
 			require.NoError(t, err)
@@ -239,7 +239,7 @@ func TestFastOpenIsNotTakenInVain(t *testing.T) {
 		const knob = "net.ipv4.tcp_fastopen"
 		for _, bits := range []int{0, 1, 1 | 0x200 | 0x400} {
 			setSysctl(t, knob, bits)
-			err := refused(t, errors.ErrUnsupported, WithFastOpen(1))
+			err := refusedWith(t, errors.ErrUnsupported, WithFastOpen(1))
 			require.ErrorContains(t, err, knob+"="+strconv.Itoa(bits|2), "it says what helps")
 		}
 		for name, readFile := range map[string]func(string) ([]byte, error){
@@ -258,7 +258,7 @@ func TestFastOpenIsNotTakenInVain(t *testing.T) {
 		setSysctl(t, "net.core.somaxconn", 4)
 		require.Equal(t, 4, sockopt(t, listen(t, WithFastOpen(4)), unix.IPPROTO_TCP, unix.TCP_FASTOPEN))
 		for _, qlen := range []int{5, math.MaxInt32, math.MaxInt} {
-			err := refused(t, errors.ErrUnsupported, WithFastOpen(qlen))
+			err := refusedWith(t, errors.ErrUnsupported, WithFastOpen(qlen))
 			require.ErrorContains(t, err, "net.core.somaxconn")
 		}
 	})
@@ -269,7 +269,7 @@ func TestReceiveBufferScalesTheWindow(t *testing.T) {
 	scale := func(opts ...Option) int {
 		ln := listen(t, opts...)
 		client := dial(t, ln.Addr())
-		accept(t, ln, ln.Accept)
+		acceptBy(t, ln, ln.Accept)
 		return sendScale(t, client)
 	}
 	small, large, plain := scale(WithReceiveBuffer(8192)), scale(WithReceiveBuffer(bufferMax(t, "rmem_max"))), scale()
@@ -291,7 +291,7 @@ func TestBufferIsNotCut(t *testing.T) {
 		ln := listen(t, b.with(most))
 		require.Equal(t, 2*most, sockopt(t, ln, unix.SOL_SOCKET, b.name), b.knob)
 		for _, n := range []int{most + 1, math.MaxInt32, math.MaxInt} {
-			err := refused(t, errors.ErrUnsupported, b.with(n))
+			err := refusedWith(t, errors.ErrUnsupported, b.with(n))
 			require.ErrorContains(t, err, "net.core."+b.knob)
 		}
 		// Little is no less than asked for: the kernel has a least of its own.
@@ -299,11 +299,11 @@ func TestBufferIsNotCut(t *testing.T) {
 	}
 }
 
-// keepAlive is what a socket says of its keep-alive.
-type keepAlive struct{ on, idle, interval, count int }
+// keepAliveValues are what a socket says of its keep-alive.
+type keepAliveValues struct{ on, idle, interval, count int }
 
-func keepAliveOf(t *testing.T, c syscall.Conn) keepAlive {
-	return keepAlive{
+func keepAliveOf(t *testing.T, c syscall.Conn) keepAliveValues {
+	return keepAliveValues{
 		sockopt(t, c, unix.SOL_SOCKET, unix.SO_KEEPALIVE), sockopt(t, c, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE),
 		sockopt(t, c, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL), sockopt(t, c, unix.IPPROTO_TCP, unix.TCP_KEEPCNT),
 	}
@@ -315,20 +315,20 @@ func TestKeepAliveIsNets(t *testing.T) {
 	plain := listen(t)
 	system := keepAliveOf(t, plain)
 	require.Zero(t, system.on)
-	require.Equal(t, keepAlive{1, 15, 15, 9}, keepAliveOf(t, acceptOne(t, plain, plain.Accept)))
-	require.NotEqual(t, keepAlive{0, 15, 15, 9}, system)
+	require.Equal(t, keepAliveValues{1, 15, 15, 9}, keepAliveOf(t, acceptOne(t, plain, plain.Accept)))
+	require.NotEqual(t, keepAliveValues{0, 15, 15, 9}, system)
 
 	for _, row := range []struct {
 		rule   string
 		config net.KeepAliveConfig
-		want   keepAlive
+		want   keepAliveValues
 	}{
-		{"each its own", net.KeepAliveConfig{Enable: true, Idle: 33 * time.Second, Interval: 7 * time.Second, Count: 5}, keepAlive{1, 33, 7, 5}},
-		{"zero is net's", net.KeepAliveConfig{Enable: true}, keepAlive{1, 15, 15, 9}},
-		{"negative is the system's", net.KeepAliveConfig{Enable: true, Idle: -1, Interval: -1, Count: -1}, keepAlive{1, system.idle, system.interval, system.count}},
-		{"one negative", net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: -time.Second}, keepAlive{1, 60, system.interval, 9}},
-		{"less than a second is one", net.KeepAliveConfig{Enable: true, Idle: 1, Interval: time.Second + 1}, keepAlive{1, 1, 2, 9}},
-		{"the kernel's largest", net.KeepAliveConfig{Enable: true, Idle: 32767 * time.Second, Interval: 32767 * time.Second, Count: 127}, keepAlive{1, 32767, 32767, 127}},
+		{"each its own", net.KeepAliveConfig{Enable: true, Idle: 33 * time.Second, Interval: 7 * time.Second, Count: 5}, keepAliveValues{1, 33, 7, 5}},
+		{"zero is net's", net.KeepAliveConfig{Enable: true}, keepAliveValues{1, 15, 15, 9}},
+		{"negative is the system's", net.KeepAliveConfig{Enable: true, Idle: -1, Interval: -1, Count: -1}, keepAliveValues{1, system.idle, system.interval, system.count}},
+		{"one negative", net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: -time.Second}, keepAliveValues{1, 60, system.interval, 9}},
+		{"less than a second is one", net.KeepAliveConfig{Enable: true, Idle: 1, Interval: time.Second + 1}, keepAliveValues{1, 1, 2, 9}},
+		{"the kernel's largest", net.KeepAliveConfig{Enable: true, Idle: 32767 * time.Second, Interval: 32767 * time.Second, Count: 127}, keepAliveValues{1, 32767, 32767, 127}},
 	} {
 		t.Run(row.rule, func(t *testing.T) {
 			lc := net.ListenConfig{KeepAliveConfig: row.config}
@@ -359,7 +359,7 @@ func TestKeepAliveIsTriedFirst(t *testing.T) {
 		{Enable: true, Idle: 40_000 * time.Second},
 		{Enable: true, Interval: 40_000 * time.Second},
 	} {
-		err := refused(t, syscall.EINVAL, WithKeepAlive(config))
+		err := refusedWith(t, syscall.EINVAL, WithKeepAlive(config))
 		require.ErrorContains(t, err, "WithKeepAlive")
 	}
 }
@@ -419,8 +419,8 @@ func listen(t *testing.T, opts ...Option) *Listener {
 	return ln
 }
 
-// refused listens with options that must fail with target, and returns the error.
-func refused(t *testing.T, target error, opts ...Option) error {
+// refusedWith listens with options that must fail with target, and returns the error.
+func refusedWith(t *testing.T, target error, opts ...Option) error {
 	t.Helper()
 	before := openDescriptors()
 	ln, err := ListenTCP("127.0.0.1:0", opts...)
@@ -442,8 +442,8 @@ func dial(t *testing.T, addr net.Addr) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-// accept takes one connection, by a method of ln.
-func accept(t *testing.T, ln interface{ SetDeadline(time.Time) error }, method func() (net.Conn, error)) *net.TCPConn {
+// acceptBy takes one connection, by a method of ln.
+func acceptBy(t *testing.T, ln interface{ SetDeadline(time.Time) error }, method func() (net.Conn, error)) *net.TCPConn {
 	t.Helper()
 	require.NoError(t, ln.SetDeadline(time.Now().Add(10*time.Second)))
 	c, err := method()
@@ -460,7 +460,7 @@ func acceptOne(t *testing.T, ln interface {
 	t.Helper()
 	_, err := dial(t, ln.Addr()).Write([]byte("x"))
 	require.NoError(t, err)
-	return accept(t, ln, method)
+	return acceptBy(t, ln, method)
 }
 
 func instead(want, plain int) int {
@@ -588,7 +588,7 @@ func TestControlMD5(t *testing.T) {
 		c, err := signed.Dial("tcp", ln.Addr().String())
 		require.NoError(t, err)
 		defer c.Close()
-		require.Equal(t, c.LocalAddr(), accept(t, ln, ln.Accept).RemoteAddr())
+		require.Equal(t, c.LocalAddr(), acceptBy(t, ln, ln.Accept).RemoteAddr())
 	})
 }
 

@@ -291,20 +291,18 @@ func (r rule) clamp(n, limit, ceiling int) *ClampError {
 
 func (r rule) describe(b Backlog) string {
 	var s strings.Builder
-	if b.Requested < 0 {
-		s.WriteString("asked for the most")
-	} else {
-		fmt.Fprintf(&s, "asked %d", b.Requested)
+	if b.Requested >= 0 { // else nobody named a number, or it is not known
+		fmt.Fprintf(&s, "asked %d, ", b.Requested)
 	}
 	ceiling := fmt.Sprintf("%s is %v", ceilingName(r.knob), count(b.Ceiling))
 	if b.Limit == unknown {
-		s.WriteString(", granted unknown: this system does not tell")
+		s.WriteString("granted unknown: this system does not tell")
 		if r != (rule{}) {
 			s.WriteString("; " + ceiling)
 		}
 		return s.String()
 	}
-	fmt.Fprintf(&s, ", granted %d", b.Limit)
+	fmt.Fprintf(&s, "granted %d", b.Limit)
 	if !b.Measured {
 		s.WriteString(" by the kernel's rule")
 	}

@@ -173,7 +173,7 @@ func TestDescribe(t *testing.T) {
 		{"linux", 100, 100, 4096, true,
 			"asked 100, granted 100, holds 101; net.core.somaxconn is 4096"},
 		{"linux", -1, 4096, 4096, true,
-			"asked for the most, granted 4096, holds 4097; net.core.somaxconn is 4096"},
+			"granted 4096, holds 4097; net.core.somaxconn is 4096"},
 		{"linux", 0, 0, 4096, true,
 			"asked 0, granted 0, holds 1; net.core.somaxconn is 4096"},
 		{"linux", 100, 100, unknown, true,
@@ -183,7 +183,7 @@ func TestDescribe(t *testing.T) {
 		{"darwin", 100, 100, 128, false,
 			"asked 100, granted 100 by the kernel's rule, holds 100; kern.ipc.somaxconn is 128"},
 		{"netbsd", -1, 128, 128, false,
-			"asked for the most, granted 128 by the kernel's rule, holds 129; the compiled-in ceiling is 128"},
+			"granted 128 by the kernel's rule, holds 129; the compiled-in ceiling is 128"},
 
 		// Clamped: the setting, the command, and what applies it.
 		{"linux", 4096, 128, 128, true,
@@ -209,7 +209,7 @@ func TestDescribe(t *testing.T) {
 		{"darwin", 40000, 32767, 100000, false,
 			"asked 40000, granted 32767 by the kernel's rule, holds 32767; kern.ipc.somaxconn is 100000, and this kernel never grants more than 32767"},
 		{"dragonfly", -1, 32767, 100000, false,
-			"asked for the most, granted 32767 by the kernel's rule, holds 32768; kern.ipc.somaxconn is 100000, and this kernel never grants more than 32767"},
+			"granted 32767 by the kernel's rule, holds 32768; kern.ipc.somaxconn is 100000, and this kernel never grants more than 32767"},
 
 		// Raised.
 		{"openbsd", 5, 80, 128, false,
@@ -223,7 +223,7 @@ func TestDescribe(t *testing.T) {
 		{"linux", 4096, 128, 1000, true,
 			"asked 4096, granted 128, holds 129; net.core.somaxconn is 1000 now: SetBacklog(4096) grows the queue to 1000 without a restart"},
 		{"linux", -1, 128, 4096, true,
-			"asked for the most, granted 128, holds 129; net.core.somaxconn is 4096 now: SetBacklog(-1) grows the queue to 4096 without a restart"},
+			"granted 128, holds 129; net.core.somaxconn is 4096 now: SetBacklog(-1) grows the queue to 4096 without a restart"},
 		{"freebsd", 4096, 128, 4096, true,
 			"asked 4096, granted 128, may grow to 192, holds 193; kern.ipc.soacceptqueue is 4096 now: SetBacklog(4096) grows the queue to 6144 without a restart"},
 		{"darwin", 0, 128, 1000, false,
@@ -233,7 +233,7 @@ func TestDescribe(t *testing.T) {
 		{"linux", 4096, 4096, 128, true,
 			"asked 4096, granted 4096, holds 4097; net.core.somaxconn is 128 now: a restart would get 128"},
 		{"linux", -1, 4096, 128, true,
-			"asked for the most, granted 4096, holds 4097; net.core.somaxconn is 128 now: a restart would get 128"},
+			"granted 4096, holds 4097; net.core.somaxconn is 128 now: a restart would get 128"},
 
 		// Unknown.
 		{"darwin", 100, unknown, unknown, false,
@@ -243,7 +243,7 @@ func TestDescribe(t *testing.T) {
 		{"windows", 100, unknown, unknown, false,
 			"asked 100, granted unknown: this system does not tell"},
 		{"windows", -1, unknown, unknown, false,
-			"asked for the most, granted unknown: this system does not tell"},
+			"granted unknown: this system does not tell"},
 	} {
 		r, _ := ruleOf(tt.system)
 		b := r.account(tt.n, tt.ceiling, tt.limit, tt.measured)

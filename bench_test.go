@@ -40,17 +40,6 @@ func ratios(b *testing.B, sides ...side) []float64 {
 	return medians
 }
 
-// repeat makes a side of calls that are too short to time one by one.
-func repeat(n int, f func()) side {
-	return func() time.Duration {
-		start := time.Now()
-		for range n {
-			f()
-		}
-		return time.Since(start)
-	}
-}
-
 func BenchmarkEffectiveBacklog(b *testing.B) {
 	ln := listenForStats(b)
 	b.ReportAllocs()

@@ -2,7 +2,7 @@
 //
 //	/               says hello
 //	/debug/backlog  the account of the listener: asked, granted, ceiling
-//	/debug/vars     expvar(3) of the process, the queue of this moment among it
+//	/debug/vars     the variables of package expvar, the queue of this moment among them
 //
 // When the queue passes 80 % of what fits, it logs a warning, at most one a
 // minute. SIGINT and SIGTERM stop it once the requests in hand are answered.

@@ -1,0 +1,215 @@
+//go:build unix
+
+package interop
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/acceptq/acceptq"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// helperEnv names what this test binary does instead of testing: it is started
+// again as the process that gets a listener from another.
+const helperEnv = "ACCEPTQ_TEST_HELPER"
+
+var helpers = map[string]func() error{
+	"systemd":   systemdHelper,
+	"tableflip": tableflipHelper,
+}
+
+func TestMain(m *testing.M) {
+	if helper, ok := helpers[os.Getenv(helperEnv)]; ok {
+		if err := helper(); err != nil {
+			fmt.Fprintln(os.Stderr, os.Getenv(helperEnv), "helper:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// patience bounds every wait for another process.
+const patience = 20 * time.Second
+
+// newListeners are the two ways to get the listener that is handed on.
+// net.Listen's is MPTCP where the kernel has it.
+var newListeners = map[string]func() (net.Listener, error){
+	"acceptq": func() (net.Listener, error) {
+		ln, err := acceptq.ListenTCP("127.0.0.1:0", acceptq.WithBacklog(5))
+		if err != nil {
+			return nil, err // and no listener that is nil inside
+		}
+		return ln, nil
+	},
+	"net": func() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") },
+}
+
+// numbers are Stats without their JSON, in which what is unknown is null.
+type numbers acceptq.Stats
+
+// A report is what a helper says on its standard output.
+type report struct {
+	Who       string
+	Addr      string
+	Inherited *numbers // the queue as the listener came
+	Resized   *numbers // after SetBacklog(9)
+	Done      bool
+}
+
+func (r report) send() error { return json.NewEncoder(os.Stdout).Encode(r) }
+
+// adopt wraps an inherited listener, looks at its queue and makes it longer.
+func adopt(who string, inherited net.Listener) (*acceptq.Listener, error) {
+	ln, err := acceptq.Wrap(inherited)
+	if err != nil {
+		return nil, err
+	}
+	if err := ln.SetDeadline(time.Now().Add(patience)); err != nil {
+		return nil, err
+	}
+	before, err := ln.Stats()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := ln.SetBacklog(9); err != nil {
+		return nil, err
+	}
+	after, err := ln.Stats()
+	if err != nil {
+		return nil, err
+	}
+	return ln, report{Who: who, Addr: ln.Addr().String(), Inherited: (*numbers)(&before), Resized: (*numbers)(&after)}.send()
+}
+
+// serve answers n clients with a name.
+func serve(ln net.Listener, n int, name string) error {
+	for range n {
+		c, err := ln.Accept()
+		if err != nil {
+			return err
+		}
+		_, err = io.WriteString(c, name)
+		if cerr := c.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// helperCommand is this binary as a helper.
+func helperCommand(t *testing.T, name string, env ...string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.CommandContext(t.Context(), self)
+	cmd.Env = append(os.Environ(), helperEnv+"="+name,
+		"GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0") // else a second for each
+	cmd.Env = append(cmd.Env, env...)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+// reports reads what helpers say, one line at a time.
+type reports struct {
+	lines *bufio.Scanner
+}
+
+func (r reports) next(t *testing.T) (got report) {
+	t.Helper()
+	require.True(t, r.lines.Scan(), "a helper ended early")
+	require.NoError(t, json.Unmarshal(r.lines.Bytes(), &got), "%s", r.lines.Bytes())
+	return got
+}
+
+func (r reports) end(t *testing.T) {
+	t.Helper()
+	require.False(t, r.lines.Scan(), "%s", r.lines.Bytes())
+	require.NoError(t, r.lines.Err())
+}
+
+func connect(t *testing.T, addr string) net.Conn {
+	t.Helper()
+	c, err := net.DialTimeout("tcp", addr, patience)
+	require.NoError(t, err)
+	require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// answer is the name with which a client was answered.
+func answer(t *testing.T, c net.Conn) string {
+	t.Helper()
+	name, err := io.ReadAll(c)
+	require.NoError(t, err)
+	return string(name)
+}
+
+// requireInherited holds what a helper saw to what is known of the queue.
+func requireInherited(t *testing.T, r report, queued int, multipath bool) {
+	t.Helper()
+	require.NotNil(t, r.Inherited)
+	require.NotNil(t, r.Resized)
+	require.Equal(t, queued, r.Inherited.Queued, "the queue belongs to the socket")
+	require.Equal(t, queued, r.Resized.Queued)
+	require.Equal(t, 9, r.Resized.Limit)
+	if runtime.GOOS == "linux" {
+		drops := int64(0)
+		if multipath {
+			drops = -1
+		}
+		require.Equal(t, drops, r.Inherited.Drops)
+	}
+}
+
+// isMultipath says whether the socket of ln is MPTCP.
+func isMultipath(t *testing.T, ln syscall.Conn) (multipath bool) {
+	t.Helper()
+	if runtime.GOOS != "linux" {
+		return false
+	}
+	const soProtocol, ipprotoMPTCP = 0x26, 262
+	onDescriptor(t, ln, func(fd int) error {
+		proto, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, soProtocol)
+		multipath = proto == ipprotoMPTCP
+		return err
+	})
+	return multipath
+}
+
+func onDescriptor(t *testing.T, c syscall.Conn, f func(fd int) error) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	require.NoError(t, err)
+	require.NoError(t, raw.Control(func(fd uintptr) { err = f(int(fd)) }))
+	require.NoError(t, err)
+}
+
+// duplicate is the socket of c for a child. The file that File returns would make
+// the socket of the listener blocking when it is handed to one.
+func duplicate(t *testing.T, c syscall.Conn) (f *os.File) {
+	t.Helper()
+	onDescriptor(t, c, func(fd int) error {
+		fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err == nil {
+			f = os.NewFile(uintptr(fd), "socket")
+		}
+		return err
+	})
+	t.Cleanup(func() { f.Close() })
+	return f
+}

@@ -39,7 +39,8 @@ func start(t *testing.T, args ...string) (cmd *exec.Cmd, addr, backlog string) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
 	cmd = exec.CommandContext(ctx, self, args...)
-	cmd.Env = append(os.Environ(), beTheProgram+"=1")
+	cmd.Env = append(os.Environ(), beTheProgram+"=1",
+		"GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0") // else a second at its end
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {

@@ -37,7 +37,8 @@ func program(t *testing.T, args ...string) *exec.Cmd {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, self, args...)
-	cmd.Env = append(os.Environ(), beTheProgram+"=1")
+	cmd.Env = append(os.Environ(), beTheProgram+"=1",
+		"GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0") // else a second at its end
 	cmd.Stderr = os.Stderr
 	return cmd
 }

@@ -19,17 +19,6 @@ func rawStats(fd int, p *[64]byte) {
 	}
 }
 
-// benchDescriptor runs f with the descriptor of ln.
-func benchDescriptor(b *testing.B, ln *Listener, f func(fd int)) {
-	raw, err := ln.TCPListener.SyscallConn()
-	if err == nil {
-		err = raw.Control(func(fd uintptr) { f(int(fd)) })
-	}
-	if err != nil {
-		b.Fatal(err)
-	}
-}
-
 // repeat makes a side of calls that are too short to time one by one.
 func repeat(n int, f func()) side {
 	return func() time.Duration {
@@ -62,17 +51,18 @@ func BenchmarkStats(b *testing.B) {
 	b.Run("ReadStats alone", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			ReadStats(ln)
+			ReadStats(ln.TCPListener)
 		}
 	})
 	b.Run("beside its system calls", func(b *testing.B) {
-		benchDescriptor(b, ln, func(fd int) {
+		onDescriptor(b, ln.TCPListener, func(fd int) (int, error) {
 			var p [64]byte
 			raw := repeat(calls, func() { rawStats(fd, &p) })
-			r := ratios(b, raw, raw, repeat(calls, statsOf(b, ln)), repeat(calls, func() { ReadStats(ln) }))
+			r := ratios(b, raw, raw, repeat(calls, statsOf(b, ln)), repeat(calls, func() { ReadStats(ln.TCPListener) }))
 			b.ReportMetric(r[0], "raw/raw")
 			b.ReportMetric(r[1], "stats/raw")
 			b.ReportMetric(r[2], "readstats/raw")
+			return 0, nil
 		})
 	})
 }

@@ -28,7 +28,7 @@ func option(t *testing.T, c syscall.Conn, o socketOption) int {
 	return onDescriptor(t, c, func(fd int) (int, error) { return unix.GetsockoptInt(fd, o.level, o.name) })
 }
 
-func onDescriptor(t *testing.T, c syscall.Conn, f func(fd int) (int, error)) (v int) {
+func onDescriptor(t testing.TB, c syscall.Conn, f func(fd int) (int, error)) (v int) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	require.NoError(t, err)

@@ -3,7 +3,6 @@ package acceptq
 import (
 	"errors"
 	"net"
-	"os"
 	"strconv"
 	"syscall"
 	"testing"
@@ -25,16 +24,6 @@ func listenOn(t *testing.T, host string, opts ...Option) *Listener {
 	return ln
 }
 
-// kernelListenQueue is what getsockopt(2) itself says.
-func kernelListenQueue(t *testing.T, ln *Listener, name int) int {
-	t.Helper()
-	raw, err := ln.TCPListener.SyscallConn()
-	require.NoError(t, err)
-	n, err := rawInt(raw, func(fd int) (int, error) { return unix.GetsockoptInt(fd, unix.SOL_SOCKET, name) })
-	require.NoError(t, err)
-	return n
-}
-
 // needCeiling skips a test whose figures need a ceiling of n at least.
 func needCeiling(t *testing.T, n uint32) (ceiling uint32) {
 	t.Helper()
@@ -53,7 +42,7 @@ func turnedAway(t *testing.T, addr net.Addr) {
 	c, err := net.Dial(addr.Network(), addr.String())
 	if err == nil {
 		defer c.Close()
-		require.NoError(t, c.SetReadDeadline(time.Now().Add(20*time.Second)))
+		require.NoError(t, c.SetReadDeadline(time.Now().Add(tooLong)))
 		_, err = c.Read(make([]byte, 1))
 	}
 	require.ErrorIs(t, err, syscall.ECONNRESET)
@@ -77,7 +66,7 @@ func TestOverflowOfFreeBSD(t *testing.T) {
 				ln := listenOn(t, host, WithBacklog(row.b))
 				var clients []net.Conn
 				for len(clients) < row.holds {
-					clients = append(clients, connectTo(t, ln.Addr()))
+					clients = append(clients, connect(t, "tcp", ln.Addr().String()))
 					queuedBecomes(t, len(clients), ln.Stats)
 				}
 				for range 3 {
@@ -87,8 +76,8 @@ func TestOverflowOfFreeBSD(t *testing.T) {
 				s, err := ln.Stats()
 				require.NoError(t, err)
 				require.Equal(t, want, s)
-				require.Equal(t, row.holds, kernelListenQueue(t, ln, unix.SO_LISTENQLEN))
-				require.Equal(t, row.b, kernelListenQueue(t, ln, unix.SO_LISTENQLIMIT))
+				require.Equal(t, row.holds, queueOption(t, ln, unix.SO_LISTENQLEN))
+				require.Equal(t, row.b, queueOption(t, ln, unix.SO_LISTENQLIMIT))
 				part, known := s.Utilization()
 				require.True(t, known)
 				require.Equal(t, 1.0, part)
@@ -105,23 +94,14 @@ func TestOverflowOfFreeBSD(t *testing.T) {
 	}
 }
 
-func TestListeningAgainOnFreeBSD(t *testing.T) {
-	ceiling := int(needCeiling(t, 128))
+// What waits stays when the queue is made shorter, and clients are let in again
+// when it is made longer; see also TestListenAgain.
+func TestListeningAgainWithClientsQueued(t *testing.T) {
 	needReset(t)
-	ln := listenOn(t, "127.0.0.1", WithBacklog(5))
-	for _, row := range []struct{ n, limit, holds int }{
-		{5, 5, 8}, {50, 50, 76}, {0, 0, 1}, {-1, ceiling, 3*ceiling/2 + 1}, {10, 10, 16},
-	} {
-		b, err := ln.SetBacklog(row.n)
-		require.NoError(t, err)
-		require.Equal(t, Backlog{
-			Requested: row.n, Ceiling: ceiling, Limit: row.limit, Effective: 3 * row.limit / 2, Capacity: row.holds, Measured: true,
-		}, b)
-		require.Equal(t, row.limit, kernelListenQueue(t, ln, unix.SO_LISTENQLIMIT))
-	}
+	ln := bsdListen(t, "127.0.0.1:0", WithBacklog(10))
 	var clients []net.Conn
 	for len(clients) < 16 {
-		clients = append(clients, connectTo(t, ln.Addr()))
+		clients = append(clients, connect(t, "tcp", ln.Addr().String()))
 		queuedBecomes(t, len(clients), ln.Stats)
 	}
 	turnedAway(t, ln.Addr())
@@ -133,7 +113,7 @@ func TestListeningAgainOnFreeBSD(t *testing.T) {
 	require.Equal(t, Stats{Queued: 16, Limit: 2, Capacity: 4, Drops: unknown}, s)
 	_, err = ln.SetBacklog(64)
 	require.NoError(t, err)
-	clients = append(clients, connectTo(t, ln.Addr()))
+	clients = append(clients, connect(t, "tcp", ln.Addr().String()))
 	queuedBecomes(t, 17, ln.Stats)
 	for range clients {
 		acceptAndExchange(t, ln, clients)
@@ -142,34 +122,26 @@ func TestListeningAgainOnFreeBSD(t *testing.T) {
 
 // Clients that an accept filter holds back are Incomplete, and not Queued.
 func TestIncompleteOfFreeBSD(t *testing.T) {
-	ln := listenOn(t, "127.0.0.1", WithBacklog(5))
-	raw, err := ln.TCPListener.SyscallConn()
-	require.NoError(t, err)
-	var filter [256]byte // struct accept_filter_arg
-	copy(filter[:], "dataready")
-	var operr error
-	require.NoError(t, raw.Control(func(fd uintptr) {
-		operr = unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_ACCEPTFILTER, string(filter[:]))
-	}))
-	if errors.Is(operr, unix.ENOENT) {
+	ln, err := ListenTCP("127.0.0.1:0", WithBacklog(5), WithAcceptFilter("dataready", ""))
+	if errors.Is(err, unix.ENOENT) {
 		t.Skip("the kernel has no accept filter dataready: kldload accf_data")
 	}
-	require.NoError(t, os.NewSyscallError("setsockopt", operr))
-
+	require.NoError(t, err)
+	defer ln.Close()
 	var clients []net.Conn
 	for range 14 {
-		clients = append(clients, connectTo(t, ln.Addr()))
+		clients = append(clients, connect(t, "tcp", ln.Addr().String()))
 	}
 	for _, c := range clients[:8] { // the oldest make room
-		require.NoError(t, c.SetReadDeadline(time.Now().Add(20*time.Second)))
+		require.NoError(t, c.SetReadDeadline(time.Now().Add(tooLong)))
 		_, err := c.Read(make([]byte, 1))
 		require.ErrorIs(t, err, syscall.ECONNRESET)
 	}
 	require.Eventually(t, func() bool {
 		s, err := ln.Stats()
 		return err == nil && s.Queued == 0 && s.Incomplete == 6
-	}, 20*time.Second, time.Millisecond)
-	require.Equal(t, 6, kernelListenQueue(t, ln, unix.SO_LISTENINCQLEN))
+	}, tooLong, time.Millisecond)
+	require.Equal(t, 6, queueOption(t, ln, unix.SO_LISTENINCQLEN))
 	for _, c := range clients[8:] {
 		_, err := c.Write([]byte{'x'})
 		require.NoError(t, err)
@@ -179,13 +151,13 @@ func TestIncompleteOfFreeBSD(t *testing.T) {
 
 func TestStrictSetBacklogOnFreeBSD(t *testing.T) {
 	ceiling := int(needCeiling(t, 128))
-	ln := listenOn(t, "127.0.0.1", WithBacklog(100), WithStrictBacklog())
+	ln := bsdListen(t, "127.0.0.1:0", WithBacklog(100), WithStrictBacklog())
 	b, err := ln.SetBacklog(ceiling + 1)
 	var clamp *ClampError
 	require.ErrorAs(t, err, &clamp)
 	require.Equal(t, ceiling, clamp.Limit)
 	require.Equal(t, 100, b.Limit)
-	require.Equal(t, 100, kernelListenQueue(t, ln, unix.SO_LISTENQLIMIT))
+	require.Equal(t, 100, queueOption(t, ln, unix.SO_LISTENQLIMIT))
 }
 
 func TestReadSystemOfFreeBSD(t *testing.T) {

@@ -3,7 +3,6 @@ package acceptq
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io/fs"
 	"math"
@@ -92,22 +91,11 @@ func TestOverflow(t *testing.T) {
 	})
 }
 
-// deferAccept holds a handshake back from the queue until the client's first
-// data, so that its end comes when the test wants it.
-func deferAccept() Option {
-	return WithControl(func(_, _ string, c syscall.RawConn) (err error) {
-		cerr := c.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 30)
-		})
-		return errors.Join(cerr, err)
-	})
-}
-
 // A final ACK that meets a full queue counts twice in Drops, and once among the
 // overflows: the number is no count of clients.
 func TestDropsCountFinalACKsTwice(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
-		ln, err := ListenTCP("127.0.0.1:0", WithBacklog(2), deferAccept())
+		ln, err := ListenTCP("127.0.0.1:0", WithBacklog(2), WithDeferAccept(30*time.Second))
 		require.NoError(t, err)
 		defer ln.Close()
 		var clients []net.Conn
@@ -116,7 +104,7 @@ func TestDropsCountFinalACKsTwice(t *testing.T) {
 			require.NoError(t, err)
 		}
 		for i := range 4 {
-			clients = append(clients, connectTo(t, ln.Addr()))
+			clients = append(clients, connect(t, "tcp", ln.Addr().String()))
 			if i < 2 {
 				speak(i) // out of the SYN queue, whose limit is the backlog too
 				requireKernelQueue(t, ln.Addr(), i+1)
@@ -150,12 +138,7 @@ func TestDropsOfMultipathTCPAreUnknown(t *testing.T) {
 				original, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
 				require.NoError(t, err)
 				defer original.Close()
-				raw, err := original.(*net.TCPListener).SyscallConn()
-				require.NoError(t, err)
-				proto, err := rawInt(raw, func(fd int) (int, error) {
-					return unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
-				})
-				require.NoError(t, err)
+				proto := option(t, original.(*net.TCPListener), socketOption{unix.SOL_SOCKET, unix.SO_PROTOCOL})
 				drops := int64(unknown)
 				switch proto {
 				case unix.IPPROTO_MPTCP:
@@ -302,18 +285,16 @@ func TestSetBacklogAfterTheCeilingWasRaised(t *testing.T) {
 func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.core.somaxconn", 16)
-		refused := func(t *testing.T, ln *Listener, ceiling int) {
+		const command = "sysctl -w net.core.somaxconn=17"
+		keeps := func(t *testing.T, ln *Listener, ceiling int, raise string) {
 			t.Helper()
 			before := ln.Backlog()
 			b, err := ln.SetBacklog(17)
 			var clamp *ClampError
 			require.ErrorAs(t, err, &clamp)
-			raise := "sysctl -w net.core.somaxconn=17"
-			if ceiling > 17 {
-				raise = "" // it would lower what the file says
-			}
 			require.Equal(t, ClampError{
-				Requested: 17, Limit: 16, Ceiling: ceiling, Knob: "net.core.somaxconn", Raise: raise,
+				Requested: 17, Limit: 16, Ceiling: ceiling,
+				Knob: "net.core.somaxconn", Raise: raise,
 			}, *clamp)
 			requireOp(t, err, "listen")
 			require.Equal(t, before, b)
@@ -335,12 +316,12 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 			sys.listenCall = func(fd, n int) error { calls++; return realSystem.listenCall(fd, n) }
 			ln := listen(t, &sys, 8)
 			calls = 0
-			refused(t, ln, 16)
+			keeps(t, ln, 16, command)
 			require.Zero(t, calls, "the socket is not touched")
 			b, err := ln.SetBacklog(16)
 			require.NoError(t, err)
 			require.Equal(t, 16, b.Limit)
-			refused(t, ln, 16)
+			keeps(t, ln, 16, command)
 			b, err = ln.SetBacklog(-1)
 			require.NoError(t, err, "as much as allowed is never too little")
 			require.Equal(t, 16, b.Limit)
@@ -352,7 +333,7 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 			sys.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
 			ln := listen(t, &sys, 8)
 			calls = nil
-			refused(t, ln, unknown)
+			keeps(t, ln, unknown, command)
 			require.Equal(t, []int{17, 8}, calls, "there and back")
 			b, err := ln.SetBacklog(16)
 			require.NoError(t, err)
@@ -361,7 +342,7 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 		t.Run("by read-back, where the file lies", func(t *testing.T) {
 			sys := realSystem
 			sys.readFile = func(string) ([]byte, error) { return []byte("4096\n"), nil }
-			refused(t, listen(t, &sys, 8), 4096)
+			keeps(t, listen(t, &sys, 8), 4096, "") // what it says would do
 		})
 		t.Run("the way back is shut", func(t *testing.T) {
 			sys := realSystem
@@ -381,28 +362,6 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 			require.Equal(t, s.Limit, ln.Backlog().Limit, "the account is the truth all the same")
 		})
 	})
-}
-
-// A listen(2) that fails leaves the account as it was.
-func TestSetBacklogThatFails(t *testing.T) {
-	for _, strict := range []bool{false, true} {
-		sys := realSystem
-		opts := []Option{WithBacklog(5)}
-		if strict {
-			opts = append(opts, WithStrictBacklog())
-		}
-		ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", opts)
-		require.NoError(t, err)
-		t.Cleanup(func() { ln.Close() })
-		before := ln.Backlog()
-		sys.listenCall = func(int, int) error { return syscall.EINVAL }
-		b, err := ln.SetBacklog(7)
-		require.ErrorIs(t, err, syscall.EINVAL)
-		requireOp(t, err, "listen")
-		require.Equal(t, before, b)
-		require.Equal(t, before, ln.Backlog())
-		require.Equal(t, 5, ln.EffectiveBacklog())
-	}
 }
 
 // gVisor answers TCP_INFO with zeros, older kernels with less or not at all. None
@@ -432,7 +391,7 @@ func TestQueueThatIsNotTold(t *testing.T) {
 			require.NoError(t, err)
 			t.Cleanup(func() { ln.Close() })
 			require.Equal(t, Backlog{Requested: 5, Ceiling: 128, Limit: 5, Effective: 5, Capacity: 6}, ln.Backlog())
-			connectTo(t, ln.Addr())
+			connect(t, "tcp", ln.Addr().String())
 
 			s, err := ln.Stats()
 			require.NoError(t, err)
@@ -565,7 +524,7 @@ func TestReadSystem(t *testing.T) {
 // limit is the backlog too, until full says so. The listener holds them back.
 func fillSYNQueue(t *testing.T, full func() bool) System {
 	t.Helper()
-	ln, err := ListenTCP("127.0.0.1:0", WithBacklog(1), deferAccept())
+	ln, err := ListenTCP("127.0.0.1:0", WithBacklog(1), WithDeferAccept(30*time.Second))
 	require.NoError(t, err)
 	defer ln.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)

@@ -5,24 +5,10 @@ import (
 	"net"
 	"strconv"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
-
-// leftWaiting sends one client to a full queue, where its SYN is dropped without
-// a word and without a counter; it would send the next one after 6 s.
-func leftWaiting(t *testing.T, addr net.Addr) {
-	t.Helper()
-	c, err := net.DialTimeout(addr.Network(), addr.String(), 300*time.Millisecond)
-	if err == nil {
-		c.Close()
-	}
-	var timeout net.Error
-	require.ErrorAs(t, err, &timeout)
-	require.True(t, timeout.Timeout(), "%v", err)
-}
 
 // A queue runs over. Clients that come one at a time find room for one more than
 // the limit; bursts, which find more, are not for this test.
@@ -38,15 +24,16 @@ func TestOverflowOfNetBSD(t *testing.T) {
 				defer ln.Close()
 				var clients []net.Conn
 				for len(clients) < b+1 {
-					clients = append(clients, connectTo(t, ln.Addr()))
+					clients = append(clients, connect(t, "tcp", ln.Addr().String()))
 					queuedBecomes(t, len(clients), ln.Stats)
 				}
-				leftWaiting(t, ln.Addr())
+				connectHangs(t, ln)
 
 				want := Stats{Queued: b + 1, Incomplete: unknown, Limit: b, Capacity: b + 1, Drops: unknown}
 				s, err := ln.Stats()
 				require.NoError(t, err)
 				require.Equal(t, want, s)
+				require.Equal(t, b+1, queuedNow(t, ln))
 				part, known := s.Utilization()
 				require.True(t, known)
 				require.Equal(t, 1.0, part)
@@ -76,18 +63,18 @@ func TestListeningAgainOnNetBSD(t *testing.T) {
 	}
 	var clients []net.Conn
 	for len(clients) < 16 {
-		clients = append(clients, connectTo(t, ln.Addr()))
+		clients = append(clients, connect(t, "tcp", ln.Addr().String()))
 		queuedBecomes(t, len(clients), ln.Stats)
 	}
 	_, err := ln.SetBacklog(2)
 	require.NoError(t, err)
-	leftWaiting(t, ln.Addr())
+	connectHangs(t, ln)
 	s, err := ln.Stats()
 	require.NoError(t, err)
 	require.Equal(t, Stats{Queued: 16, Incomplete: unknown, Limit: 2, Capacity: 3, Drops: unknown}, s)
 	_, err = ln.SetBacklog(64)
 	require.NoError(t, err)
-	clients = append(clients, connectTo(t, ln.Addr()))
+	clients = append(clients, connect(t, "tcp", ln.Addr().String()))
 	queuedBecomes(t, 17, ln.Stats)
 	for range clients {
 		acceptAndExchange(t, ln, clients)
@@ -100,7 +87,7 @@ func TestWrapOnNetBSD(t *testing.T) {
 	require.NoError(t, err)
 	defer original.Close()
 	ln := mustWrap(t, original)
-	connectTo(t, ln.Addr())
+	connect(t, "tcp", ln.Addr().String())
 	require.Equal(t,
 		Stats{Queued: 1, Incomplete: unknown, Limit: unknown, Capacity: unknown, Drops: unknown},
 		queuedBecomes(t, 1, ln.Stats))

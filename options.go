@@ -210,7 +210,8 @@ func WithSendBuffer(n int) Option {
 // 15 s, 9 times. The listening socket has none: NetBSD and macOS would end it.
 // Values that the kernel refuses make listening fail where the package makes the
 // socket; elsewhere net ignores them. OpenBSD has no times to set: there all three
-// are negative, or the error matches [errors.ErrUnsupported].
+// are negative, or the error matches [errors.ErrUnsupported], as it does for a
+// negative one on a system that does not tell its own.
 func WithKeepAlive(config net.KeepAliveConfig) Option {
 	return func(o *options) {
 		// The kernel takes 32 bits of each, and net does not look.

@@ -386,16 +386,14 @@ func (sys *system) tryKeepAlive(config *net.KeepAliveConfig) (*net.KeepAliveConf
 	file := os.NewFile(uintptr(fd), "keep-alive")
 	defer file.Close()
 	full, err := sys.fillKeepAlive(fd, *config)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		var c net.Conn
+		if c, err = net.FileConn(file); err == nil {
+			defer c.Close()
+			err = c.(*net.TCPConn).SetKeepAliveConfig(full)
+		}
 	}
-	c, err := net.FileConn(file)
-	if err != nil {
-		return nil, cause(err)
-	}
-	defer c.Close()
-	err = c.(*net.TCPConn).SetKeepAliveConfig(full)
-	if errors.Is(err, unix.ENOPROTOOPT) { // OpenBSD has no such times
+	if errors.Is(err, unix.ENOPROTOOPT) { // OpenBSD sets no times, and not all tell theirs
 		return nil, fmt.Errorf("WithKeepAlive: %w: %w", errors.ErrUnsupported, cause(err))
 	}
 	if err != nil {
@@ -411,23 +409,23 @@ func (sys *system) fillKeepAlive(fd int, config net.KeepAliveConfig) (net.KeepAl
 	if !ok {
 		return config, nil // net has not set them either
 	}
-	var values [len(names)]int
-	for i, name := range names {
-		var err error
-		if values[i], err = sys.getsockoptInt(fd, unix.IPPROTO_TCP, name); err != nil {
-			return config, os.NewSyscallError("getsockopt", err)
+	var err error
+	own := func(name int) (n int) {
+		if err == nil {
+			n, err = sys.getsockoptInt(fd, unix.IPPROTO_TCP, name)
 		}
+		return n
 	}
 	if config.Idle < 0 {
-		config.Idle = time.Duration(values[0]) * time.Second
+		config.Idle = time.Duration(own(names[0])) * time.Second
 	}
 	if config.Interval < 0 {
-		config.Interval = time.Duration(values[1]) * time.Second
+		config.Interval = time.Duration(own(names[1])) * time.Second
 	}
 	if config.Count < 0 {
-		config.Count = values[2]
+		config.Count = own(names[2])
 	}
-	return config, nil
+	return config, os.NewSyscallError("getsockopt", err)
 }
 
 // localAddr is the address that fd is bound to.

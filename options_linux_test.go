@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -410,15 +411,6 @@ func TestControlIsNets(t *testing.T) {
 	}
 }
 
-// listen listens until the test ends.
-func listen(t *testing.T, opts ...Option) *Listener {
-	t.Helper()
-	ln, err := ListenTCP("127.0.0.1:0", opts...)
-	require.NoError(t, err)
-	t.Cleanup(func() { ln.Close() })
-	return ln
-}
-
 // refusedWith listens with options that must fail with target, and returns the error.
 func refusedWith(t *testing.T, target error, opts ...Option) error {
 	t.Helper()
@@ -431,25 +423,6 @@ func refusedWith(t *testing.T, target error, opts ...Option) error {
 	require.Equal(t, "listen", op.Op)
 	require.Equal(t, before, openDescriptors())
 	return err
-}
-
-func dial(t *testing.T, addr net.Addr) *net.TCPConn {
-	t.Helper()
-	d := net.Dialer{Timeout: 10 * time.Second}
-	c, err := d.Dial(addr.Network(), addr.String())
-	require.NoError(t, err)
-	t.Cleanup(func() { c.Close() })
-	return c.(*net.TCPConn)
-}
-
-// acceptBy takes one connection, by a method of ln.
-func acceptBy(t *testing.T, ln interface{ SetDeadline(time.Time) error }, method func() (net.Conn, error)) *net.TCPConn {
-	t.Helper()
-	require.NoError(t, ln.SetDeadline(time.Now().Add(10*time.Second)))
-	c, err := method()
-	require.NoError(t, err)
-	t.Cleanup(func() { c.Close() })
-	return c.(*net.TCPConn)
 }
 
 // acceptOne accepts a client that speaks at once.
@@ -604,7 +577,6 @@ func TestControlIsInherited(t *testing.T) {
 			{"SO_MARK", unix.SOL_SOCKET, unix.SO_MARK, 42},
 			{"IP_TOS", unix.IPPROTO_IP, unix.IP_TOS, 46 << 2},
 			{"IP_TTL", unix.IPPROTO_IP, unix.IP_TTL, 33},
-			{"SO_PRIORITY", unix.SOL_SOCKET, unix.SO_PRIORITY, 5},
 			{"IP_TRANSPARENT", unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1},
 			{"TCP_USER_TIMEOUT", unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 30_000},
 		} {
@@ -618,17 +590,40 @@ func TestControlIsInherited(t *testing.T) {
 			require.Equal(t, o.v, sockopt(t, ln, o.level, o.opt), o.name)
 			require.Equal(t, o.v, sockopt(t, c, o.level, o.opt), o.name)
 		}
+
+		// The README says that this one is not.
+		ln := listen(t, WithControl(func(_, _ string, c syscall.RawConn) (err error) {
+			cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PRIORITY, 5) })
+			return errors.Join(cerr, err)
+		}))
+		c := acceptOne(t, ln, ln.Accept)
+		require.Equal(t, 5, sockopt(t, ln, unix.SOL_SOCKET, unix.SO_PRIORITY))
+		require.Zero(t, sockopt(t, c, unix.SOL_SOCKET, unix.SO_PRIORITY))
 	})
 }
 
-// eventually waits for what the kernel is about to do, at most 10 seconds.
-func eventually(done func() bool) bool {
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(10 * time.Second); !done(); <-tick.C {
-		if time.Now().After(end) {
-			return false
+// A thread in another network namespace listens there, as the README has it for
+// HAProxy's namespace.
+func TestListenInTheThreadsNamespace(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		type result struct {
+			ln  *Listener
+			err error
 		}
-	}
-	return true
+		made := make(chan result)
+		go func() {
+			runtime.LockOSThread() // for good: the thread ends with the goroutine
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				made <- result{nil, err}
+				return
+			}
+			ln, err := ListenTCP(":0")
+			made <- result{ln, err}
+		}()
+		r := <-made
+		require.NoError(t, r.err)
+		defer r.ln.Close()
+		_, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(r.ln.Addr().(*net.TCPAddr).Port)))
+		require.ErrorIs(t, err, syscall.ECONNREFUSED)
+	})
 }

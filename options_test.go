@@ -1,0 +1,252 @@
+package acceptq
+
+import (
+	"embed"
+	"errors"
+	"io/fs"
+	"math"
+	"net"
+	"regexp"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+//go:embed README.md
+var readme string
+
+//go:embed example_control_linux_test.go example_control_freebsd_test.go
+var recipes embed.FS
+
+// column is where the README's table has this system.
+func column() string {
+	switch runtime.GOOS {
+	case "linux", "android":
+		return "Linux"
+	case "freebsd":
+		return "FreeBSD"
+	case "netbsd":
+		return "NetBSD"
+	case "dragonfly":
+		return "DragonFly"
+	case "openbsd":
+		return "OpenBSD"
+	case "darwin", "ios":
+		return "macOS"
+	case "windows", "solaris", "illumos", "aix":
+		return "Windows, Solaris, illumos, AIX"
+	}
+	return "Plan 9, js, wasip1"
+}
+
+// tableRows takes the rows of the README's table under a title apart.
+func tableRows(t *testing.T, title string) (rows [][]string) {
+	t.Helper()
+	_, text, found := strings.Cut(readme, "\n### "+title+"\n")
+	require.True(t, found, title)
+	text, _, _ = strings.Cut(text, "\n#")
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if !strings.HasPrefix(line, "|") || strings.HasPrefix(line, "| ---") {
+			continue
+		}
+		var row []string
+		for cell := range strings.SplitSeq(strings.Trim(line, "|"), "|") {
+			row = append(row, strings.Trim(strings.TrimSpace(cell), "`"))
+		}
+		rows = append(rows, row)
+	}
+	require.NotEmpty(t, rows, title)
+	return rows
+}
+
+// Each option does on this system what the README's table says: it is honoured, or
+// listening fails and says so.
+func TestOptionsAreHonouredOrRefused(t *testing.T) {
+	called := false
+	options := map[string]Option{
+		"WithBacklog":       WithBacklog(5),
+		"WithStrictBacklog": WithStrictBacklog(),
+		"WithReusePort":     WithReusePort(),
+		"WithControl":       WithControl(func(string, string, syscall.RawConn) error { called = true; return nil }),
+		"WithDeferAccept":   WithDeferAccept(time.Second),
+		"WithAcceptFilter":  WithAcceptFilter("dataready", ""),
+		"WithFastOpen":      WithFastOpen(1),
+		"WithReceiveBuffer": WithReceiveBuffer(8192),
+		"WithSendBuffer":    WithSendBuffer(8192),
+		"WithKeepAlive":     WithKeepAlive(net.KeepAliveConfig{}),
+	}
+	rows := tableRows(t, "Which option works where")
+	require.Len(t, rows, 1+len(options))
+	here := 0
+	for i, head := range rows[0] {
+		if head == column() {
+			here = i
+		}
+	}
+	require.NotZero(t, here, column())
+
+	for _, row := range rows[1:] {
+		t.Run(row[0], func(t *testing.T) {
+			require.Contains(t, options, row[0])
+			before := openDescriptors()
+			ln, err := ListenTCP("127.0.0.1:0", options[row[0]])
+			verdict, condition, _ := strings.Cut(row[here], " ")
+			switch {
+			case verdict == "no":
+				require.ErrorIs(t, err, errors.ErrUnsupported)
+			case condition != "" && err != nil:
+				require.True(t, errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrNotExist), "%v", err)
+			default:
+				require.Contains(t, []string{"yes", "hint"}, verdict)
+				require.NoError(t, err)
+			}
+			if err == nil {
+				require.Equal(t, row[0] == "WithControl", called, "the hook")
+				called = false
+				if verdict == "hint" {
+					require.Equal(t, unknown, ln.Backlog().Limit)
+				}
+				require.NoError(t, ln.Close())
+			} else {
+				requireListenError(t, ln, err)
+			}
+			require.Equal(t, before, openDescriptors())
+		})
+	}
+}
+
+// Each recipe that the README names is an example.
+func TestRecipesExist(t *testing.T) {
+	var source string
+	for _, name := range []string{"example_control_linux_test.go", "example_control_freebsd_test.go"} {
+		text, err := recipes.ReadFile(name)
+		require.NoError(t, err)
+		source += string(text)
+	}
+	named := regexp.MustCompile("recipe `(\\w+)`").FindAllStringSubmatch(readme, -1)
+	require.NotEmpty(t, named)
+	for _, name := range named {
+		require.Contains(t, source, "func ExampleWithControl_"+name[1]+"()")
+	}
+}
+
+// requireListenError requires what a failed call of listening returns.
+func requireListenError(t *testing.T, ln *Listener, err error) {
+	t.Helper()
+	require.Nil(t, ln)
+	var op *net.OpError
+	require.ErrorAs(t, err, &op)
+	require.Equal(t, "listen", op.Op)
+	require.Equal(t, "tcp", op.Net)
+}
+
+// Values that make no sense are errors on every system, and are named.
+func TestOptionValues(t *testing.T) {
+	long := strings.Repeat("x", 256)
+	for name, bad := range map[string][]Option{
+		"WithControl":       {WithControl(nil)},
+		"WithDeferAccept":   {WithDeferAccept(0), WithDeferAccept(-1), WithDeferAccept(math.MinInt64)},
+		"WithFastOpen":      {WithFastOpen(0), WithFastOpen(-1), WithFastOpen(math.MinInt)},
+		"WithReceiveBuffer": {WithReceiveBuffer(0), WithReceiveBuffer(-1), WithReceiveBuffer(math.MinInt)},
+		"WithSendBuffer":    {WithSendBuffer(0), WithSendBuffer(-1), WithSendBuffer(math.MinInt)},
+		"WithAcceptFilter": {
+			WithAcceptFilter("", ""), WithAcceptFilter(long[:16], ""), WithAcceptFilter("a\x00b", ""),
+			WithAcceptFilter("dataready", long[:240]), WithAcceptFilter("dataready", "\x00"),
+		},
+		"WithKeepAlive": {
+			WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: (1<<32 + 5) * time.Second}), // 5 s to net
+			WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: math.MaxInt64}),
+			WithKeepAlive(net.KeepAliveConfig{Enable: true, Interval: math.MaxInt64}),
+		},
+		"nil": {nil},
+	} {
+		for i, opt := range bad {
+			ln, err := ListenTCP("127.0.0.1:0", opt)
+			require.Error(t, err, "%s, %d", name, i)
+			require.ErrorContains(t, err, name)
+			requireListenError(t, ln, err)
+
+			// It is an error of the call, so a later one of its kind does not heal it.
+			_, err = ListenTCP("127.0.0.1:0", opt, WithDeferAccept(time.Second), WithKeepAlive(net.KeepAliveConfig{}))
+			require.ErrorContains(t, err, name)
+		}
+	}
+	for _, good := range []Option{WithAcceptFilter(long[:15], long[:239]), WithDeferAccept(math.MaxInt64), WithFastOpen(math.MaxInt)} {
+		_, err := newOptions([]Option{good})
+		require.NoError(t, err)
+	}
+}
+
+// A socket has one filter: the error names both that ask for it, in either order.
+func TestOptionsThatContradict(t *testing.T) {
+	a, b := WithDeferAccept(time.Second), WithAcceptFilter("httpready", "")
+	for _, opts := range [][]Option{{a, b}, {b, a}} {
+		ln, err := ListenTCP("127.0.0.1:0", opts...)
+		requireListenError(t, ln, err)
+		require.ErrorContains(t, err, "WithDeferAccept")
+		require.ErrorContains(t, err, "WithAcceptFilter")
+	}
+}
+
+// A later option replaces an earlier one of its kind; hooks are called in order.
+func TestLaterOptionWins(t *testing.T) {
+	var order []int
+	hook := func(n int) Option {
+		return WithControl(func(string, string, syscall.RawConn) error { order = append(order, n); return nil })
+	}
+	o, err := newOptions([]Option{
+		WithBacklog(1), WithBacklog(2), WithDeferAccept(1), WithDeferAccept(2), WithFastOpen(1), WithFastOpen(2),
+		WithReceiveBuffer(1), WithReceiveBuffer(2), WithSendBuffer(1), WithSendBuffer(2), hook(1), hook(2), hook(3),
+		WithKeepAlive(net.KeepAliveConfig{Count: 1}), WithKeepAlive(net.KeepAliveConfig{Count: 2}),
+	})
+	require.NoError(t, err)
+	require.Equal(t, []int{2, 2, 2, 2, 2}, []int{o.backlog, int(o.deferAccept), o.fastOpen, o.receiveBuffer, o.sendBuffer})
+	require.Equal(t, 2, o.keepAlive.Count)
+	require.NoError(t, o.control("tcp4", "127.0.0.1:0", nil))
+	require.Equal(t, []int{1, 2, 3}, order)
+
+	o, err = newOptions([]Option{WithAcceptFilter("a", "1"), WithAcceptFilter("b", "")})
+	require.NoError(t, err)
+	require.Equal(t, &acceptFilter{"b", ""}, o.acceptFilter)
+}
+
+// An Option has no state: two listeners made with one do not meet.
+func TestOptionIsReusable(t *testing.T) {
+	config := net.KeepAliveConfig{Count: 1}
+	opts := []Option{WithKeepAlive(config), WithBacklog(3)}
+	a, err := newOptions(opts)
+	require.NoError(t, err)
+	b, err := newOptions(append(opts, WithBacklog(4)))
+	require.NoError(t, err)
+	require.Equal(t, []int{3, 4}, []int{a.backlog, b.backlog})
+}
+
+// OpenBSD has keep-alive and no times for it. NetBSD sets them and may not tell them.
+func TestKeepAliveTimes(t *testing.T) {
+	ln, err := ListenTCP("127.0.0.1:0", WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: -1, Interval: -1, Count: -1}))
+	timed, timedErr := ListenTCP("127.0.0.1:0", WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: time.Minute}))
+	switch column() {
+	case "Plan 9, js, wasip1":
+		require.ErrorIs(t, err, errors.ErrUnsupported)
+		require.ErrorIs(t, timedErr, errors.ErrUnsupported)
+	case "OpenBSD":
+		require.NoError(t, err)
+		require.ErrorIs(t, timedErr, errors.ErrUnsupported)
+	case "NetBSD":
+		require.True(t, err == nil || errors.Is(err, errors.ErrUnsupported), "%v", err)
+		require.NoError(t, timedErr)
+	default:
+		require.NoError(t, err)
+		require.NoError(t, timedErr)
+	}
+	for _, l := range []*Listener{ln, timed} {
+		if l != nil {
+			l.Close()
+		}
+	}
+}

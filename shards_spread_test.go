@@ -1,0 +1,225 @@
+//go:build dragonfly || freebsd || linux
+
+package acceptq
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// childEnv is set in a process that a test has started as another instance; it
+// holds the address.
+const childEnv = "ACCEPTQ_TEST_CHILD"
+
+// child is this test in a process of its own, to run beside the test.
+func child(t *testing.T, addr string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.Command(self, "-test.run=^"+t.Name()+"$", "-test.timeout=55s")
+	cmd.Env = append(os.Environ(), childEnv+"="+addr,
+		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")) // or it ends a second later under -race
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+// otherInstances are ways in which another program may listen on addr.
+func otherInstances(addr string) map[string]func() (io.Closer, error) {
+	return map[string]func() (io.Closer, error){
+		"net.Listen": func() (io.Closer, error) { return net.Listen("tcp", addr) },
+		"plain":      func() (io.Closer, error) { return ListenTCP(addr) },
+		"one shard":  func() (io.Closer, error) { return ListenTCPShards(addr, 1) },
+		"sharded":    func() (io.Closer, error) { return ListenTCPShards(addr, 3) },
+	}
+}
+
+// A second instance gets EADDRINUSE, in this process and in another, and leaves
+// nothing behind that would let the next one in.
+func TestShardsAreExclusive(t *testing.T) {
+	if addr := os.Getenv(childEnv); addr != "" {
+		for name, listen := range otherInstances(addr) {
+			if _, err := listen(); err == nil {
+				t.Errorf("%s listens on it too", name)
+			} else {
+				require.ErrorIs(t, err, syscall.EADDRINUSE, name)
+			}
+		}
+		return
+	}
+	s, err := ListenTCPShards("127.0.0.1:0", 2)
+	require.NoError(t, err)
+	defer s.Close()
+	for range 2 {
+		for name, listen := range otherInstances(s.Addr().String()) {
+			_, err := listen()
+			require.ErrorIs(t, err, syscall.EADDRINUSE, name)
+			var op *net.OpError
+			require.ErrorAs(t, err, &op, name)
+			require.Equal(t, "listen", op.Op, name)
+		}
+	}
+	var out bytes.Buffer
+	other := child(t, s.Addr().String())
+	other.Stdout = &out
+	require.NoError(t, other.Run(), "in another process: %s", &out)
+	require.True(t, strings.HasPrefix(out.String(), "PASS"), "%s", &out)
+}
+
+// Of instances that start at the same moment one at most gets the address.
+func TestShardsStartedTogether(t *testing.T) {
+	first, err := ListenTCP("127.0.0.1:0")
+	require.NoError(t, err)
+	addr := first.Addr().String()
+	require.NoError(t, first.Close())
+	for range 100 {
+		var (
+			wait  sync.WaitGroup
+			start = make(chan struct{})
+			got   [4]*Shards
+			errs  [len(got)]error
+		)
+		for i := range got {
+			wait.Go(func() {
+				<-start
+				got[i], errs[i] = ListenTCPShards(addr, 2)
+			})
+		}
+		close(start)
+		wait.Wait()
+		won := 0
+		for i, s := range got {
+			if s != nil {
+				won++
+				require.NoError(t, s.Close())
+			} else {
+				require.ErrorIs(t, errs[i], syscall.EADDRINUSE)
+			}
+		}
+		require.LessOrEqual(t, won, 1)
+	}
+}
+
+// With WithReusePort instances share the address, and all their queues get
+// clients; one that is exclusive has no place there.
+func TestShardsOfTwoInstances(t *testing.T) {
+	a, err := ListenTCPShards("127.0.0.1:0", 2, WithReusePort())
+	require.NoError(t, err)
+	defer a.Close()
+	b, err := ListenTCPShards(a.Addr().String(), 2, WithReusePort())
+	require.NoError(t, err)
+	defer b.Close()
+	for name, listen := range otherInstances(a.Addr().String()) {
+		_, err := listen()
+		require.ErrorIs(t, err, syscall.EADDRINUSE, name)
+	}
+
+	const clients = 200
+	for _, c := range connectAll(t, a.Addr(), clients) {
+		defer c.Close()
+	}
+	both := &Shards{listeners: append(a.listeners[:2:2], b.listeners...)}
+	queuedBecomes(t, clients, both.Stats)
+	for l := range both.All() {
+		q, err := l.Stats()
+		require.NoError(t, err)
+		require.Positive(t, q.Queued)
+	}
+}
+
+// Whichever call of whichever shard fails, the error is that of the call, nothing
+// is left open, and the address is free.
+func TestShardsAllOrNothing(t *testing.T) {
+	const n = 4
+	failing := map[string]func(sys *system, fails func() error){
+		"socket": func(sys *system, fails func() error) {
+			call := sys.socket
+			sys.socket = func(domain int) (int, error) {
+				if err := fails(); err != nil {
+					return -1, err
+				}
+				return call(domain)
+			}
+		},
+		"setsockopt": func(sys *system, fails func() error) {
+			call := sys.setsockoptInt
+			reuse, err := reusePort()
+			require.NoError(t, err)
+			sys.setsockoptInt = func(fd, level, name, value int) error {
+				if level == unix.SOL_SOCKET && name == reuse {
+					if err := fails(); err != nil {
+						return err
+					}
+				}
+				return call(fd, level, name, value)
+			}
+		},
+		"bind": func(sys *system, fails func() error) {
+			call := sys.bind
+			sys.bind = func(fd int, sa unix.Sockaddr) error {
+				if err := fails(); err != nil {
+					return err
+				}
+				return call(fd, sa)
+			}
+		},
+		"listen": func(sys *system, fails func() error) {
+			call := sys.listenCall
+			sys.listenCall = func(fd, backlog int) error {
+				if err := fails(); err != nil {
+					return err
+				}
+				return call(fd, backlog)
+			}
+		},
+		"adopt": func(sys *system, fails func() error) {
+			call := sys.adopt
+			sys.adopt = func(f *os.File) (net.Listener, error) {
+				if err := fails(); err != nil {
+					return nil, err
+				}
+				return call(f)
+			}
+		},
+	}
+	for _, opts := range [][]Option{nil, {WithReusePort()}} {
+		for name, with := range failing {
+			for k := 1; ; k++ {
+				calls := 0
+				sys := realSystem
+				var bound string
+				sys.bind = noteBound(t, &bound)
+				with(&sys, func() error {
+					if calls++; calls == k {
+						return unix.ENOBUFS
+					}
+					return nil
+				})
+				before := openDescriptors()
+				s, err := sys.shards(t.Context(), "tcp", "127.0.0.1:0", n, opts)
+				if calls < k { // it is not called as often as that
+					require.NoError(t, err)
+					require.NoError(t, s.Close())
+					require.GreaterOrEqual(t, calls, n)
+					break
+				}
+				require.Nil(t, s)
+				require.ErrorIs(t, err, unix.ENOBUFS, "%s %d", name, k)
+				requireOp(t, err, "listen")
+				require.Equal(t, before, openDescriptors(), "%s %d", name, k)
+				if bound != "" {
+					freeAgain(t, "tcp", bound)
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,230 @@
+// Command shards shows how many clients a server keeps that has stalled: it
+// listens with several shards on one port, lets clients connect while nobody
+// accepts, prints how full each queue is, and then serves all that got in.
+//
+// With -svg it does so with one listener and with -n shards, and draws both.
+//
+// It exits with status 1 if a client that got in was lost.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/acceptq/acceptq"
+)
+
+const (
+	// patience is how long a client waits that gets no answer: the kernel of a
+	// full queue says nothing.
+	patience = 500 * time.Millisecond
+	// service is how long one waits for the server once it goes on.
+	service = 20 * time.Second
+	// atOnce is how many clients connect at the same time.
+	atOnce = 200
+)
+
+func main() {
+	n := flag.Int("n", 16, "shards")
+	backlog := flag.Int("backlog", 128, "connections to ask listen(2) for, for each shard")
+	clients := flag.Int("clients", 1000, "clients that connect")
+	addr := flag.String("addr", "127.0.0.1:0", "address to listen on")
+	picture := flag.String("svg", "", "file to draw one listener beside the shards in")
+	flag.Parse()
+	if err := run(os.Stdout, *addr, *n, *backlog, *clients, *picture); err != nil {
+		fmt.Fprintln(os.Stderr, "shards:", err)
+		os.Exit(1)
+	}
+}
+
+func run(out io.Writer, addr string, n, backlog, clients int, picture string) error {
+	if picture == "" {
+		_, err := stall(out, addr, n, backlog, clients)
+		return err
+	}
+	one, err := stall(out, addr, 1, backlog, clients)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(out)
+	many, err := stall(out, addr, n, backlog, clients)
+	if err != nil {
+		return err
+	}
+	if len(one.queues) == 0 {
+		return fmt.Errorf("-svg: the length of a queue: %w", errors.ErrUnsupported)
+	}
+	return os.WriteFile(picture, draw(one, many), 0o644)
+}
+
+// An outcome is what became of the clients of one stalled server.
+type outcome struct {
+	clients int
+	in      int             // those that the kernel kept for the server
+	queues  []acceptq.Stats // of each shard, before it was served
+	sum     acceptq.Stats
+}
+
+// stall listens, lets clients connect to a server that does not accept, and lets
+// it go on.
+func stall(out io.Writer, addr string, n, backlog, clients int) (outcome, error) {
+	shards, err := acceptq.ListenTCPShards(addr, n, acceptq.WithBacklog(backlog))
+	if err != nil {
+		return outcome{}, err
+	}
+	defer shards.Close()
+	for l := range shards.All() {
+		fmt.Fprintf(out, "%d %s on %v; backlog: %v\n", n, plural(n, "shard"), shards.Addr(), l.Backlog())
+		break // the others are like it
+	}
+
+	fmt.Fprintf(out, "the server is stalled, %d %s connect\n", clients, plural(clients, "client"))
+	conns := connect(shards.Addr(), clients)
+	defer func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	}()
+	o := outcome{clients: clients, in: len(conns)}
+	if o.queues, o.sum, err = look(shards, len(conns)); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return o, err
+	}
+	if err == nil {
+		o.in = o.sum.Queued // FreeBSD resets the surplus after it has connected
+		for i, q := range o.queues {
+			fmt.Fprintf(out, "%5d %s %d of %d\n", i+1, bar(q), q.Queued, q.Capacity)
+		}
+	}
+	fmt.Fprintf(out, "%d of %d got in", o.in, clients)
+	if o.in < clients {
+		fmt.Fprintf(out, ", %d were turned away", clients-o.in)
+	}
+	if o.sum.Drops >= 0 {
+		fmt.Fprintf(out, "; drops %d", o.sum.Drops)
+	}
+	fmt.Fprintln(out)
+
+	served := serve(shards, conns)
+	if served < o.in {
+		return o, fmt.Errorf("%d of %d that got in were lost", o.in-served, o.in)
+	}
+	fmt.Fprintf(out, "the server goes on: %d served, none of them was lost\n", served)
+	return o, nil
+}
+
+// connect connects clients and returns those that are connected.
+func connect(addr net.Addr, clients int) (conns []net.Conn) {
+	var mu sync.Mutex
+	each(clients, func(int) {
+		c, err := net.DialTimeout(addr.Network(), addr.String(), patience)
+		if err != nil {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		conns = append(conns, c)
+	})
+	return conns
+}
+
+// each calls f n times, atOnce at most at the same time.
+func each(n int, f func(i int)) {
+	var wait sync.WaitGroup
+	room := make(chan struct{}, atOnce)
+	for i := range n {
+		room <- struct{}{}
+		wait.Go(func() {
+			f(i)
+			<-room
+		})
+	}
+	wait.Wait()
+}
+
+// look reads the queues, once all who are connected are in them or it has waited
+// for that long enough: a client is connected a moment before.
+func look(shards *acceptq.Shards, connected int) (queues []acceptq.Stats, sum acceptq.Stats, err error) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(patience); ; <-tick.C {
+		if sum, err = shards.Stats(); err != nil || sum.Queued >= connected || time.Now().After(deadline) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, sum, err
+	}
+	for l := range shards.All() {
+		q, err := l.Stats()
+		if err != nil {
+			return nil, sum, err
+		}
+		queues = append(queues, q)
+	}
+	return queues, sum, nil
+}
+
+// serve lets the server go on: each connection gets its byte back. It returns how
+// many of conns did.
+func serve(shards *acceptq.Shards, conns []net.Conn) (served int) {
+	done := make(chan error, 1)
+	go func() { done <- shards.Serve(echo) }()
+	var mu sync.Mutex
+	each(len(conns), func(i int) {
+		if ask(conns[i]) == nil {
+			mu.Lock()
+			defer mu.Unlock()
+			served++
+		}
+	})
+	shards.Close()
+	<-done
+	return served
+}
+
+func echo(ln net.Listener) error {
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(service))
+			io.CopyN(c, c, 1)
+		}()
+	}
+}
+
+func ask(c net.Conn) error {
+	if err := c.SetDeadline(time.Now().Add(service)); err != nil {
+		return err
+	}
+	if _, err := c.Write([]byte{'?'}); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(c, make([]byte, 1))
+	return err
+}
+
+// bar draws how full a queue is.
+func bar(q acceptq.Stats) string {
+	const width = 40
+	part, _ := q.Utilization()
+	full := min(int(part*width+0.5), width)
+	return strings.Repeat("█", full) + strings.Repeat("·", width-full)
+}
+
+func plural(n int, word string) string {
+	if n == 1 {
+		return word
+	}
+	return word + "s"
+}

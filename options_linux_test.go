@@ -31,7 +31,7 @@ type effect struct {
 const unchanged = -1
 
 func intOption(level, name int) func(*testing.T, syscall.Conn) int {
-	return func(t *testing.T, c syscall.Conn) int { return sockopt(t, c, level, name) }
+	return func(t *testing.T, c syscall.Conn) int { return option(t, c, socketOption{level, name}) }
 }
 
 // effects is every option that leaves a trace on a socket of Linux. The buffers
@@ -166,10 +166,10 @@ func TestDeferAcceptRounds(t *testing.T) {
 		1: 1, time.Second: 1, time.Second + 1: 3, 3 * time.Second: 3, 10 * time.Second: 15, 16 * time.Second: 31,
 	} {
 		ln := listen(t, WithDeferAccept(d))
-		require.Equal(t, want, sockopt(t, ln, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT), d)
+		require.Equal(t, want, option(t, ln, socketOption{unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT}), d)
 	}
 	ln := listen(t, WithDeferAccept(8*time.Hour))
-	require.GreaterOrEqual(t, sockopt(t, ln, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT), 8*3600)
+	require.GreaterOrEqual(t, option(t, ln, socketOption{unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT}), 8*3600)
 	for _, d := range []time.Duration{24 * time.Hour, (1<<32 + 5) * time.Second, math.MaxInt64 - 1, math.MaxInt64} {
 		refusedWith(t, errors.ErrUnsupported, WithDeferAccept(d))
 	}
@@ -251,13 +251,13 @@ func TestFastOpenIsNotTakenInVain(t *testing.T) {
 			sys.readFile = readFile
 			ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithFastOpen(3)})
 			require.NoError(t, err, name)
-			require.Equal(t, 3, sockopt(t, ln, unix.IPPROTO_TCP, unix.TCP_FASTOPEN), name)
+			require.Equal(t, 3, option(t, ln, socketOption{unix.IPPROTO_TCP, unix.TCP_FASTOPEN}), name)
 			ln.Close()
 		}
 
 		setSysctl(t, knob, 3)
 		setSysctl(t, "net.core.somaxconn", 4)
-		require.Equal(t, 4, sockopt(t, listen(t, WithFastOpen(4)), unix.IPPROTO_TCP, unix.TCP_FASTOPEN))
+		require.Equal(t, 4, option(t, listen(t, WithFastOpen(4)), socketOption{unix.IPPROTO_TCP, unix.TCP_FASTOPEN}))
 		for _, qlen := range []int{5, math.MaxInt32, math.MaxInt} {
 			err := refusedWith(t, errors.ErrUnsupported, WithFastOpen(qlen))
 			require.ErrorContains(t, err, "net.core.somaxconn")
@@ -290,13 +290,13 @@ func TestBufferIsNotCut(t *testing.T) {
 	} {
 		most := bufferMax(t, b.knob)
 		ln := listen(t, b.with(most))
-		require.Equal(t, 2*most, sockopt(t, ln, unix.SOL_SOCKET, b.name), b.knob)
+		require.Equal(t, 2*most, option(t, ln, socketOption{unix.SOL_SOCKET, b.name}), b.knob)
 		for _, n := range []int{most + 1, math.MaxInt32, math.MaxInt} {
 			err := refusedWith(t, errors.ErrUnsupported, b.with(n))
 			require.ErrorContains(t, err, "net.core."+b.knob)
 		}
 		// Little is no less than asked for: the kernel has a least of its own.
-		require.GreaterOrEqual(t, sockopt(t, listen(t, b.with(1)), unix.SOL_SOCKET, b.name), 2)
+		require.GreaterOrEqual(t, option(t, listen(t, b.with(1)), socketOption{unix.SOL_SOCKET, b.name}), 2)
 	}
 }
 
@@ -305,8 +305,8 @@ type keepAliveValues struct{ on, idle, interval, count int }
 
 func keepAliveOf(t *testing.T, c syscall.Conn) keepAliveValues {
 	return keepAliveValues{
-		sockopt(t, c, unix.SOL_SOCKET, unix.SO_KEEPALIVE), sockopt(t, c, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE),
-		sockopt(t, c, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL), sockopt(t, c, unix.IPPROTO_TCP, unix.TCP_KEEPCNT),
+		option(t, c, socketOption{unix.SOL_SOCKET, unix.SO_KEEPALIVE}), option(t, c, socketOption{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE}),
+		option(t, c, socketOption{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL}), option(t, c, socketOption{unix.IPPROTO_TCP, unix.TCP_KEEPCNT}),
 	}
 }
 
@@ -443,15 +443,6 @@ func instead(want, plain int) int {
 	return want
 }
 
-func sockopt(t *testing.T, c syscall.Conn, level, name int) int {
-	t.Helper()
-	raw, err := c.SyscallConn()
-	require.NoError(t, err)
-	v, err := rawInt(raw, func(fd int) (int, error) { return unix.GetsockoptInt(fd, level, name) })
-	require.NoError(t, err)
-	return v
-}
-
 func tcpInfo(t *testing.T, c syscall.Conn) (info *unix.TCPInfo) {
 	t.Helper()
 	raw, err := c.SyscallConn()
@@ -585,10 +576,10 @@ func TestControlIsInherited(t *testing.T) {
 				return errors.Join(cerr, err)
 			}))
 			c := acceptOne(t, ln, ln.Accept)
-			require.NotEqual(t, o.v, sockopt(t, plain, o.level, o.opt), o.name)
-			require.NotEqual(t, o.v, sockopt(t, plainConn, o.level, o.opt), o.name)
-			require.Equal(t, o.v, sockopt(t, ln, o.level, o.opt), o.name)
-			require.Equal(t, o.v, sockopt(t, c, o.level, o.opt), o.name)
+			require.NotEqual(t, o.v, option(t, plain, socketOption{o.level, o.opt}), o.name)
+			require.NotEqual(t, o.v, option(t, plainConn, socketOption{o.level, o.opt}), o.name)
+			require.Equal(t, o.v, option(t, ln, socketOption{o.level, o.opt}), o.name)
+			require.Equal(t, o.v, option(t, c, socketOption{o.level, o.opt}), o.name)
 		}
 
 		// The README says that this one is not.
@@ -597,8 +588,8 @@ func TestControlIsInherited(t *testing.T) {
 			return errors.Join(cerr, err)
 		}))
 		c := acceptOne(t, ln, ln.Accept)
-		require.Equal(t, 5, sockopt(t, ln, unix.SOL_SOCKET, unix.SO_PRIORITY))
-		require.Zero(t, sockopt(t, c, unix.SOL_SOCKET, unix.SO_PRIORITY))
+		require.Equal(t, 5, option(t, ln, socketOption{unix.SOL_SOCKET, unix.SO_PRIORITY}))
+		require.Zero(t, option(t, c, socketOption{unix.SOL_SOCKET, unix.SO_PRIORITY}))
 	})
 }
 

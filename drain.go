@@ -38,7 +38,9 @@ import (
 // [errors.ErrUnsupported].
 //
 // Connections must be taken by the methods of l, not by those of l.TCPListener:
-// what is accepted during a drain inherits the stop, and l lifts it from each.
+// what is accepted during a drain inherits the stop, and l lifts it from each. One
+// that another holder of the socket takes keeps it: a filter does it no harm, with
+// the minimum TTL it hears nothing until that holder sets IP_MINTTL to 0.
 //
 // What Drain cannot do: connections made by SYN cookies, when the queue
 // overflows, have no state to wait for; SYNs that hash to a draining member of a

@@ -468,6 +468,46 @@ func TestDrainedSecondHolder(t *testing.T) {
 	})
 }
 
+// A connection that was made during a drain and that another holder takes keeps
+// the stop. The filter does it no harm; the minimum TTL makes it deaf, which the
+// documentation owns up to, and the holder can heal.
+func TestDrainedSecondHolderTakesOne(t *testing.T) {
+	t.Parallel()
+	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+		t.Parallel()
+		ln := listen4(t, sys)
+		f, err := ln.File()
+		require.NoError(t, err)
+		defer f.Close()
+		other, err := net.FileListener(f)
+		require.NoError(t, err)
+		defer other.Close()
+		client := newDeafClient(t, ln.Addr())
+		drained := inBackground(t, ln, within(t, patience))
+		stopped(t, ln, v4)
+		client.hear(t)
+		c := client.connected(t)
+		s, err := other.Accept()
+		require.NoError(t, err)
+		defer s.Close()
+		require.NoError(t, received(t, drained))
+		if v4.ttl == maxTTL {
+			_, err := c.Write([]byte("lost"))
+			require.NoError(t, err)
+			require.NoError(t, s.SetReadDeadline(time.Now().Add(300*time.Millisecond)))
+			_, err = s.Read(make([]byte, 4))
+			require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+			raw, err := s.(*net.TCPConn).SyscallConn()
+			require.NoError(t, err)
+			require.NoError(t, setMinTTL(raw, 0))
+			require.NoError(t, s.SetReadDeadline(time.Now().Add(patience)))
+			_, err = io.ReadFull(s, make([]byte, 4)) // the client sends it again
+			require.NoError(t, err)
+		}
+		talk(t, c, s)
+	})
+}
+
 // What the user had set on the socket is neither used up nor taken away.
 func TestDrainKeepsTheUsersOptions(t *testing.T) {
 	accepting := WithControl(func(_, _ string, c syscall.RawConn) (err error) {

@@ -20,6 +20,23 @@
 // finished handshakes really fit. The accept queue holds finished handshakes
 // that wait for Accept, the SYN queue unfinished ones.
 //
+// # Stopping
+//
+// Closing a listening socket resets every connection that waits in its queue, and
+// every handshake that ends a moment later. To stop without losing anyone: call
+// [Listener.Drain] while the server goes on accepting; wait until no connection is
+// before its first answer, which [net/http.Server.ConnState] tells; then call
+// [net/http.Server.Shutdown], which closes the listener. [Listener.Drain] says
+// what it cannot do, and its example shows the whole. For gRPC it is the same with
+// GracefulStop, which closes connections that it has accepted and not yet begun to
+// serve: wait until the server has written something to each.
+//
+// In Kubernetes begin when the load balancer has let go of the pod: let a preStop
+// hook sleep for as long as the endpoints take to be withdrawn, and make
+// terminationGracePeriodSeconds longer than that hook and the drain together. A
+// drain that begins earlier makes new clients wait for a second where a closed
+// port would have refused them at once.
+//
 // # Systems
 //
 // On Linux and FreeBSD the limit is read from the socket. On macOS, NetBSD,

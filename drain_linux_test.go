@@ -67,7 +67,7 @@ func withInt(level, name, value int) Option {
 // second, until the server sends its SYN-ACK again.
 type deafClient struct {
 	raw  syscall.RawConn
-	conn chan net.Conn // nil if it gave up
+	conn chan net.Conn // nil if it failed
 }
 
 func newDeafClient(t *testing.T, addr net.Addr) *deafClient {
@@ -84,8 +84,8 @@ func newDeafClient(t *testing.T, addr net.Addr) *deafClient {
 			return setMinTTL(r, maxTTL)
 		}}
 		conn, err := d.DialContext(ctx, "tcp", addr.String())
-		if err != nil {
-			conn = nil
+		if err != nil && ctx.Err() == nil {
+			t.Errorf("a client of %v: %v", addr, err)
 		}
 		c.conn <- conn
 	}()

@@ -1,0 +1,96 @@
+package acceptq_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/acceptq/acceptq"
+)
+
+// firstAnswers knows the connections that have not had an answer yet. Shutdown
+// may close such a one although its request has come.
+type firstAnswers struct{ pending sync.Map }
+
+func (f *firstAnswers) connState(c net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		f.pending.Store(c, nil)
+	case http.StateIdle, http.StateHijacked, http.StateClosed:
+		f.pending.Delete(c)
+	}
+}
+
+func (f *firstAnswers) wait(ctx context.Context) error {
+	for {
+		none := true
+		f.pending.Range(func(any, any) bool { none = false; return false })
+		if none {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// An HTTP server stops without losing anyone: Drain, wait until every connection
+// has had its first answer, Shutdown.
+func ExampleListener_Drain() {
+	ln, err := acceptq.ListenTCP("127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	var first firstAnswers
+	srv := &http.Server{
+		ConnState: first.connState,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			io.WriteString(w, "still served")
+		}),
+	}
+	served := make(chan error)
+	go func() { served <- srv.Serve(ln) }()
+
+	// A client that the kernel has let in, and that has not sent its request yet.
+	client, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	answer := make(chan string)
+	go func() {
+		io.WriteString(client, "GET / HTTP/1.0\r\n\r\n")
+		text, err := io.ReadAll(client)
+		if err != nil {
+			log.Fatal(err)
+		}
+		answer <- string(text[len(text)-len("still served"):])
+	}()
+
+	// What a program does on SIGTERM.
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := ln.Drain(ctx); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		log.Print(err) // and stop all the same
+	}
+	if err := first.wait(ctx); err != nil {
+		log.Print(err)
+	}
+	if err := srv.Shutdown(ctx); err != nil {
+		log.Print(err)
+	}
+
+	fmt.Println(<-answer)
+	fmt.Println(<-served)
+	// Output:
+	// still served
+	// http: Server closed
+}

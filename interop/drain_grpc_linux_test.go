@@ -1,0 +1,160 @@
+package interop
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/acceptq/acceptq"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// How a gRPC server is stopped.
+const (
+	gracefulStop = iota // which closes the listener first, as Shutdown of net/http does
+	drainAndStop        // Drain before it
+	recipe              // Drain, wait until every connection has been greeted, GracefulStop
+)
+
+// GracefulStop lets the calls finish that it knows of. It closes a connection that
+// it has accepted and not yet begun to serve, so that there is one thing to wait
+// for between Drain and it, as with net/http.
+func TestDrainGRPC(t *testing.T) {
+	inEachWay(t, func(t *testing.T) {
+		lost := make(map[int]int64)
+		for how, name := range []string{"GracefulStop", "Drain, GracefulStop", "Drain, all greeted, GracefulStop"} {
+			c := grpcRestarts(t, 20, how)
+			lost[how] = c.lost.Load()
+			t.Logf("%s: %d calls answered, %d lost, the first: %v", name, c.ok.Load(), c.lost.Load(), c.failure())
+		}
+		if lost[gracefulStop] < 20 {
+			t.Error("GracefulStop alone loses next to nothing: the test has no load, or Drain no purpose")
+		}
+		if lost[drainAndStop] >= lost[gracefulStop] {
+			t.Error("Drain saves nobody")
+		}
+		if lost[recipe] != 0 {
+			t.Error("the recipe loses some")
+		}
+	})
+}
+
+// A greeter is a listener that knows the connections to which the server has
+// written nothing yet; gRPC's speaks first.
+type greeter struct {
+	net.Listener
+	pending sync.Map
+}
+
+type greeted struct {
+	net.Conn
+	by *greeter
+}
+
+func (g *greeter) Accept() (net.Conn, error) {
+	c, err := g.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	conn := &greeted{c, g}
+	g.pending.Store(conn, nil)
+	return conn, nil
+}
+
+func (c *greeted) Write(p []byte) (int, error) {
+	c.by.pending.Delete(c)
+	return c.Conn.Write(p)
+}
+
+func (c *greeted) Close() error {
+	c.by.pending.Delete(c)
+	return c.Conn.Close()
+}
+
+func (g *greeter) none() bool {
+	none := true
+	g.pending.Range(func(any, any) bool { none = false; return false })
+	return none
+}
+
+func grpcRestarts(t *testing.T, restarts, how int) *crowd {
+	addr := "127.0.0.1:0"
+	var clients *crowd
+	defer func() { clients.end() }()
+	for range restarts {
+		ln, err := acceptq.ListenTCP(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr = ln.Addr().String()
+		var calls atomic.Int64
+		srv := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+			calls.Add(1)
+			return h(ctx, req)
+		}))
+		grpc_health_v1.RegisterHealthServer(srv, health.NewServer())
+		served := make(chan error, 1)
+		door := &greeter{Listener: ln}
+		go func() { served <- srv.Serve(door) }()
+		if clients == nil {
+			clients = newCrowd(16, func(int) error { return call(addr) })
+		}
+		until(t, "calls", func() bool { return calls.Load() >= 20 })
+		if how != gracefulStop {
+			if err := ln.Drain(within(t, patience)); err != nil {
+				t.Error(err)
+			}
+		}
+		if how == recipe {
+			until(t, "the greetings", door.none)
+		}
+		srv.GracefulStop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}
+	return clients
+}
+
+// call is one unary call on a connection of its own, which is made by hand: gRPC
+// itself would connect again, without a word, when one was lost.
+func call(addr string) error {
+	var mu sync.Mutex
+	conn, err := dial(addr)
+	if err != nil {
+		return err
+	}
+	made := conn
+	defer made.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	gone := errors.New("the connection was lost")
+	client, err := grpc.NewClient("passthrough:///"+addr,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDisableRetry(),
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if conn == nil {
+				cancel() // it comes again: the first is lost
+				return nil, gone
+			}
+			c := conn
+			conn = nil
+			return c, nil
+		}))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	<-time.After(5 * time.Millisecond) // the time of this handshake
+	_, err = grpc_health_v1.NewHealthClient(client).Check(ctx, &grpc_health_v1.HealthCheckRequest{})
+	return err
+}

@@ -1,5 +1,3 @@
-// Package interop holds what needs other people's modules and programs. Its tests
-// on Drain keep clients in flight by late ACKs, as those of the library do.
 package interop
 
 import (
@@ -17,8 +15,6 @@ import (
 
 	"golang.org/x/sys/unix"
 )
-
-const patience = 20 * time.Second
 
 // lateACK makes a client hold the final ACK of its handshake back until it sends
 // something (or for 200 ms): to the server the handshake is in flight.

@@ -148,7 +148,10 @@ func flip(t *testing.T) error {
 				fmt.Fprintln(c, os.Getpid())
 				switch strings.TrimSpace(word) {
 				case "upgrade":
-					upg.Upgrade()
+					// Not before this one is ready and its own parent gone.
+					for deadline := time.Now().Add(patience); upg.Upgrade() != nil && time.Now().Before(deadline); {
+						<-time.After(time.Millisecond)
+					}
 				case "end":
 					close(end)
 				}

@@ -13,6 +13,8 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -29,7 +31,11 @@ type system struct {
 	bind          func(fd int, sa unix.Sockaddr) error
 	listenCall    func(fd, backlog int) error
 	adopt         func(*os.File) (net.Listener, error)
-	kernel        // what one system only has
+	// What net makes of an address without a host: an endpoint without an address,
+	// by network. net looks at the system for it once in the life of a process, so it
+	// is asked once.
+	wildcards *sync.Map
+	kernel    // what one system only has
 }
 
 var realSystem = system{
@@ -40,6 +46,7 @@ var realSystem = system{
 	bind:          unix.Bind,
 	listenCall:    unix.Listen,
 	adopt:         net.FileListener,
+	wildcards:     new(sync.Map),
 	kernel:        realKernel,
 }
 
@@ -60,6 +67,12 @@ var errNoted = errors.New("acceptq: endpoint noted")
 // error are net's own.
 func (sys *system) resolve(ctx context.Context, network, address string) (endpoint, error) {
 	if ep, ok := literal(network, address); ok {
+		return ep, nil
+	}
+	port, hostless := portAlone(address)
+	if known, ok := sys.wildcards.Load(network); ok && hostless {
+		ep := known.(endpoint)
+		ep.addr = &net.TCPAddr{Port: port}
 		return ep, nil
 	}
 	var ep endpoint
@@ -83,7 +96,17 @@ func (sys *system) resolve(ctx context.Context, network, address string) (endpoi
 		return endpoint{}, err
 	}
 	ep.addr = op.Addr.(*net.TCPAddr)
+	if hostless {
+		sys.wildcards.Store(network, endpoint{network: ep.network, v6only: ep.v6only})
+	}
 	return ep, nil
+}
+
+// portAlone takes apart an address that is nothing but a number for a port.
+func portAlone(address string) (port int, ok bool) {
+	digits, ok := strings.CutPrefix(address, ":")
+	n, err := strconv.ParseUint(digits, 10, 16)
+	return int(n), ok && err == nil
 }
 
 // literal takes apart an address that needs no rule: its family is plain and it

@@ -1,0 +1,66 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
+package acceptq
+
+import (
+	"context"
+	"net"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// What net makes of an address without a host is asked once, and must be the same
+// the second time: the family, both families or one, the error of a port in use.
+func TestAddressWithoutHostIsNets(t *testing.T) {
+	type socket struct {
+		addr   string
+		v6only int
+	}
+	look := func(t *testing.T, ln interface {
+		net.Listener
+		syscall.Conn
+	}) socket {
+		addr := *ln.Addr().(*net.TCPAddr)
+		addr.Port = 0
+		s := socket{addr: addr.String()}
+		raw, err := ln.SyscallConn()
+		require.NoError(t, err)
+		require.NoError(t, raw.Control(func(fd uintptr) {
+			if s.v6only, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_V6ONLY); err != nil {
+				s.v6only = unknown // a socket of IPv4
+			}
+		}))
+		return s
+	}
+	for _, network := range []string{"tcp", "tcp4", "tcp6"} {
+		t.Run(network, func(t *testing.T) {
+			var lc net.ListenConfig
+			lc.SetMultipathTCP(false) // MPTCP has no IPV6_V6ONLY to read on every kernel
+			theirs, err := lc.Listen(t.Context(), network, ":0")
+			if err != nil {
+				t.Skipf("net cannot do it here: %v", err)
+			}
+			defer theirs.Close()
+			want := look(t, theirs.(*net.TCPListener))
+			taken := theirs.Addr().(*net.TCPAddr)
+			_, wantErr := lc.Listen(t.Context(), network, (&net.TCPAddr{Port: taken.Port}).String())
+			require.Error(t, wantErr)
+			for range 3 {
+				ours, err := Listen(context.Background(), network, ":0")
+				require.NoError(t, err)
+				require.Equal(t, want, look(t, ours))
+				require.NoError(t, ours.Close())
+
+				_, err = Listen(context.Background(), network, (&net.TCPAddr{Port: taken.Port}).String())
+				require.EqualError(t, err, wantErr.Error())
+			}
+		})
+	}
+	for _, address := range []string{":", "", ":http", ":+80", ":65536", ":-1", "::0", "localhost:0"} {
+		_, ok := portAlone(address)
+		require.False(t, ok, "%q is net's to judge", address)
+	}
+}

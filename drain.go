@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -197,64 +195,6 @@ func (f *flight) look() int {
 
 // over reports whether they have been waited for long enough.
 func (f *flight) over() bool { return time.Now().After(f.until) }
-
-// File returns a copy of the listening socket, as [net.TCPListener.File] does.
-// From then on a drain leaves the socket as it was, see [Listener.Drain]. Calling
-// Fd on the file makes l itself blocking, for both have one socket: use
-// SyscallConn of the file.
-func (l *Listener) File() (*os.File, error) {
-	if l.TCPListener != nil {
-		l.share()
-	}
-	return l.TCPListener.File()
-}
-
-// SyscallConn returns a raw connection, as [net.TCPListener.SyscallConn] does.
-// Since it shows the descriptor, which can be copied, a drain from then on leaves
-// the socket as it was, see [Listener.Drain].
-func (l *Listener) SyscallConn() (syscall.RawConn, error) {
-	if l.TCPListener != nil {
-		l.share()
-	}
-	return l.TCPListener.SyscallConn()
-}
-
-// Accept waits for the next connection and returns it, a [*net.TCPConn].
-func (l *Listener) Accept() (net.Conn, error) {
-	c, err := l.AcceptTCP()
-	if err != nil {
-		return nil, err
-	}
-	return c, nil
-}
-
-// AcceptTCP waits for the next connection and returns it.
-func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
-	for again := false; ; again = true {
-		l.accepts.enter(again)
-		c, err := l.TCPListener.AcceptTCP()
-		if sentOut := l.accepts.leave(err == nil); sentOut && errors.Is(err, os.ErrDeadlineExceeded) {
-			continue
-		}
-		if err == nil {
-			l.intake.clean(l.sys, c)
-			// These fail on a connection that is over already, as net's own does.
-			switch k := l.keepAlive; {
-			case k == nil:
-			case k.Enable:
-				c.SetKeepAliveConfig(*k)
-			default:
-				c.SetKeepAlive(false)
-			}
-		}
-		return c, err
-	}
-}
-
-// SetDeadline sets the deadline of Accept, as [net.TCPListener.SetDeadline] does.
-func (l *Listener) SetDeadline(t time.Time) error {
-	return l.accepts.setDeadline(l.TCPListener, t)
-}
 
 // A gate stands before net's Accept and knows who is inside. The kernel's queue
 // may be empty while a connection that was in it is still on its way out of there,

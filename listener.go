@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // A Listener is a TCP listener that knows its accept queue. It is a
@@ -51,9 +53,9 @@ func ListenTCP(addr string, opts ...Option) (*Listener, error) {
 // does not exist, are errors also where net ignores them; and the network in the
 // text of errors from Accept is "tcp" in every case.
 //
-// Listen needs a second descriptor for a moment, until net has adopted the socket.
-// When less was granted than asked, it succeeds and [Listener.Backlog] tells; see [WithStrictBacklog]. The error is a [*net.OpError] with Op
-// "listen".
+// When less was granted than asked, Listen succeeds and [Listener.Backlog] tells;
+// see [WithStrictBacklog]. The error is a [*net.OpError] with Op "listen". A second
+// descriptor is needed for a moment, until net has adopted the socket.
 func Listen(ctx context.Context, network, address string, opts ...Option) (*Listener, error) {
 	return realSystem.listenWith(ctx, network, address, opts)
 }
@@ -151,6 +153,43 @@ func newListener(sys *system, ln *net.TCPListener, tr transport, account Backlog
 	return l, nil
 }
 
+// Accept waits for the next connection and returns it, a [*net.TCPConn].
+func (l *Listener) Accept() (net.Conn, error) {
+	c, err := l.AcceptTCP()
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// AcceptTCP waits for the next connection and returns it.
+func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
+	for again := false; ; again = true {
+		l.accepts.enter(again)
+		c, err := l.TCPListener.AcceptTCP()
+		if sentOut := l.accepts.leave(err == nil); sentOut && errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
+		if err == nil {
+			l.intake.clean(l.sys, c)
+			// These fail on a connection that is over already, as net's own does.
+			switch k := l.keepAlive; {
+			case k == nil:
+			case k.Enable:
+				c.SetKeepAliveConfig(*k)
+			default:
+				c.SetKeepAlive(false)
+			}
+		}
+		return c, err
+	}
+}
+
+// SetDeadline sets the deadline of Accept, as [net.TCPListener.SetDeadline] does.
+func (l *Listener) SetDeadline(t time.Time) error {
+	return l.accepts.setDeadline(l.TCPListener, t)
+}
+
 // SetBacklog asks for an accept queue of n connections on the socket as it
 // listens, by calling listen(2) again, and returns the account after it; a
 // negative n is as much as the system allows, by the ceiling of this moment. What
@@ -178,6 +217,27 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 		return l.Backlog(), l.opError("listen", err)
 	}
 	return l.Backlog(), nil
+}
+
+// File returns a copy of the listening socket, as [net.TCPListener.File] does.
+// From then on a drain leaves the socket as it was, see [Listener.Drain]. Calling
+// Fd on the file, as os/exec does for ExtraFiles, makes l itself blocking, for both
+// have one socket: use SyscallConn of the file.
+func (l *Listener) File() (*os.File, error) {
+	if l.TCPListener != nil {
+		l.share()
+	}
+	return l.TCPListener.File()
+}
+
+// SyscallConn returns a raw connection, as [net.TCPListener.SyscallConn] does.
+// Since it shows the descriptor, which can be copied, a drain from then on leaves
+// the socket as it was, see [Listener.Drain].
+func (l *Listener) SyscallConn() (syscall.RawConn, error) {
+	if l.TCPListener != nil {
+		l.share()
+	}
+	return l.TCPListener.SyscallConn()
 }
 
 // opError is err as net has it.

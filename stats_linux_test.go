@@ -3,6 +3,7 @@ package acceptq
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math"
@@ -343,6 +344,22 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 			sys := realSystem
 			sys.readFile = func(string) ([]byte, error) { return []byte("4096\n"), nil }
 			keeps(t, listen(t, &sys, 8), 4096, "") // what it says would do
+		})
+		t.Run("nothing can be read any more", func(t *testing.T) {
+			sys := realSystem
+			ln := listen(t, &sys, 8)
+			sys.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
+			sys.getsockopt = func(int, int, int, []byte) (int, error) { return 0, syscall.EPERM }
+			setSysctl(t, "net.core.somaxconn", 1000)
+			defer setSysctl(t, "net.core.somaxconn", 16)
+			for range 2 { // at the second there is no known limit to go back to
+				b, err := ln.SetBacklog(16)
+				require.ErrorIs(t, err, errors.ErrUnsupported)
+				require.Equal(t, unknown, b.Limit)
+			}
+			s, err := ReadStats(ln.TCPListener)
+			require.NoError(t, err)
+			require.Equal(t, 16, s.Limit, "never the ceiling, by taking unknown for a request")
 		})
 		t.Run("the way back is shut", func(t *testing.T) {
 			sys := realSystem

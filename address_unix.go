@@ -1,0 +1,151 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
+package acceptq
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// An endpoint is where to listen, as net resolved it.
+type endpoint struct {
+	network string       // "tcp4" or "tcp6", the socket's family
+	addr    *net.TCPAddr // as net has it in errors; no IP is the wildcard
+	v6only  bool         // IPV6_V6ONLY of the socket
+}
+
+// errNoted ends net's listening once the endpoint is known.
+var errNoted = errors.New("acceptq: endpoint noted")
+
+// resolve applies net's rules to an address. A literal IP address with a number
+// for a port is taken apart here. Anything else (names, services, zones,
+// wildcards, what is malformed) is given to net itself, up to the moment at which
+// it has a socket of the right kind, so that the choice of the family and every
+// error are net's own.
+func (sys *system) resolve(ctx context.Context, network, address string) (endpoint, error) {
+	if ep, ok := literal(network, address); ok {
+		return ep, nil
+	}
+	port, hostless := portAlone(address)
+	if known, ok := sys.wildcards.Load(network); ok && hostless {
+		ep := known.(endpoint)
+		ep.addr = &net.TCPAddr{Port: port}
+		return ep, nil
+	}
+	var ep endpoint
+	lc := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error {
+		ep.network = network
+		if network == "tcp6" {
+			v, err := rawInt(c, func(fd int) (int, error) {
+				return sys.getsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+			})
+			if err != nil {
+				return err
+			}
+			ep.v6only = v != 0
+		}
+		return errNoted
+	}}
+	lc.SetMultipathTCP(false) // the socket that serves is plain TCP too
+	_, err := lc.Listen(ctx, network, address)
+	var op *net.OpError
+	if !errors.As(err, &op) || !errors.Is(op.Err, errNoted) {
+		return endpoint{}, err
+	}
+	ep.addr = op.Addr.(*net.TCPAddr)
+	if hostless {
+		sys.wildcards.Store(network, endpoint{network: ep.network, v6only: ep.v6only})
+	}
+	return ep, nil
+}
+
+// portAlone takes apart an address that is nothing but a number for a port.
+func portAlone(address string) (port int, ok bool) {
+	digits, ok := strings.CutPrefix(address, ":")
+	n, err := strconv.ParseUint(digits, 10, 16)
+	return int(n), ok && err == nil
+}
+
+// literal takes apart an address that needs no rule: its family is plain and it
+// is no wildcard, which net makes dual-stack where it can.
+func literal(network, address string) (endpoint, bool) {
+	ap, err := netip.ParseAddrPort(address)
+	ip := ap.Addr()
+	if err != nil || ip.IsUnspecified() || ip.Is4In6() || ip.Zone() != "" {
+		return endpoint{}, false
+	}
+	ep := endpoint{network: "tcp4", addr: net.TCPAddrFromAddrPort(ap), v6only: network == "tcp6"}
+	if ip.Is6() {
+		ep.network = "tcp6"
+		// These two have IPV6_V6ONLY fixed: net knows when not to set it.
+		if runtime.GOOS == "openbsd" || runtime.GOOS == "dragonfly" {
+			return endpoint{}, false
+		}
+	}
+	return ep, network == "tcp" || network == ep.network
+}
+
+// sockaddr is the address to bind to. A zone names an interface or is its
+// number; with one that does not exist the kernel refuses a link-local address,
+// as it does for net, and we refuse any other, where it would be ignored.
+func (ep endpoint) sockaddr() (unix.Sockaddr, error) {
+	a := ep.addr
+	if ep.network == "tcp4" {
+		sa := &unix.SockaddrInet4{Port: a.Port}
+		copy(sa.Addr[:], a.IP.To4())
+		return sa, nil
+	}
+	sa := &unix.SockaddrInet6{Port: a.Port}
+	if !a.IP.Equal(net.IPv4zero) { // on a dual-stack socket 0.0.0.0 is [::]
+		copy(sa.Addr[:], a.IP.To16())
+	}
+	if a.Zone != "" {
+		sa.ZoneId = zoneIndex(a.Zone)
+		if sa.ZoneId == 0 && !a.IP.IsLinkLocalUnicast() {
+			return nil, &net.AddrError{Err: "no such zone", Addr: a.String()}
+		}
+	}
+	return sa, nil
+}
+
+func zoneIndex(zone string) uint32 {
+	if ifi, err := net.InterfaceByName(zone); err == nil {
+		return uint32(ifi.Index)
+	}
+	n, _ := strconv.ParseUint(zone, 10, 31)
+	return uint32(n)
+}
+
+// localAddr is the address that fd is bound to.
+func (sys *system) localAddr(fd int) (*net.TCPAddr, error) {
+	sa, err := sys.getsockname(fd)
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return &net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}, nil
+	case *unix.SockaddrInet6:
+		a := &net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}
+		if sa.ZoneId != 0 {
+			a.Zone = strconv.FormatUint(uint64(sa.ZoneId), 10)
+		}
+		return a, nil
+	}
+	return nil, os.NewSyscallError("getsockname", err)
+}
+
+// rawInt runs f on the descriptor of c, and names its system call getsockopt.
+func rawInt(c syscall.RawConn, f func(fd int) (int, error)) (v int, err error) {
+	cerr := c.Control(func(fd uintptr) { v, err = f(int(fd)) })
+	if cerr != nil {
+		return 0, cerr
+	}
+	return v, os.NewSyscallError("getsockopt", err)
+}

@@ -1,0 +1,178 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
+package acceptq
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"os"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// setOptions sets what net.Listen sets, then what was asked for.
+func (sys *system) setOptions(fd int, ep endpoint, o *options) error {
+	if ep.network == "tcp6" {
+		if err := sys.setInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, boolInt(ep.v6only)); err != nil {
+			return err
+		}
+	}
+	if runtime.GOOS == "dragonfly" {
+		// Its default range of ephemeral ports is narrow, see net/sockopt_bsd.go.
+		const ipPortRange, ipv6PortRange, high = 0x13, 0xe, 1 // netinet/in.h, netinet6/in6.h
+		level, name := unix.IPPROTO_IP, ipPortRange
+		if ep.network == "tcp6" {
+			level, name = unix.IPPROTO_IPV6, ipv6PortRange
+		}
+		if err := sys.setInt(fd, level, name, high); err != nil {
+			return err
+		}
+	}
+	if err := sys.setInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return err
+	}
+	if o.reusePort {
+		if err := ep.spreads(); err != nil {
+			return err
+		}
+		if err := sys.setReusePort(fd); err != nil {
+			return err
+		}
+	}
+	if err := sys.setBuffer(fd, "WithReceiveBuffer", unix.SO_RCVBUF, o.receiveBuffer); err != nil {
+		return err
+	}
+	if err := sys.setBuffer(fd, "WithSendBuffer", unix.SO_SNDBUF, o.sendBuffer); err != nil {
+		return err
+	}
+	return sys.setClosed(fd, o)
+}
+
+func (sys *system) setReusePort(fd int) error {
+	name, err := reusePort()
+	if err != nil {
+		return err
+	}
+	return sys.setInt(fd, unix.SOL_SOCKET, name, 1)
+}
+
+// setBuffer asks for a buffer of n bytes, if n is not 0, and sees to it that it
+// was granted: on Linux and macOS a smaller one is no error of the kernel's.
+func (sys *system) setBuffer(fd int, option string, name, n int) error {
+	if n == 0 {
+		return nil
+	}
+	err := sys.setInt(fd, unix.SOL_SOCKET, name, min(n, math.MaxInt32))
+	if errors.Is(err, unix.ENOBUFS) { // the BSDs do say so
+		return fmt.Errorf("%s(%d): more than %s: %w: %w", option, n, bufferKnob(name), errors.ErrUnsupported, err)
+	}
+	if err != nil {
+		return err
+	}
+	granted, err := sys.getsockoptInt(fd, unix.SOL_SOCKET, name)
+	if err != nil {
+		return os.NewSyscallError("getsockopt", err)
+	}
+	if runtime.GOOS == "linux" || runtime.GOOS == "android" {
+		granted /= 2 // the kernel doubles it for its own needs, socket(7)
+	}
+	if granted < n {
+		return fmt.Errorf("%s(%d): granted %d, see %s: %w", option, n, granted, bufferKnob(name), errors.ErrUnsupported)
+	}
+	return nil
+}
+
+// tryKeepAlive has net set config on a socket that is thrown away: what the
+// kernel refuses there it would refuse on each connection. It returns what to set
+// on those. Where config leaves a value to the system that is the system's own, for
+// by the time a connection is accepted net has replaced it.
+func (sys *system) tryKeepAlive(config *net.KeepAliveConfig) (*net.KeepAliveConfig, error) {
+	if config == nil || !config.Enable {
+		return config, nil
+	}
+	fd, err := sys.socket(unix.AF_INET)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	file := os.NewFile(uintptr(fd), "keep-alive")
+	defer file.Close()
+	full, err := sys.fillKeepAlive(fd, *config)
+	if err == nil {
+		var c net.Conn
+		if c, err = net.FileConn(file); err == nil {
+			defer c.Close()
+			err = c.(*net.TCPConn).SetKeepAliveConfig(full)
+		}
+	}
+	if errors.Is(err, unix.ENOPROTOOPT) { // OpenBSD sets no times, and not all tell theirs
+		return nil, fmt.Errorf("WithKeepAlive: %w: %w", errors.ErrUnsupported, cause(err))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("WithKeepAlive: %w", cause(err))
+	}
+	return &full, nil
+}
+
+// fillKeepAlive puts the values that fd, a fresh socket, has from the system in
+// the place of negative ones.
+func (sys *system) fillKeepAlive(fd int, config net.KeepAliveConfig) (net.KeepAliveConfig, error) {
+	names, ok := keepAliveNames()
+	if !ok {
+		return config, nil // net has not set them either
+	}
+	var err error
+	own := func(name int) (n int) {
+		if err == nil {
+			n, err = sys.getsockoptInt(fd, unix.IPPROTO_TCP, name)
+		}
+		return n
+	}
+	if config.Idle < 0 {
+		config.Idle = time.Duration(own(names[0])) * time.Second
+	}
+	if config.Interval < 0 {
+		config.Interval = time.Duration(own(names[1])) * time.Second
+	}
+	if config.Count < 0 {
+		config.Count = own(names[2])
+	}
+	return config, os.NewSyscallError("getsockopt", err)
+}
+
+// reusePort is the socket option with which the kernel spreads connections over
+// the listeners of one address. SO_REUSEPORT of macOS, NetBSD, OpenBSD and
+// FreeBSD gives them all to one.
+func reusePort() (name int, err error) {
+	switch runtime.GOOS {
+	case "linux", "android", "dragonfly":
+		return unix.SO_REUSEPORT, nil
+	case "freebsd":
+		return 0x10000, nil // SO_REUSEPORT_LB, sys/socket.h; x/sys has it for FreeBSD only
+	}
+	return 0, notHere("WithReusePort")
+}
+
+// spreads refuses an address over whose listeners the kernel does not spread,
+// though it takes the option: FreeBSD leaves the wildcard of both families out of
+// the group (in_pcbinslbgrouphash in netinet/in_pcb.c) and gives all to one.
+func (ep endpoint) spreads() error {
+	if runtime.GOOS == "freebsd" && ep.network == "tcp6" && !ep.v6only && (len(ep.addr.IP) == 0 || ep.addr.IP.IsUnspecified()) {
+		return fmt.Errorf("%w, listen on tcp4 and on tcp6", notHere("WithReusePort for both families at once"))
+	}
+	return nil
+}
+
+func (sys *system) setInt(fd, level, name, value int) error {
+	return os.NewSyscallError("setsockopt", sys.setsockoptInt(fd, level, name, value))
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}

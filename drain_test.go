@@ -338,7 +338,8 @@ func TestDrainAccountsForEach(t *testing.T) {
 				require.NoError(t, ln.Close())
 				running.Wait()
 				require.NoError(t, err)
-				require.EqualValues(t, loops+queued, n, "round %d", round)
+				// Another program may have dialed a port that was its own before.
+				require.GreaterOrEqual(t, n, int64(loops+queued), "round %d", round)
 			}
 		})
 	}

@@ -27,8 +27,9 @@ import (
 // looked up by sock_diag(7), and waited for at most 3 seconds: a dead client holds
 // nothing up. The stop stays until the socket closes. If its descriptor may have
 // been copied ([Listener.File], [Listener.SyscallConn], [Wrap]), the stop is
-// lifted just before Drain returns, so that the other holder has its clients; who
-// hands the socket over needs no Drain, since the queue goes with it.
+// lifted just before Drain returns, so that the other holder has its clients; if
+// that fails, so does Drain. Who hands the socket over needs no Drain, since the
+// queue goes with it.
 //
 // On other systems, and on MPTCP, nothing is changed on the socket: Drain waits
 // for the first moment at which the queue is empty, and who comes between that and
@@ -45,7 +46,7 @@ import (
 // SO_REUSEPORT group come back after a second; and net/http drops a request that
 // it has read when Shutdown begins, see the example. Behind a load balancer begin
 // when it has let go of the server.
-func (l *Listener) Drain(ctx context.Context) error {
+func (l *Listener) Drain(ctx context.Context) (err error) {
 	if ctx == nil {
 		return l.opError("drain", errors.New("acceptq: nil context"))
 	}
@@ -56,7 +57,11 @@ func (l *Listener) Drain(ctx context.Context) error {
 	if err != nil {
 		return l.opError("drain", err)
 	}
-	defer l.endDrain()
+	defer func() {
+		if stays := l.endDrain(); stays != nil {
+			err = l.opError("drain", errors.Join(stays, err))
+		}
+	}()
 
 	tick := time.NewTicker(drainLook)
 	defer tick.Stop()
@@ -133,28 +138,36 @@ func (l *Listener) beginDrain() (*flight, error) {
 }
 
 // endDrain lifts the stop from a shared socket when its last drain ends.
-func (l *Listener) endDrain() {
+func (l *Listener) endDrain() error {
 	l.drains.mu.Lock()
 	defer l.drains.mu.Unlock()
 	l.drains.running--
-	l.liftIfShared()
+	return l.liftIfShared()
 }
 
 // share notes that there may be another descriptor of the socket from now on, and
 // that its holder must not find it stopped.
-func (l *Listener) share() {
+func (l *Listener) share() error {
 	l.drains.mu.Lock()
 	defer l.drains.mu.Unlock()
 	l.drains.shared = true
-	l.liftIfShared()
+	return l.liftIfShared()
 }
 
-func (l *Listener) liftIfShared() {
+// liftIfShared is tried again at the next occasion if it fails: with the stop on
+// its socket the other holder would never see a client.
+func (l *Listener) liftIfShared() error {
 	d := &l.drains
-	if d.stopped && d.shared && d.running == 0 {
-		l.raw.Control(func(fd uintptr) { l.intake.lift(l.sys, int(fd)) }) // fails once it is closed
-		d.stopped = false
+	if !d.stopped || !d.shared || d.running > 0 {
+		return nil
 	}
+	var operr error
+	err := l.raw.Control(func(fd uintptr) { operr = l.intake.lift(l.sys, int(fd)) })
+	if err == nil && operr != nil {
+		return fmt.Errorf("new clients are still kept out: %w", operr)
+	}
+	d.stopped = false // or the socket is closed
+	return nil
 }
 
 // A flight is the handshakes on a port that were unfinished when the intake

@@ -1,7 +1,9 @@
 package acceptq
 
 import (
+	"cmp"
 	"encoding/binary"
+	"errors"
 	"net"
 	"sync/atomic"
 
@@ -90,29 +92,35 @@ func (sys *system) apply(fd int, s stop) error {
 // has not inherited it is left as it is.
 func (sys *system) remove(fd int, s stop) error {
 	if s.filter {
-		return sys.setsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
+		return sys.setInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
 	}
 	return sys.setTTL(fd, s, s.ttl, s.hops)
 }
 
-// setTTL sets those of the two options that the socket has.
+// setTTL sets those of the two options that the socket has, the second also when
+// the first fails.
 func (sys *system) setTTL(fd int, s stop, ttl, hops int) error {
+	var v4, v6 error
 	if s.ttl != unknown {
-		if err := sys.setsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, ttl); err != nil {
-			return err
-		}
+		v4 = sys.setInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, ttl)
 	}
 	if s.hops != unknown {
-		return sys.setsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT, hops)
+		v6 = sys.setInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT, hops)
 	}
-	return nil
+	return cmp.Or(v4, v6)
 }
 
 // lift takes the stop from fd, the listening socket.
-func (in *intake) lift(sys *system, fd int) {
-	if s := in.inherited.Load(); s != nil {
-		sys.remove(fd, *s)
+func (in *intake) lift(sys *system, fd int) error {
+	s := in.inherited.Load()
+	if s == nil {
+		return nil
 	}
+	err := sys.remove(fd, *s)
+	if s.filter && errors.Is(err, unix.ENOENT) { // another holder has taken it off
+		return nil
+	}
+	return err
 }
 
 // clean takes from c what it may have inherited. With a minimum TTL it would hear

@@ -738,6 +738,71 @@ func TestStopIsWholeOrNot(t *testing.T) {
 	require.Nil(t, ln.intake.inherited.Load())
 }
 
+// A stop that cannot be lifted would leave the other holder without clients: Drain
+// says so, and it is tried again at each occasion.
+func TestStopThatStaysIsAnError(t *testing.T) {
+	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+		fails := true
+		set := sys.setsockoptInt
+		sys.setsockoptInt = func(fd, level, name, value int) error {
+			if fails && value == 0 { // IP_MINTTL as it was, and SO_DETACH_FILTER
+				return unix.ENOMEM
+			}
+			return set(fd, level, name, value)
+		}
+		ln := listen4(t, sys)
+		f, err := ln.File()
+		require.NoError(t, err)
+		defer f.Close()
+
+		for range 2 {
+			err := ln.Drain(within(t, patience))
+			require.ErrorIs(t, err, unix.ENOMEM)
+			requireDrainOp(t, err)
+			require.Equal(t, v4, wayOf(t, ln.raw))
+		}
+		_, err = ln.File()
+		require.ErrorIs(t, err, unix.ENOMEM)
+		requireOp(t, err, "file")
+		_, err = ln.SyscallConn()
+		require.ErrorIs(t, err, unix.ENOMEM)
+
+		fails = false
+		_, err = ln.SyscallConn()
+		require.NoError(t, err)
+		require.Equal(t, way{0, 0, -1}, wayOf(t, ln.raw))
+		dialed(t, ln, 1)
+
+		// The context's error is told too.
+		fails = true
+		err = ln.Drain(within(t, 50*time.Millisecond))
+		require.ErrorIs(t, err, unix.ENOMEM)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+	})
+}
+
+// Of the two options of a dual-stack socket the second is lifted also when the
+// first cannot be.
+func TestStopIsLiftedAsFarAsPossible(t *testing.T) {
+	ln, err := Listen(t.Context(), "tcp", "[::1]:0")
+	if err != nil {
+		t.Skip("no IPv6 here:", err)
+	}
+	defer ln.Close()
+	sys := withoutFilter()
+	sys.setsockoptInt = func(fd, level, name, value int) error {
+		if level == unix.IPPROTO_IP && value == 0 {
+			return unix.ENOMEM
+		}
+		return unix.SetsockoptInt(fd, level, name, value)
+	}
+	ln.sys = &sys
+	require.NoError(t, ln.Drain(within(t, patience)))
+	require.Equal(t, way{0, maxTTL, maxTTL}, wayOf(t, ln.raw))
+	require.ErrorIs(t, ln.share(), unix.ENOMEM)
+	require.Equal(t, way{0, maxTTL, 0}, wayOf(t, ln.raw))
+}
+
 // A connection made by a SYN cookie has no state that could be waited for. This
 // is the loss that the documentation owns up to; with a queue that does not
 // overflow there are no cookies.

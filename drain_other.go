@@ -15,7 +15,7 @@ type intake struct{}
 type handshake struct{}
 
 func (intake) stop(*system, int) bool      { return false }
-func (intake) lift(*system, int)           {}
+func (intake) lift(*system, int) error     { return nil }
 func (intake) clean(*system, *net.TCPConn) {}
 
 func (*system) handshakes(int) (map[handshake]struct{}, error) {

@@ -225,7 +225,9 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 // have one socket: use SyscallConn of the file.
 func (l *Listener) File() (*os.File, error) {
 	if l.TCPListener != nil {
-		l.share()
+		if err := l.share(); err != nil {
+			return nil, l.opError("file", err)
+		}
 	}
 	return l.TCPListener.File()
 }
@@ -235,7 +237,9 @@ func (l *Listener) File() (*os.File, error) {
 // the socket as it was, see [Listener.Drain].
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	if l.TCPListener != nil {
-		l.share()
+		if err := l.share(); err != nil {
+			return nil, l.opError("raw-control", err)
+		}
 	}
 	return l.TCPListener.SyscallConn()
 }

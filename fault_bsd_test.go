@@ -3,6 +3,8 @@
 package acceptq
 
 import (
+	"net"
+	"os"
 	"runtime"
 	"testing"
 
@@ -67,3 +69,72 @@ func TestLimitThatCannotBeReadIsByTheRule(t *testing.T) {
 		})
 	}
 }
+
+// optional says that listening can do without what the option tells.
+func optional(level, name int) bool { return level == unix.SOL_SOCKET && name == soListenQueueLimit }
+
+// statsCalls are those without which there are no Stats.
+var statsCalls = []string{"getsockopt", "getsockopt, if it tells", "kevent"}
+
+// willing is a kernel that takes every option.
+func willing() system {
+	sys := realSystem
+	if runtime.GOOS != "freebsd" {
+		return sys
+	}
+	sys.sysctl = func(name string) (uint32, error) {
+		if name == "net.inet.tcp.fastopen.server_enable" {
+			return 1, nil
+		}
+		return realKernel.sysctl(name)
+	}
+	sys.setsockoptInt = func(fd, level, name, value int) error {
+		if level == unix.IPPROTO_TCP {
+			return nil // TCP_FASTOPEN, which the kernel may lack
+		}
+		return realSystem.setsockoptInt(fd, level, name, value)
+	}
+	return sys
+}
+
+func kernelOptions() (opts []Option) {
+	opts = []Option{WithBacklog(20)}
+	if runtime.GOOS != "openbsd" {
+		opts = append(opts, WithKeepAlive(net.KeepAliveConfig{Enable: true}))
+	}
+	if runtime.GOOS == "freebsd" {
+		opts = append(opts, WithFastOpen(3))
+	}
+	return opts
+}
+
+func kernelAnswers(all map[string][]answer) {
+	all["sysctl"] = append(refusals(unix.EFAULT, unix.EINVAL, unix.EISDIR, unix.ENOENT, unix.ENOMEM, unix.EPERM),
+		numbers(0, 1, -1)...)
+	for _, errno := range []unix.Errno{unix.EACCES, unix.EBADF, unix.EINTR, unix.ENOENT, unix.ENOMEM, unix.EMFILE, unix.ENFILE} {
+		all["kevent"] = append(all["kevent"], answer{err: os.NewSyscallError("kevent", errno)})
+	}
+}
+
+func (m *meddler) kernel(sys *system, base system, meddle func() answer) {
+	sys.sysctl = func(name string) (uint32, error) {
+		if m.turn("sysctl") {
+			return uint32(meddle().n), meddle().err
+		}
+		return base.sysctl(name)
+	}
+	sys.readable = func(fd int) (int, error) {
+		if m.turn("kevent") {
+			return unknown, meddle().err
+		}
+		return base.readable(fd)
+	}
+	sys.setsockoptString = func(fd, level, name int, value string) error {
+		if m.turn("setsockopt") {
+			return meddle().err
+		}
+		return base.setsockoptString(fd, level, name, value)
+	}
+}
+
+func kernelActs() []act { return nil }

@@ -2,9 +2,18 @@ package acceptq
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"io"
+	"maps"
+	"math"
+	"net"
 	"os"
+	"slices"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -111,4 +120,190 @@ func TestNothingCanBeRead(t *testing.T) {
 			freeAgain(t, "tcp", bound)
 		})
 	}
+}
+
+// optional says that the option may be missing, and nothing fails for it.
+func optional(level, name int) bool {
+	switch [2]int{level, name} {
+	case [2]int{unix.SOL_SOCKET, unix.SO_PROTOCOL}, [2]int{unix.IPPROTO_IP, unix.IP_MINTTL}, [2]int{unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT}:
+		return true
+	}
+	return false
+}
+
+// statsCalls are those without which there are no Stats: none.
+var statsCalls []string
+
+func kernelOptions() []Option {
+	return []Option{
+		WithDeferAccept(10 * time.Second), WithFastOpen(9), WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: -1}),
+	}
+}
+
+// willing is a kernel whose setting lets servers use TCP Fast Open.
+func willing() system {
+	sys := realSystem
+	sys.readFile = func(name string) ([]byte, error) {
+		if strings.HasSuffix(name, "/tcp_fastopen") {
+			return []byte("3\n"), nil
+		}
+		return realSystem.readFile(name)
+	}
+	return sys
+}
+
+func kernelAnswers(all map[string][]answer) {
+	all["getsockopt of bytes"] = all["getsockopt"][:len(all["getsockopt"])-5]
+	for _, n := range []int{0, infoQueueEnd - 1, infoQueueEnd, math.MaxInt32, -1} {
+		for _, b := range []byte{0, tcpListen, 0xff} {
+			all["getsockopt of bytes"] = append(all["getsockopt of bytes"], answer{n: n, text: bytes.Repeat([]byte{b}, 64)})
+		}
+	}
+	all["setsockopt of a filter"] = refusals(unix.EBADF, unix.EFAULT, unix.EINVAL, unix.ENOMEM, unix.EPERM, unix.EOPNOTSUPP,
+		unix.ENOPROTOOPT, unix.ENOTSOCK)
+	all["sock_diag"] = refusals(unix.EACCES, unix.EAFNOSUPPORT, unix.EPROTONOSUPPORT, unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM,
+		unix.EAGAIN, unix.EBADMSG, unix.ECONNREFUSED, unix.ENOENT, unix.EPERM, unix.EOPNOTSUPP)
+	for _, rows := range [][][]byte{nil, {nil}, {{1}}, {make([]byte, diagMsgSize-1)}, {make([]byte, diagMsgSize)},
+		{bytes.Repeat([]byte{0xff}, diagMsgSize+9), make([]byte, diagMsgSize)}} {
+		all["sock_diag"] = append(all["sock_diag"], answer{rows: rows})
+	}
+	all["read"] = refusals(unix.EACCES, unix.EPERM, unix.ENOENT, unix.EIO, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EISDIR, unix.EAGAIN)
+	for _, text := range []string{"", "\n", "\x00", "0", "-1\n", "1 2\n", "99999999999999999999\n", "TcpExt:", "TcpExt: ListenDrops\nTcpExt: -\n",
+		strings.Repeat("9", 1<<16), strings.Repeat("TcpExt:\n", 1<<10)} {
+		all["read"] = append(all["read"], answer{text: []byte(text)})
+	}
+}
+
+func (m *meddler) kernel(sys *system, base system, meddle func() answer) {
+	sys.getsockopt = func(fd, level, name int, p []byte) (int, error) {
+		if m.turn("getsockopt of bytes") {
+			copy(p, meddle().text)
+			return meddle().n, meddle().err
+		}
+		return base.getsockopt(fd, level, name, p)
+	}
+	sys.attachFilter = func(fd int, prog *unix.SockFprog) error {
+		if m.turn("setsockopt of a filter") {
+			return meddle().err
+		}
+		return base.attachFilter(fd, prog)
+	}
+	sys.diag = func(request []byte) ([][]byte, error) {
+		if m.turn("sock_diag") {
+			return meddle().rows, meddle().err
+		}
+		return base.diag(request)
+	}
+	sys.readFile = func(name string) ([]byte, error) {
+		if m.turn("read") {
+			return meddle().text, meddle().err
+		}
+		return base.readFile(name)
+	}
+}
+
+// kernelActs are the drains, by either stop, of a socket that is ours and of one
+// that has another holder.
+func kernelActs() (acts []act) {
+	stops := map[string]system{"filter": realSystem, "minimum TTL": withoutFilter()}
+	for _, name := range slices.Sorted(maps.Keys(stops)) {
+		if name == "filter" && !mayFilter() {
+			continue
+		}
+		for _, host := range []string{"127.0.0.1", "::1"} {
+			if aFreeAddress("tcp", host) == "" {
+				continue
+			}
+			base := stops[name]
+			// The true answer takes the kernel a millisecond, and is in every other test.
+			base.diag = func([]byte) ([][]byte, error) { return nil, nil }
+			acts = append(acts, drainedAlone(name, host, base), drainedShared(name, host, base))
+		}
+	}
+	return append(acts, acceptedStopped())
+}
+
+// mayFilter says whether this process may set a filter.
+func mayFilter() bool {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return realSystem.attachFilter(fd, &unix.SockFprog{Len: uint16(len(dropSYN)), Filter: &dropSYN[0]}) == nil
+}
+
+// drainBriefly gives a drain the time of two looks.
+func drainBriefly(ln *Listener) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+	defer cancel()
+	return ln.Drain(ctx)
+}
+
+// drainedAlone drains a queue that is empty.
+func drainedAlone(stop, host string, base system) act {
+	return act{
+		name: "Drain by " + stop + " on " + host, op: "drain", base: base,
+		begin: func(t *testing.T, sys *system) (func() error, func(error) error) {
+			ln, err := sys.listenWith(t.Context(), "tcp", net.JoinHostPort(host, "0"), nil)
+			require.NoError(t, err)
+			return func() error { return drainBriefly(ln) }, func(error) error {
+				return errors.Join(ln.Close(), freeNow(ln.Addr().String()))
+			}
+		},
+	}
+}
+
+// drainedShared drains a queue in which clients wait, on a socket that is lifted at
+// the end: the other holder must have its clients.
+func drainedShared(stop, host string, base system) act {
+	return act{
+		name: "Drain by " + stop + " of a shared queue on " + host, op: "drain", base: base,
+		begin: func(t *testing.T, sys *system) (func() error, func(error) error) {
+			ln, err := sys.listenWith(t.Context(), "tcp", net.JoinHostPort(host, "0"), []Option{WithBacklog(8)})
+			require.NoError(t, err)
+			h := &queueHolder{ln: ln}
+			join := func() error {
+				c, err := net.DialTimeout("tcp", ln.Addr().String(), 3*time.Second)
+				if err == nil {
+					h.clients = append(h.clients, c)
+				}
+				return err
+			}
+			require.NoError(t, join())
+			ln.share()
+			return func() error { return drainBriefly(ln) }, func(err error) error {
+				if op := new(net.OpError); errors.As(err, &op) {
+					ln.share() // what could not be lifted is lifted at the next chance
+				}
+				return errors.Join(join(), h.close())
+			}
+		},
+	}
+}
+
+// acceptedStopped accepts a connection that inherited a minimum TTL.
+func acceptedStopped() act {
+	return act{
+		name: "Accept of what inherited a stop", op: "accept", base: withoutFilter(),
+		begin: func(t *testing.T, sys *system) (func() error, func(error) error) {
+			h := holdQueue(t, sys, 0)
+			require.NoError(t, drainBriefly(h.ln))
+			d := net.Dialer{Timeout: patience, Control: control255}
+			c, err := d.Dial("tcp", h.ln.Addr().String())
+			require.NoError(t, err)
+			c.SetDeadline(time.Now().Add(patience))
+			do := func() error { return takesOne(h.ln) }
+			return do, func(error) error {
+				_, err := io.ReadFull(c, make([]byte, 2))
+				return errors.Join(err, c.Close(), h.close())
+			}
+		},
+	}
+}
+
+// control255 has a client send what a minimum TTL of 255 lets through.
+func control255(_, _ string, c syscall.RawConn) (err error) {
+	cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TTL, maxTTL) })
+	return errors.Join(cerr, err)
 }

@@ -3,115 +3,544 @@
 package acceptq
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math"
 	"net"
 	"os"
+	"reflect"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
 
-// Each call of listening fails in turn, with every errno that it may give.
-func TestEveryCallOfListeningMayFail(t *testing.T) {
-	ofOption := func(level, name int) func(sys *system, errno unix.Errno) {
-		return func(sys *system, errno unix.Errno) {
-			sys.setsockoptInt = func(fd, l, n, value int) error {
-				if l == level && n == name {
-					return errno
-				}
-				return realSystem.setsockoptInt(fd, l, n, value)
+// A meddler stands between the package and the kernel, and has one call answered by
+// itself.
+type meddler struct {
+	mu    sync.Mutex
+	armed bool           // calls are counted, and one is meddled with
+	calls map[string]int // so far, by name
+	name  string         // the call to meddle with, and which of them
+	nth   int
+	met   bool
+}
+
+// turn reports whether this call is the one.
+func (m *meddler) turn(name string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.armed {
+		return false
+	}
+	m.calls[name]++
+	if name != m.name || m.calls[name] != m.nth {
+		return false
+	}
+	m.met = true
+	return true
+}
+
+func (m *meddler) arm(on bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.armed = on
+}
+
+// An answer is one that a call may give: an error, or something that is no answer
+// to the question.
+type answer struct {
+	err  error
+	n    int
+	text []byte
+	rows [][]byte
+	addr unix.Sockaddr
+}
+
+func (a answer) String() string {
+	if a.err != nil {
+		return a.err.Error()
+	}
+	return fmt.Sprintf("n %d, %d bytes, %d rows, %v", a.n, len(a.text), len(a.rows), a.addr)
+}
+
+// refusals are what the manual page of a call names, and EINTR.
+func refusals(errnos ...unix.Errno) (all []answer) {
+	for _, errno := range append(errnos, unix.EINTR) {
+		all = append(all, answer{err: errno})
+	}
+	return all
+}
+
+func numbers(all ...int) (answers []answer) {
+	for _, n := range all {
+		answers = append(answers, answer{n: n})
+	}
+	return answers
+}
+
+// answersTo is every wrong answer to each call, by the call's name here.
+func answersTo() map[string][]answer {
+	all := map[string][]answer{
+		"socket": refusals(unix.EACCES, unix.EPERM, unix.EAFNOSUPPORT, unix.EINVAL, unix.EMFILE, unix.ENFILE,
+			unix.ENOBUFS, unix.ENOMEM, unix.EPROTONOSUPPORT),
+		"setsockopt": refusals(unix.EBADF, unix.EFAULT, unix.EINVAL, unix.ENOPROTOOPT, unix.ENOTSOCK, unix.EPERM,
+			unix.EACCES, unix.ENOBUFS, unix.ENOMEM, unix.EOPNOTSUPP, unix.EDOM),
+		"getsockname": append(refusals(unix.EBADF, unix.EFAULT, unix.EINVAL, unix.ENOBUFS, unix.ENOTSOCK, unix.EAFNOSUPPORT),
+			answer{addr: &unix.SockaddrUnix{Name: "x"}}, answer{addr: &unix.SockaddrInet4{}}, answer{addr: &unix.SockaddrInet6{ZoneId: 9}}),
+		"bind": refusals(unix.EACCES, unix.EPERM, unix.EADDRINUSE, unix.EADDRNOTAVAIL, unix.EAFNOSUPPORT, unix.EBADF,
+			unix.EFAULT, unix.EINVAL, unix.ENOBUFS, unix.ENOMEM, unix.ENOTSOCK),
+		"listen": refusals(unix.EACCES, unix.EPERM, unix.EADDRINUSE, unix.EAGAIN, unix.EBADF, unix.EDESTADDRREQ,
+			unix.EINVAL, unix.ENOBUFS, unix.ENOTSOCK, unix.EOPNOTSUPP),
+	}
+	all["getsockopt"] = append(refusals(unix.EBADF, unix.EFAULT, unix.EINVAL, unix.ENOBUFS, unix.ENOMEM, unix.ENOPROTOOPT, unix.ENOTSOCK,
+		unix.EPERM, unix.EOPNOTSUPP), numbers(-1, 0, 1, math.MaxInt32, math.MinInt32)...)
+	all["getsockopt, if it tells"] = all["getsockopt"]
+	for _, errno := range []unix.Errno{unix.EBADF, unix.EINVAL, unix.EMFILE, unix.EINTR} { // of fcntl, by net
+		all["fcntl"] = append(all["fcntl"], answer{err: &net.OpError{Op: "file", Net: "file+net", Err: os.NewSyscallError("fcntl", errno)}})
+	}
+	kernelAnswers(all)
+	return all
+}
+
+// system is base with m before each of its calls.
+func (m *meddler) system(base system, meddle func() answer) *system {
+	sys := base
+	sys.wildcards = new(sync.Map) // net is asked again
+	sys.socket = func(domain int) (int, error) {
+		if m.turn("socket") {
+			return -1, meddle().err
+		}
+		return base.socket(domain)
+	}
+	sys.setsockoptInt = func(fd, level, name, value int) error {
+		if m.turn("setsockopt") {
+			return meddle().err
+		}
+		return base.setsockoptInt(fd, level, name, value)
+	}
+	sys.getsockoptInt = func(fd, level, name int) (int, error) {
+		call := "getsockopt"
+		if optional(level, name) {
+			call = "getsockopt, if it tells"
+		}
+		if m.turn(call) {
+			return meddle().n, meddle().err
+		}
+		return base.getsockoptInt(fd, level, name)
+	}
+	sys.getsockname = func(fd int) (unix.Sockaddr, error) {
+		if m.turn("getsockname") {
+			return meddle().addr, meddle().err
+		}
+		return base.getsockname(fd)
+	}
+	sys.bind = func(fd int, sa unix.Sockaddr) error {
+		if m.turn("bind") {
+			return meddle().err
+		}
+		return base.bind(fd, sa)
+	}
+	sys.listenCall = func(fd, backlog int) error {
+		if m.turn("listen") {
+			return meddle().err
+		}
+		return base.listenCall(fd, backlog)
+	}
+	sys.adopt = func(f *os.File) (net.Listener, error) {
+		if m.turn("fcntl") {
+			return nil, meddle().err
+		}
+		return base.adopt(f)
+	}
+	m.kernel(&sys, base, meddle)
+	return &sys
+}
+
+// No call that is added to system goes unmeddled with.
+func TestMeddlerStandsBeforeEachCall(t *testing.T) {
+	var same func(path string, a, b reflect.Value)
+	calls := 0
+	same = func(path string, a, b reflect.Value) {
+		for i := range a.NumField() {
+			name := path + a.Type().Field(i).Name
+			if a.Field(i).Kind() == reflect.Struct {
+				same(name+".", a.Field(i), b.Field(i))
+				continue
 			}
+			if a.Field(i).Kind() != reflect.Func {
+				continue
+			}
+			calls++
+			require.NotEqual(t, a.Field(i).Pointer(), b.Field(i).Pointer(), name)
 		}
 	}
-	refusals := []unix.Errno{unix.EINVAL, unix.ENOPROTOOPT, unix.EPERM, unix.ENOMEM}
-	type fault struct {
-		name, network, address string
-		call                   string // as the error must name it
-		errnos                 []unix.Errno
-		breaks                 func(sys *system, errno unix.Errno)
-		opts                   []Option
-	}
-	faults := []fault{
-		{
-			name: "socket", network: "tcp", address: "127.0.0.1:0", call: "socket",
-			errnos: []unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.EACCES, unix.EPERM, unix.EAFNOSUPPORT, unix.EPROTONOSUPPORT},
-			breaks: func(sys *system, errno unix.Errno) {
-				sys.socket = func(int) (int, error) { return -1, errno }
-			},
-		},
-		{
-			name: "what net made of all addresses", network: "tcp6", address: ":0", call: "getsockopt", errnos: refusals,
-			breaks: func(sys *system, errno unix.Errno) {
-				sys.getsockoptInt = func(int, int, int) (int, error) { return 0, errno }
-				sys.wildcards = new(sync.Map) // net is asked again
-			},
-		},
-		{
-			name: "IPV6_V6ONLY", network: "tcp6", address: "[::1]:0", call: "setsockopt", errnos: refusals,
-			breaks: ofOption(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY),
-		},
-		{
-			name: "SO_REUSEADDR", network: "tcp", address: "127.0.0.1:0", call: "setsockopt", errnos: refusals,
-			breaks: ofOption(unix.SOL_SOCKET, unix.SO_REUSEADDR),
-		},
-		{
-			name: "bind", network: "tcp", address: "127.0.0.1:0", call: "bind",
-			errnos: []unix.Errno{unix.EADDRINUSE, unix.EADDRNOTAVAIL, unix.EACCES, unix.EPERM, unix.EINVAL, unix.ENOBUFS},
-			breaks: func(sys *system, errno unix.Errno) {
-				sys.bind = func(int, unix.Sockaddr) error { return errno }
-			},
-		},
-		{
-			name: "listen", network: "tcp", address: "127.0.0.1:0", call: "listen",
-			errnos: []unix.Errno{unix.EADDRINUSE, unix.EACCES, unix.EPERM, unix.EINVAL, unix.EOPNOTSUPP, unix.ENOBUFS},
-			breaks: func(sys *system, errno unix.Errno) {
-				sys.listenCall = func(int, int) error { return errno }
-			},
-		},
-		{
-			name: "adoption by net", network: "tcp", address: "127.0.0.1:0", call: "fcntl",
-			errnos: []unix.Errno{unix.EMFILE, unix.EINVAL},
-			breaks: func(sys *system, errno unix.Errno) {
-				sys.adopt = func(*os.File) (net.Listener, error) {
-					return nil, &net.OpError{Op: "file", Net: "file+net", Err: os.NewSyscallError("fcntl", errno)}
+	sys := new(meddler).system(realSystem, func() answer { return answer{} })
+	same("", reflect.ValueOf(realSystem), reflect.ValueOf(*sys))
+	require.Greater(t, calls, 8)
+}
+
+// An act is what a user does, on a system of which one call goes wrong.
+type act struct {
+	name string
+	op   string // of the OpError
+	base system
+	// begin is what has to be there before. It returns the act itself and what
+	// must hold after it, whatever became of it.
+	begin func(t *testing.T, sys *system) (do func() error, after func(err error) error)
+	// These must end in an error that names the call. All others must not matter.
+	fatal []string
+}
+
+// testActs meddles with each call of each act in turn, in every way that there is,
+// and prints how many there were.
+func testActs(t *testing.T, acts []act) {
+	wrong := answersTo()
+	var faults, survived int
+	for _, a := range acts {
+		t.Run(a.name, func(t *testing.T) {
+			counting := meddler{calls: map[string]int{}}
+			sys := counting.system(a.base, func() answer { return answer{} })
+			if err := a.try(t, &counting, sys, nil); err != nil {
+				t.Fatalf("with nothing wrong: %v", err)
+			}
+			for _, name := range slices.Sorted(maps.Keys(counting.calls)) {
+				require.NotEmpty(t, wrong[name], name)
+				had, did := faults, survived
+				for nth := 1; nth <= counting.calls[name]; nth++ {
+					for _, w := range wrong[name] {
+						m := &meddler{calls: map[string]int{}, name: name, nth: nth}
+						err := a.try(t, m, m.system(a.base, func() answer { return w }), &w)
+						if !m.met && nth > 1 && err == nil {
+							continue // a drain looks more or less often
+						}
+						faults++
+						if err != nil {
+							t.Errorf("%s %d, %v: %v", name, nth, w, err)
+							continue
+						}
+						survived++
+					}
 				}
-			},
-		},
-	}
-	if name, err := reusePort(); err == nil {
-		faults = append(faults, fault{
-			name: "SO_REUSEPORT", network: "tcp", address: "127.0.0.1:0", call: "setsockopt", errnos: refusals,
-			breaks: ofOption(unix.SOL_SOCKET, name), opts: []Option{WithReusePort()},
+				t.Logf("%-24s %3d calls x %2d answers: %4d faults, %4d survived",
+					name, counting.calls[name], len(wrong[name]), faults-had, survived-did)
+			}
 		})
 	}
+	t.Logf("%d faults, %d survived", faults, survived)
+	require.Equal(t, faults, survived)
+	require.NotZero(t, faults)
+}
 
-	for _, f := range faults {
-		for _, errno := range f.errnos {
-			t.Run(f.name+"/"+unix.ErrnoName(errno), func(t *testing.T) {
-				if ln, err := net.Listen(f.network, f.address); err != nil {
-					t.Skipf("net cannot here: %v", err)
-				} else {
-					ln.Close()
+// try does it once, and says what does not hold.
+func (a act) try(t *testing.T, m *meddler, sys *system, w *answer) (failure error) {
+	goroutines, descriptor := runtime.NumGoroutine(), freeDescriptor()
+	do, after := a.begin(t, sys)
+	m.arm(true)
+	panicked, err := caught(do)
+	m.arm(false)
+	if panicked != nil {
+		return fmt.Errorf("panic: %v", panicked)
+	}
+	switch {
+	case w == nil && err != nil && a.op != "": // a drain that cannot end has one
+		if drained := new(DrainError); !errors.As(err, &drained) {
+			return err
+		}
+	case w != nil && m.met:
+		failure = a.shape(err, m.name, w)
+	case w != nil && m.nth == 1:
+		failure = errors.New("the call did not come")
+	}
+	if err := after(err); err != nil && failure == nil {
+		failure = fmt.Errorf("afterwards: %w", err)
+	}
+	if failure == nil && !eventually(func() bool { return runtime.NumGoroutine() <= goroutines }) {
+		failure = errors.New("a goroutine is left")
+	}
+	if failure == nil && freeDescriptor() != descriptor {
+		failure = fmt.Errorf("descriptor %d was the next one, now it is %d", descriptor, freeDescriptor())
+	}
+	return failure
+}
+
+func caught(do func() error) (panicked any, err error) {
+	defer func() { panicked = recover() }()
+	return nil, do()
+}
+
+// shape says what is wrong with the error of an act in which a call was answered
+// by w.
+func (a act) shape(err error, call string, w *answer) error {
+	fatal := slices.Contains(a.fatal, call) && w.err != nil
+	var drained *DrainError
+	switch {
+	case err == nil && fatal:
+		return errors.New("no error")
+	case err == nil:
+		return nil
+	case errors.As(err, &drained):
+		if !errors.Is(err, context.DeadlineExceeded) {
+			return fmt.Errorf("not the context's: %w", err)
+		}
+		return nil
+	}
+	op, ok := err.(*net.OpError)
+	if !ok || op.Op != a.op {
+		return fmt.Errorf("%T: %w", err, err)
+	}
+	if w.err == nil { // a lie may be found out
+		return nil
+	}
+	if !fatal && errors.Is(err, errors.ErrUnsupported) { // what cannot be known
+		return nil
+	}
+	var errno, want unix.Errno
+	errors.As(w.err, &want)
+	if !errors.As(err, &errno) || errno != want {
+		return fmt.Errorf("not %v: %w", want, err)
+	}
+	if !fatal {
+		return fmt.Errorf("it should not matter: %w", err)
+	}
+	var sysErr *os.SyscallError
+	if !errors.As(err, &sysErr) || !strings.HasPrefix(sysErr.Syscall, call) {
+		return fmt.Errorf("not of %s: %w", call, err)
+	}
+	return nil
+}
+
+// freeDescriptor is the number that the next one gets. One that leaks takes it; one
+// that is closed twice makes it smaller.
+func freeDescriptor() int {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return fd
+}
+
+// freeNow says whether nothing holds the address.
+func freeNow(address string) error {
+	var err error
+	if eventually(func() bool {
+		var ln net.Listener
+		if ln, err = net.Listen("tcp", address); err == nil {
+			ln.Close()
+		}
+		return err == nil
+	}) {
+		return nil
+	}
+	return err
+}
+
+// everyOption is all that can be had at once; how many calls they make is for the
+// system.
+func everyOption() (opts []Option) {
+	opts = []Option{
+		WithBacklog(7), WithReceiveBuffer(50_000), WithSendBuffer(60_000),
+		WithControl(func(_, _ string, c syscall.RawConn) error { return c.Control(func(uintptr) {}) }),
+	}
+	if _, err := reusePort(); err == nil {
+		opts = append(opts, WithReusePort())
+	}
+	return append(opts, kernelOptions()...)
+}
+
+// aFreeAddress is one on host that nobody holds; "" if there is no such host.
+func aFreeAddress(network, host string) string {
+	ln, err := net.Listen(network, net.JoinHostPort(host, "0"))
+	if err != nil {
+		return ""
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+var listeningCalls = []string{"socket", "setsockopt", "getsockopt", "getsockname", "bind", "listen", "fcntl"}
+
+// listening is an act that makes something at an address, and closes it.
+func listening(name, address string, listen func(t *testing.T, sys *system) (io.Closer, error)) act {
+	return act{
+		name: name, op: "listen", base: willing(), fatal: listeningCalls,
+		begin: func(t *testing.T, sys *system) (func() error, func(error) error) {
+			var made io.Closer
+			do := func() (err error) {
+				made, err = listen(t, sys)
+				return err
+			}
+			return do, func(err error) error {
+				if err == nil {
+					if err := made.Close(); err != nil {
+						return err
+					}
 				}
-				sys := realSystem
-				var bound string
-				sys.bind = noteBound(t, &bound)
-				f.breaks(&sys, errno)
-				err := refused(t, func() (*Listener, error) {
-					return sys.listenWith(t.Context(), f.network, f.address, f.opts)
-				})
-				require.ErrorIs(t, err, errno)
-				requireLayers(t, err, f.network, f.call)
-				if bound != "" {
-					freeAgain(t, f.network, bound)
-				}
-			})
+				return freeNow(address)
+			}
+		},
+	}
+}
+
+// A queueHolder is a listener on which clients wait, and must go on waiting.
+type queueHolder struct {
+	ln      *Listener
+	clients []net.Conn
+}
+
+func holdQueue(t *testing.T, sys *system, n int, opts ...Option) *queueHolder {
+	t.Helper()
+	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", append([]Option{WithBacklog(8)}, opts...))
+	require.NoError(t, err)
+	h := &queueHolder{ln: ln}
+	for range n {
+		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+		require.NoError(t, err)
+		h.clients = append(h.clients, c)
+	}
+	return h
+}
+
+// close takes the clients first: each must be there and be heard.
+func (h *queueHolder) close() error {
+	defer h.ln.Close()
+	for _, c := range h.clients {
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(patience))
+		if err := errors.Join(h.ln.SetDeadline(time.Now().Add(patience)), takesOne(h.ln)); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(c, make([]byte, 2)); err != nil {
+			return err
 		}
 	}
+	return nil
+}
+
+// takesOne has ln serve a client.
+func takesOne(ln net.Listener) error {
+	c, err := ln.Accept()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.Write([]byte("ok"))
+	return err
+}
+
+// on is an act on a listener with clients that wait.
+func on(name, op string, fatal []string, do func(t *testing.T, sys *system, ln *Listener) error) act {
+	return act{
+		name: name, op: op, base: realSystem, fatal: fatal,
+		begin: func(t *testing.T, sys *system) (func() error, func(error) error) {
+			h := holdQueue(t, sys, 2)
+			return func() error { return do(t, sys, h.ln) }, func(error) error { return h.close() }
+		},
+	}
+}
+
+// Each call that the package makes goes wrong in turn, in every way that its manual
+// page knows and in some that it does not. Whatever happens is an error that says
+// what it was or has no consequence, and nothing is left or lost.
+func TestEveryCallMayGoWrong(t *testing.T) {
+	var acts []act
+	for _, where := range []struct{ network, host string }{{"tcp", "127.0.0.1"}, {"tcp", "::1"}, {"tcp6", ""}} {
+		address := aFreeAddress(where.network, where.host)
+		if address == "" {
+			t.Logf("%s %q: net cannot here", where.network, where.host)
+			continue
+		}
+		if where.host == "" {
+			_, port, err := net.SplitHostPort(address)
+			require.NoError(t, err)
+			address = ":" + port // what is all addresses is for net to say
+		}
+		for name, opts := range map[string][]Option{"": nil, ", every option": everyOption(), ", strict": {WithBacklog(7), WithStrictBacklog()}} {
+			if where.host != "127.0.0.1" && name != "" && testing.Short() {
+				continue
+			}
+			acts = append(acts, listening("listening on "+where.network+" "+where.host+name, address, func(t *testing.T, sys *system) (io.Closer, error) {
+				ln, err := sys.listenWith(t.Context(), where.network, address, opts)
+				if err != nil {
+					if ln != nil {
+						return nil, errors.New("an error and a Listener")
+					}
+					return nil, err
+				}
+				return ln, nil
+			}))
+		}
+	}
+	if _, err := reusePort(); err == nil {
+		address := aFreeAddress("tcp", "127.0.0.1")
+		for name, opts := range map[string][]Option{"": nil, ", not alone": {WithReusePort()}} {
+			acts = append(acts, listening("three shards"+name, address, func(t *testing.T, sys *system) (io.Closer, error) {
+				s, err := sys.shards(t.Context(), "tcp", address, 3, opts)
+				if err != nil {
+					if s != nil {
+						return nil, errors.New("an error and Shards")
+					}
+					return nil, err
+				}
+				return s, nil
+			}))
+		}
+	}
+	acts = append(acts,
+		on("Stats", "stats", statsCalls, func(t *testing.T, _ *system, ln *Listener) error {
+			_, err := ln.Stats()
+			return err
+		}),
+		on("Wrap, and Stats", "", append([]string{"getsockopt", "getsockname"}, statsCalls...), func(t *testing.T, sys *system, ln *Listener) error {
+			w, err := sys.wrap(ln.TCPListener)
+			if err != nil {
+				return reOp(err)
+			}
+			_, err = w.Stats()
+			return reOp(err)
+		}),
+		on("SetBacklog", "listen", []string{"listen"}, func(t *testing.T, _ *system, ln *Listener) error {
+			before := ln.Backlog().Limit
+			b, err := ln.SetBacklog(9)
+			if err != nil && b.Limit != before {
+				return fmt.Errorf("it failed, and the limit is %d", b.Limit)
+			}
+			return err
+		}),
+		on("strict SetBacklog", "listen", []string{"listen"}, func(t *testing.T, sys *system, ln *Listener) error {
+			ln.strict = true
+			_, err := ln.SetBacklog(9)
+			return err
+		}),
+		on("Backlog, and what the system says", "", nil, func(t *testing.T, sys *system, ln *Listener) error {
+			if b := ln.Backlog(); b.Ceiling < unknown {
+				return fmt.Errorf("ceiling %d", b.Ceiling)
+			}
+			sys.predict(5) // the error is of reading the ceiling
+			_, err := sys.readSystem()
+			return err
+		}),
+	)
+	testActs(t, append(acts, kernelActs()...))
+}
+
+// reOp has an act of two methods say one thing.
+func reOp(err error) error {
+	if op, ok := err.(*net.OpError); ok {
+		again := *op
+		again.Op = ""
+		return &again
+	}
+	return err
 }
 
 // noteBound binds, and says to what.

@@ -14,34 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestOptionFaults(t *testing.T) {
-	sys := realSystem
-	opts := []Option{WithBacklog(20), WithReceiveBuffer(8192), WithSendBuffer(8192)}
-	if runtime.GOOS != "openbsd" {
-		opts = append(opts, WithKeepAlive(net.KeepAliveConfig{Enable: true}))
-	}
-	if _, err := reusePort(); err == nil {
-		opts = append(opts, WithReusePort())
-	}
-	if runtime.GOOS == "freebsd" {
-		sys.sysctl = func(name string) (uint32, error) {
-			if name == "net.inet.tcp.fastopen.server_enable" {
-				return 1, nil
-			}
-			return realKernel.sysctl(name)
-		}
-		set := sys.setsockoptInt
-		sys.setsockoptInt = func(fd, level, name, value int) error {
-			if level == unix.IPPROTO_TCP {
-				return nil // TCP_FASTOPEN, which the kernel may lack
-			}
-			return set(fd, level, name, value)
-		}
-		opts = append(opts, WithFastOpen(3))
-	}
-	testOptionFaults(t, sys, "127.0.0.1", opts)
-}
-
 // A filter that cannot be set ends listening, after listen(2), and leaves nothing.
 func TestAcceptFilterFaults(t *testing.T) {
 	if !hasFilters {

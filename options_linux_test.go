@@ -483,21 +483,6 @@ func bufferMax(t *testing.T, knob string) int {
 	return min(n, math.MaxInt32/2)
 }
 
-func TestOptionFaults(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
-		setSysctl(t, "net.ipv4.tcp_fastopen", 3)
-		opts := []Option{WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: -1})}
-		for _, e := range effects() {
-			if e.option != "WithKeepAlive" {
-				opts = append(opts, e.opt)
-			}
-		}
-		for _, host := range []string{"127.0.0.1", "::1"} {
-			testOptionFaults(t, realSystem, host, opts)
-		}
-	})
-}
-
 // The recipes of the examples that need a privilege say nothing when they have it.
 func TestControlRecipes(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {

@@ -93,7 +93,9 @@ func grpcRestarts(t *testing.T, restarts, how int) *crowd {
 		if err != nil {
 			t.Fatal(err)
 		}
-		addr = ln.Addr().String()
+		if clients == nil {
+			addr = ln.Addr().String()
+		}
 		var calls atomic.Int64
 		srv := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
 			calls.Add(1)

@@ -106,13 +106,15 @@ func run(ctx context.Context, mode string, restarts, clients int) (*tally, error
 	going, goHome := context.WithCancel(ctx)
 	defer crowd.Wait()
 	defer goHome()
-	addr := "127.0.0.1:0"
+	addr := "127.0.0.1:0" // the port of the first is that of all
 	for i := range restarts + 1 {
 		ln, err := acceptq.ListenTCP(addr)
 		if err != nil {
 			return nil, err
 		}
-		addr = ln.Addr().String()
+		if i == 0 {
+			addr = ln.Addr().String()
+		}
 		warm := make(chan struct{})
 		var requests atomic.Int64
 		first := new(firstAnswers)

@@ -23,7 +23,8 @@ import (
 // their first packet, they try again after a second, and reach whoever listens
 // then. A socket filter does that (SO_ATTACH_FILTER, socket(7)), which needs
 // CAP_NET_ADMIN since mid-2026; without it a minimum TTL of 255 (IP_MINTTL, ip(7);
-// IPV6_MINHOPCOUNT), which lets clients in that send 255. Handshakes in flight are
+// IPV6_MINHOPCOUNT), which lets clients in that send 255, and under which what a
+// client sends before it is accepted comes only when it is sent again. Handshakes in flight are
 // looked up by sock_diag(7), and waited for at most 3 seconds: a dead client holds
 // nothing up. The stop stays until the socket closes. If its descriptor may have
 // been copied ([Listener.File], [Listener.SyscallConn], [Wrap]), the stop is
@@ -36,13 +37,16 @@ import (
 // Close is lost. Where the queue cannot be seen the error matches
 // [errors.ErrUnsupported].
 //
-// Connections must be taken by the methods of l, not by those of l.TCPListener:
-// what is accepted during a drain inherits the stop, and l lifts it from each. One
+// Connections must be taken, deadlines set and the descriptor handed on by the
+// methods of l, not by those of l.TCPListener or of the listener that l wraps: what
+// is accepted during a drain inherits the stop, and l lifts it from each. One
 // that another holder of the socket takes keeps it: a filter does it no harm, with
 // the minimum TTL it hears nothing until that holder sets IP_MINTTL to 0.
 //
 // What Drain cannot do: connections made by SYN cookies, when the queue
-// overflows, have no state to wait for; SYNs that hash to a draining member of a
+// overflows, have no state to wait for; connections that the kernel holds back
+// ([WithDeferAccept], [WithAcceptFilter]) are not queued, and given up after the 3
+// seconds; SYNs that hash to a draining member of a
 // SO_REUSEPORT group come back after a second; and net/http drops a request that
 // it has read when Shutdown begins, see the example. Behind a load balancer begin
 // when it has let go of the server.
@@ -65,6 +69,7 @@ func (l *Listener) Drain(ctx context.Context) (err error) {
 
 	tick := time.NewTicker(drainLook)
 	defer tick.Stop()
+	calm := 0 // looks in a row that have seen nobody
 	for ended := false; ; {
 		inFlight := flight.look()
 		s, err := l.Stats()
@@ -74,7 +79,10 @@ func (l *Listener) Drain(ctx context.Context) (err error) {
 		if s.Queued == unknown {
 			return l.opError("drain", fmt.Errorf("the length of the queue: %w", errors.ErrUnsupported))
 		}
-		if s.Queued == 0 && (inFlight == 0 || flight.over()) && l.accepts.settled(l.TCPListener) {
+		if calm++; s.Queued > 0 || inFlight != 0 && !flight.over() {
+			calm = 0
+		}
+		if calm >= flight.looks() && l.accepts.settled(l.TCPListener) {
 			// One that was on its way through Accept at that moment is counted by
 			// now; none can have come in behind it unless nothing was stopped.
 			return nil
@@ -97,7 +105,8 @@ const (
 
 // A DrainError says that a drain ended with its context. It unwraps to the
 // context's error. If nothing is queued or in flight, a goroutine that took a
-// connection has not called Accept again.
+// connection has not called Accept again, or cannot be brought out of it because
+// the socket was made blocking, see [Listener.File].
 type DrainError struct {
 	Queued     int // connections that wait for Accept, and that Close would reset
 	Incomplete int // handshakes in flight since before the drain; -1 if unknown
@@ -177,26 +186,38 @@ type flight struct {
 	sys     *system
 	port    int
 	waiting map[handshake]struct{} // nil if it could not be found out
+	late    bool                   // those that were late for the first look are among them
+	next    time.Time              // when to ask the kernel again
+	pause   time.Duration          // and how long after that: the answer costs it a walk
 	until   time.Time
 }
 
 func newFlight(sys *system, port int) *flight {
-	f := &flight{sys: sys, port: port, until: time.Now().Add(drainFlight)}
+	now := time.Now()
+	f := &flight{sys: sys, port: port, next: now.Add(drainLook), until: now.Add(drainFlight)}
 	f.waiting, _ = sys.handshakes(port)
 	return f
 }
 
-// look returns how many are still unfinished; -1 if that cannot be found out.
+// look returns how many are still unfinished; -1 if that cannot be found out. The
+// second time it adds those whose SYN another processor was about to take in when
+// the intake stopped.
 func (f *flight) look() int {
-	if len(f.waiting) == 0 {
-		if f.waiting == nil {
-			return unknown
-		}
-		return 0
+	if f.waiting == nil {
+		return unknown
+	}
+	if f.late && len(f.waiting) == 0 || time.Now().Before(f.next) {
+		return len(f.waiting)
 	}
 	now, err := f.sys.handshakes(f.port)
 	if err != nil {
 		return unknown
+	}
+	f.pause = min(2*f.pause+drainLook, 20*drainLook)
+	f.next = time.Now().Add(f.pause)
+	if !f.late {
+		f.waiting, f.late = now, true
+		return len(now)
 	}
 	for h := range f.waiting {
 		if _, unfinished := now[h]; !unfinished {
@@ -204,6 +225,15 @@ func (f *flight) look() int {
 		}
 	}
 	return len(f.waiting)
+}
+
+// looks is how many in a row must see nobody. The kernel takes a handshake out of
+// its table a moment before it puts the connection into the queue.
+func (f *flight) looks() int {
+	if f.sys == nil {
+		return 1 // nothing was stopped: the first moment will do
+	}
+	return 2
 }
 
 // over reports whether they have been waited for long enough.
@@ -265,16 +295,25 @@ func (g *gate) settled(ln *net.TCPListener) bool {
 		return false
 	}
 	if g.inside > 0 {
+		// If someone made the socket blocking, by Fd of a copy as os/exec does, no
+		// deadline brings them out. Then this is tried again, until Drain's ctx ends.
+		tooLong := false
+		defer time.AfterFunc(20*drainLook, func() {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			tooLong = true
+			g.moved.Broadcast()
+		}).Stop()
 		g.shut = true
 		ln.SetDeadline(time.Unix(1, 0)) // long ago; on a closed one they return anyway
-		for g.inside > 0 {
+		for g.inside > 0 && !tooLong {
 			g.moved.Wait()
 		}
 		ln.SetDeadline(g.deadline)
 		g.shut = false
 		g.moved.Broadcast()
 	}
-	return g.owed == 0
+	return g.owed == 0 && g.inside == 0
 }
 
 func (g *gate) setDeadline(ln *net.TCPListener, t time.Time) error {

@@ -973,3 +973,49 @@ func FuzzParseDump(f *testing.F) {
 		}
 	})
 }
+
+// A copy of the descriptor whose Fd was called, as os/exec does, has made the
+// socket blocking: nothing brings Accept out then, but the drain ends with ctx, and
+// Accept goes on.
+func TestDrainOfABlockingSocket(t *testing.T) {
+	ln := drainable(t)
+	f, err := ln.File()
+	require.NoError(t, err)
+	defer f.Close()
+	f.Fd()
+	accepted := make(chan net.Conn, 2)
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				close(accepted)
+				return
+			}
+			accepted <- c
+		}
+	}()
+	inside := func() bool {
+		ln.accepts.mu.Lock()
+		defer ln.accepts.mu.Unlock()
+		return ln.accepts.inside == 1
+	}
+	require.Eventually(t, inside, patience, time.Millisecond)
+	var de *DrainError
+	require.ErrorAs(t, ln.Drain(within(t, 300*time.Millisecond)), &de)
+	require.Equal(t, DrainError{err: context.DeadlineExceeded}, *de, "nobody is lost")
+
+	// The accept(2) that waits in the kernel cannot be ended but by a client.
+	raw, err := f.SyscallConn()
+	require.NoError(t, err)
+	require.NoError(t, raw.Control(func(fd uintptr) { err = unix.SetNonblock(int(fd), true) }))
+	require.NoError(t, err)
+	c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+	require.NoError(t, err)
+	defer c.Close()
+	(<-accepted).Close()
+	require.Eventually(t, inside, patience, time.Millisecond)
+	require.NoError(t, ln.Drain(within(t, patience)))
+	require.NoError(t, ln.Close())
+	_, open := <-accepted
+	require.False(t, open)
+}

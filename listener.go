@@ -94,7 +94,8 @@ func checkNetwork(network string) error {
 // Wrap makes a Listener of one that is listening already: a [*net.TCPListener]
 // (net.Listen's, systemd's, tableflip's), which goes on working beside it, or a
 // *Listener, which is returned as it is. Both have one socket: closing either
-// closes both.
+// closes both. Who drains the Listener sets deadlines and accepts by it, see
+// [Listener.Drain].
 //
 // What the first holder asked for is not known, so Requested is -1. Wrap reads
 // the limit where the system tells it. It copies no descriptor and changes
@@ -244,6 +245,9 @@ func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	return l.TCPListener.SyscallConn()
 }
 
+// itself is l, also for a type that embeds it.
+func (l *Listener) itself() *Listener { return l }
+
 // opError is err as net has it.
 func (l *Listener) opError(op string, err error) error {
 	e := &net.OpError{Op: op, Net: "tcp", Err: cause(err)}
@@ -254,7 +258,7 @@ func (l *Listener) opError(op string, err error) error {
 }
 
 // EffectiveBacklog returns the length to which the accept queue may grow, in
-// connections, as it was granted when l began to listen; -1 if unknown. It
+// connections, as it was granted when l last called listen(2); -1 if unknown. It
 // counts the factor of FreeBSD, where the queue grows to one and a half times
 // the limit (listen(2)). One more fits than this on most systems: see
 // [Backlog].Capacity.

@@ -55,7 +55,12 @@ func (sys *system) listen(ctx context.Context, network, address string, o *optio
 		return nil, &net.OpError{Op: "listen", Net: network, Addr: ln.Addr(), Err: err}
 	}
 	b := rule{}.account(o.backlog, unknown, unknown, false)
-	return newListener(sys, ln.(*net.TCPListener), plainTCP, b)
+	l, err := newListener(sys, ln.(*net.TCPListener), plainTCP, b)
+	if err != nil {
+		ln.Close()
+		return nil, err
+	}
+	return l, nil
 }
 
 // beyondNet names an option for which net has no room here; "" if there is none.

@@ -35,7 +35,8 @@ type Stats struct {
 	// Drops is how many packets this socket has thrown away instead of taking a
 	// step towards a connection, since it was made. It is no count of clients:
 	// each retry of a client counts, and a final ACK that meets a full queue
-	// counts twice. When it rises, something is lost.
+	// counts twice. When it rises, something is lost, but for what [Listener.Drain]
+	// keeps out, and for the final ACKs that [WithDeferAccept] passes over.
 	//
 	// Linux: SK_MEMINFO_DROPS of SO_MEMINFO (sk_drops), 32 bits that wrap round;
 	// unknown on an MPTCP socket, whose number never moves. Unknown elsewhere.
@@ -126,8 +127,9 @@ func ReadStats(c syscall.Conn) (Stats, error) {
 	if c == nil {
 		return noStats, &net.OpError{Op: "stats", Net: "tcp", Err: errNotListening}
 	}
-	if l, ok := c.(*Listener); ok { // its SyscallConn is for those who may copy
-		return l.Stats()
+	// Its SyscallConn is for those who may copy. What embeds one has the method too.
+	if l, ok := c.(interface{ itself() *Listener }); ok {
+		return l.itself().Stats()
 	}
 	raw, err := c.SyscallConn()
 	if err == nil {

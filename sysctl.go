@@ -63,8 +63,10 @@ type System struct {
 	// Knob the name of the setting that holds it; "" where it is compiled in.
 	Ceiling int
 	Knob    string
-	// SYNBacklog is how many unfinished handshakes are held at most when no SYN
-	// cookies are used: net.ipv4.tcp_max_syn_backlog. Linux only.
+	// SYNBacklog is the number of unfinished handshakes of which three quarters
+	// suffice to refuse clients that are new to the system, when SYN cookies are off:
+	// net.ipv4.tcp_max_syn_backlog. The limit of a socket bounds its SYN queue in any
+	// case. Linux only.
 	SYNBacklog int
 	// SYNCookies is 0 when a full SYN queue drops, 1 when it answers with
 	// cookies, 2 when every SYN is answered with one. Linux:

@@ -32,14 +32,14 @@ func main() {
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *addr, *backlog); err != nil {
+	if err := run(ctx, stop, *addr, *backlog); err != nil {
 		fmt.Fprintln(os.Stderr, "http:", err)
 		os.Exit(1)
 	}
 }
 
-// run serves until ctx ends.
-func run(ctx context.Context, addr string, backlog int) error {
+// run serves until ctx ends; stop gives signals back to the system.
+func run(ctx context.Context, stop func(), addr string, backlog int) error {
 	ln, err := acceptq.ListenTCP(addr, acceptq.WithBacklog(backlog))
 	if err != nil {
 		return err
@@ -71,9 +71,15 @@ func run(ctx context.Context, addr string, backlog int) error {
 		case err := <-served:
 			return err
 		case <-ctx.Done():
-			// A client that never ends its request shall not hold the process.
+			stop() // a second signal ends the process at once
+			// A client that never ends its request shall not hold the process. Those
+			// who wait in the queue are served first; examples/rolling has the rest of
+			// stopping without losing anyone.
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
+			if err := ln.Drain(ctx); err != nil {
+				slog.Warn("some clients may be reset", "error", err)
+			}
 			if err := srv.Shutdown(ctx); err != nil {
 				return err
 			}

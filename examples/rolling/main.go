@@ -44,15 +44,20 @@ func main() {
 }
 
 // stop ends a server and loses nobody: take in no new client, serve those whom
-// the kernel has let in, let each have its first answer, then shut down.
+// the kernel has let in, let each have its first answer, then shut down. Each step
+// has a time of its own, so that a client that stays silent takes none from the
+// requests that Shutdown waits for; and the server is shut down in every case.
 func stop(ctx context.Context, ln *acceptq.Listener, srv *http.Server, first *firstAnswers) error {
-	if err := ln.Drain(ctx); err != nil {
-		return err
-	}
-	if err := first.wait(ctx); err != nil {
-		return err
-	}
-	return srv.Shutdown(ctx)
+	drained := within(ctx, ln.Drain)
+	within(ctx, first.wait) // Shutdown gives up a client that is silent for as long
+	return errors.Join(drained, srv.Shutdown(ctx))
+}
+
+// within gives a step its time.
+func within(ctx context.Context, step func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	return step(ctx)
 }
 
 // firstAnswers knows the connections of a server that have not had an answer yet.
@@ -88,7 +93,7 @@ func (f *firstAnswers) wait(ctx context.Context) error {
 }
 
 // grace is how long a server may take to stop.
-const grace = 10 * time.Second
+const grace = 20 * time.Second
 
 // run lets servers follow each other on one port, each for as long as it takes to
 // answer some requests.

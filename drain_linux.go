@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -199,14 +200,29 @@ func diag(request []byte) (rows [][]byte, err error) {
 	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, err
 	}
+	// No look is worth more time than the handshakes are given.
+	return readDump(time.Now().Add(drainFlight), func(p []byte) (int, error) {
+		n, _, err := unix.Recvfrom(fd, p, 0)
+		return n, err
+	})
+}
+
+// readDump reads datagrams up to the end of a dump, as long as there is time.
+func readDump(until time.Time, receive func(p []byte) (int, error)) (rows [][]byte, err error) {
 	p := make([]byte, 1<<16)
 	for done := false; !done; {
-		n, _, err := unix.Recvfrom(fd, p, 0)
+		if time.Now().After(until) {
+			return nil, unix.ETIMEDOUT
+		}
+		n, err := receive(p)
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
 			return nil, err
+		}
+		if n == 0 {
+			return nil, unix.EBADMSG // not the end, and nothing would come
 		}
 		var more [][]byte
 		if more, done, err = parseDump(p[:n]); err != nil {

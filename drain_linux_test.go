@@ -939,6 +939,39 @@ func TestParseDump(t *testing.T) {
 	}
 }
 
+// A kernel that never comes to the end of a dump does not hold a drain up.
+func TestReadDumpEnds(t *testing.T) {
+	row := message(unix.SOCK_DIAG_BY_FAMILY, make([]byte, diagMsgSize))
+	end := message(unix.NLMSG_DONE, make([]byte, 4))
+	for name, test := range map[string]struct {
+		receive func(turn int, p []byte) (int, error)
+		rows    int
+		err     error
+	}{
+		"in two datagrams, after a signal": {func(turn int, p []byte) (int, error) {
+			if turn == 1 {
+				return 0, unix.EINTR
+			}
+			return copy(p, [][]byte{row, nil, end}[turn]), nil
+		}, 1, nil},
+		"nothing, for ever": {func(int, []byte) (int, error) { return 0, nil }, 0, unix.EBADMSG},
+		"signals, for ever": {func(int, []byte) (int, error) { return 0, unix.EINTR }, 0, unix.ETIMEDOUT},
+		"no rows, for ever": {func(_ int, p []byte) (int, error) { return copy(p, message(unix.NLMSG_NOOP, nil)), nil }, 0, unix.ETIMEDOUT},
+		"no answer in time": {func(int, []byte) (int, error) { return 0, unix.EAGAIN }, 0, unix.EAGAIN},
+		"an error half-way": {func(turn int, p []byte) (int, error) { return copy(p, [][]byte{row, end[:9]}[turn]), nil }, 0, unix.EBADMSG},
+	} {
+		t.Run(name, func(t *testing.T) {
+			turn := -1
+			rows, err := readDump(time.Now().Add(10*time.Millisecond), func(p []byte) (int, error) {
+				turn++
+				return test.receive(turn, p)
+			})
+			require.ErrorIs(t, err, test.err)
+			require.Len(t, rows, test.rows)
+		})
+	}
+}
+
 func FuzzParseDump(f *testing.F) {
 	one := message(unix.SOCK_DIAG_BY_FAMILY, make([]byte, diagMsgSize))
 	end := message(unix.NLMSG_DONE, make([]byte, 4))

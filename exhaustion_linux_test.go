@@ -1,0 +1,150 @@
+package acceptq
+
+import (
+	"context"
+	"net"
+	"os"
+	"runtime"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// With no descriptor left, what needs one says so, what needs none goes on, and who
+// waits in the queue waits on: once there are descriptors again all is as it was.
+func TestOutOfDescriptors(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		freeAgain(t, "tcp", ":0") // net looks at the families once
+		ln := listen(t, WithBacklog(8))
+		s, err := ListenTCPShards("127.0.0.1:0", 2)
+		require.NoError(t, err)
+		defer s.Close()
+		clients := dialed(t, ln, 3)
+		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 64, Max: 64}))
+		before := openDescriptors()
+		var files []*os.File
+		for {
+			f, err := os.Open(os.DevNull)
+			if err != nil {
+				require.ErrorIs(t, err, unix.EMFILE)
+				break
+			}
+			defer f.Close()
+			files = append(files, f)
+		}
+		full := openDescriptors()
+
+		for range 3 {
+			_, err := ln.Accept()
+			require.ErrorIs(t, err, unix.EMFILE)
+			requireOp(t, err, "accept")
+			err = refused(t, func() (*Listener, error) { return ListenTCP("127.0.0.1:0", WithBacklog(1)) })
+			require.ErrorIs(t, err, unix.EMFILE)
+			more, err := ListenTCPShards("127.0.0.1:0", 3)
+			require.Nil(t, more)
+			require.ErrorIs(t, err, unix.EMFILE)
+			_, err = ln.File()
+			require.ErrorIs(t, err, unix.EMFILE)
+
+			b, err := ln.SetBacklog(7)
+			require.NoError(t, err)
+			require.Equal(t, Backlog{Requested: 7, Ceiling: unknown, Limit: 7, Effective: 7, Capacity: 8, Measured: true}, b)
+			stats, err := ln.Stats()
+			require.NoError(t, err)
+			require.Equal(t, 3, stats.Queued)
+			_, err = ReadStats(ln)
+			require.NoError(t, err)
+			_, err = s.Stats()
+			require.NoError(t, err)
+			system, err := ReadSystem()
+			require.NoError(t, err)
+			require.EqualValues(t, unknown, system.Ceiling)
+			require.EqualValues(t, unknown, system.ListenDrops)
+			_, err = Wrap(ln.TCPListener)
+			require.NoError(t, err)
+
+			// The handshakes in flight cannot be looked up.
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			var drained *DrainError
+			require.ErrorAs(t, ln.Drain(ctx), &drained)
+			require.Equal(t, 3, drained.Queued)
+			require.Equal(t, unknown, drained.Incomplete)
+			require.ErrorAs(t, s.Drain(ctx), &drained)
+			require.Equal(t, full, openDescriptors())
+		}
+
+		for _, f := range files {
+			f.Close()
+		}
+		for _, c := range clients {
+			talk(t, c, acceptBy(t, ln, ln.Accept))
+		}
+		for l := range s.All() {
+			_, err := l.SyscallConn() // from here on it is shared, and not stopped
+			require.NoError(t, err)
+		}
+		c := dial(t, s.Addr())
+		var taken net.Conn
+		for l := range s.All() {
+			if stats, err := l.Stats(); err == nil && stats.Queued > 0 {
+				taken = acceptBy(t, l, l.Accept)
+			}
+		}
+		require.NotNil(t, taken)
+		talk(t, c, taken)
+		require.Equal(t, before+5, openDescriptors(), "three accepted, one that came and was accepted")
+	})
+}
+
+// Listeners that come and go by the thousand leave nothing, whatever was done with
+// them.
+func TestThousandsOfListeners(t *testing.T) {
+	round := func(i int) {
+		ln, err := ListenTCP("127.0.0.1:0", WithBacklog(i%64))
+		require.NoError(t, err)
+		defer ln.Close()
+		_, err = ln.Stats()
+		require.NoError(t, err)
+		_, err = ln.SetBacklog(5)
+		require.NoError(t, err)
+		if i%10 > 0 {
+			return
+		}
+		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+		require.NoError(t, err)
+		defer c.Close()
+		if i%20 > 0 {
+			return // it is reset
+		}
+		s, err := ln.Accept()
+		require.NoError(t, err)
+		s.Close()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		var drained *DrainError
+		require.ErrorAs(t, ln.Drain(ctx), &drained) // Accept has not been called again
+		shards, err := ListenTCPShards("127.0.0.1:0", 4)
+		require.NoError(t, err)
+		require.NoError(t, shards.Close())
+	}
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC() // what pools let go of
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	round(0)
+	goroutines, descriptors, before := runtime.NumGoroutine(), openDescriptors(), heap()
+	const n = 3000
+	for i := range n {
+		round(i)
+	}
+	require.True(t, eventually(func() bool { return runtime.NumGoroutine() <= goroutines }))
+	require.Equal(t, descriptors, openDescriptors())
+	after := heap()
+	t.Logf("heap: %d bytes before %d listeners, %d after", before, n, after)
+	require.Less(t, after, before+n*50, "50 bytes for each is more than noise")
+}

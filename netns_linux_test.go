@@ -26,6 +26,12 @@ const namespaceEnv = "ACCEPTQ_TEST_NAMESPACE"
 // remains in this process. Without root a user namespace is made too.
 func inNamespace(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
+	inNamespaceFor(t, 55*time.Second, f)
+}
+
+// inNamespaceFor is inNamespace for a test that takes no longer than limit.
+func inNamespaceFor(t *testing.T, limit time.Duration, f func(t *testing.T)) {
+	t.Helper()
 	if os.Getenv(namespaceEnv) != "" {
 		require.NoError(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 		loopbackUp(t)
@@ -34,7 +40,7 @@ func inNamespace(t *testing.T, f func(t *testing.T)) {
 	}
 	self, err := os.Executable()
 	require.NoError(t, err)
-	args := []string{"-test.run=^" + t.Name() + "$", "-test.v", "-test.timeout=55s", "-test.parallel=16"}
+	args := []string{"-test.run=^" + t.Name() + "$", "-test.v", "-test.timeout=" + limit.String(), "-test.parallel=16"}
 	cmd := exec.Command(self, args...)
 	cmd.Env = append(os.Environ(), namespaceEnv+"="+t.Name(),
 		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")) // or each one ends a second later under -race

@@ -33,9 +33,10 @@ func measureAccept(c config) (*Result, error) {
 	r.Tables = append(r.Tables, direct, web)
 	for _, t := range []Table{direct, web} {
 		own, noise := t.cell(ours, "rate × net.Listen's"), t.cell(netAgain, "rate × net.Listen's")
+		ownCPU, noiseCPU := t.cell(ours, "CPU × net.Listen"), t.cell(netAgain, "CPU × net.Listen")
 		r.Goals = append(r.Goals, Goal{
 			Text:   t.Title + ": at least 0.98 × net.Listen's rate",
-			Figure: fmt.Sprintf("%s, the control %s", own.format("×"), noise.format("×")),
+			Figure: fmt.Sprintf("%s, the control %s; CPU time × net.Listen's %s, the control %s", own.format("×"), noise.format("×"), ownCPU.format("×"), noiseCPU.format("×")),
 			Holds:  own.Median >= 0.98,
 		})
 	}

@@ -29,7 +29,11 @@ func connectRaw(addr net.Addr) (rawClient, error) {
 	// A socket that waits for ever tells nobody why.
 	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 10})
 	sa := &unix.SockaddrInet4{Port: addr.(*net.TCPAddr).Port, Addr: [4]byte{127, 0, 0, 1}}
-	if err := unix.Connect(fd, sa); err != nil {
+	err = unix.EINTR
+	for err == unix.EINTR { // a signal of the scheduler's: the handshake goes on
+		err = unix.Connect(fd, sa)
+	}
+	if err != nil && err != unix.EISCONN {
 		unix.Close(fd)
 		return -1, fmt.Errorf("connect: %w", err)
 	}

@@ -26,6 +26,8 @@ type Report struct {
 type Result struct {
 	Name   string  `json:"name"`
 	Title  string  `json:"title"`
+	Rounds int     `json:"rounds"`
+	Load   string  `json:"load"` // of the machine, before and after
 	Tables []Table `json:"tables"`
 	Goals  []Goal  `json:"goals,omitempty"`
 }
@@ -72,13 +74,11 @@ type Machine struct {
 	CPU    string `json:"cpu"`
 	Kernel string `json:"kernel"`
 	Go     string `json:"go"`
-	Rounds int    `json:"rounds"`
-	Load   string `json:"load"` // of the last minute, before the run
-	Short  bool   `json:"short,omitempty"`
+	Short  bool   `json:"short,omitempty"` // nothing below is worth anything
 }
 
 func thisMachine(c config) Machine {
-	m := Machine{Cores: runtime.NumCPU(), CPU: runtime.GOARCH, Go: runtime.Version(), Rounds: c.rounds, Short: c.short, Load: "unknown"}
+	m := Machine{Cores: runtime.NumCPU(), CPU: runtime.GOARCH, Go: runtime.Version(), Short: c.short}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
 		// What follows the number names who built it.
@@ -93,15 +93,21 @@ func thisMachine(c config) Machine {
 			}
 		}
 	}
-	if text, err := os.ReadFile("/proc/loadavg"); err == nil {
-		m.Load, _, _ = strings.Cut(string(text), " ")
-	}
 	return m
 }
 
+// load is how many wanted a core in the last minute, of all that the machine runs.
+func load() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	one, _, _ := strings.Cut(string(text), " ")
+	return one
+}
+
 func (m Machine) String() string {
-	s := fmt.Sprintf("%d cores (%s), %s, %s, load %s before the run; medians of %d rounds and their quartiles",
-		m.Cores, m.CPU, m.Kernel, m.Go, m.Load, m.Rounds)
+	s := fmt.Sprintf("%d cores (%s), %s, %s", m.Cores, m.CPU, m.Kernel, m.Go)
 	if m.Short {
 		s += "; a short run, whose figures are worth nothing"
 	}
@@ -260,7 +266,7 @@ func (r *Report) String() string {
 
 func (r *Result) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "\n%s\n%s\n", r.Title, strings.Repeat("=", utf8.RuneCountInString(r.Title)))
+	fmt.Fprintf(&b, "\n%s\n%s\nMedians of %d rounds and their quartiles; the machine's load was %s.\n", r.Title, strings.Repeat("=", utf8.RuneCountInString(r.Title)), r.Rounds, r.Load)
 	for _, t := range r.Tables {
 		fmt.Fprintf(&b, "\n%s\n", t.Title)
 		w := tabwriter.NewWriter(&b, 0, 0, 3, ' ', 0)

@@ -32,7 +32,7 @@ func measureListen(c config) (*Result, error) {
 			s := t.cell(ours, g.column)
 			r.Goals = append(r.Goals, Goal{
 				Text:   fmt.Sprintf("%s: at most %v %s", a.addr, g.most, g.column),
-				Figure: s.format("×"),
+				Figure: fmt.Sprintf("%s, by CPU time %s", s.format("×"), t.cell(ours, "CPU "+g.column).format("×")),
 				Holds:  s.Median <= g.most,
 			})
 		}
@@ -62,10 +62,12 @@ func listenAndClose(c config, addr string) (Table, error) {
 		}
 		return nil
 	})
-	t := Table{Columns: []Column{{"time", "ns"}, {"CPU time", "ns"}, {"× net.Listen", "×"}, {"× net, plain TCP", "×"}}}
+	t := Table{Columns: []Column{{"time", "ns"}, {"CPU time", "ns"}, {"× net.Listen", "×"}, {"× net, plain TCP", "×"},
+		{"CPU × net.Listen", "×"}, {"CPU × net, plain TCP", "×"}}}
 	for i, p := range peers {
 		t.Rows = append(t.Rows, Row{p.name, []*Summary{
 			summarize(wall[i]), summarize(cpu[i]), summarize(ratios(wall[i], wall[0])), summarize(ratios(wall[i], wall[2])),
+			summarize(ratios(cpu[i], cpu[0])), summarize(ratios(cpu[i], cpu[2])),
 		}})
 	}
 	return t, err

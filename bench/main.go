@@ -52,6 +52,16 @@ func main() {
 	exit(run())
 }
 
+// put adds a result, in the place of an earlier one, in the order of measurements.
+func (r *Report) put(result *Result) {
+	order := func(name string) int {
+		return slices.IndexFunc(measurements, func(m measurement) bool { return m.name == name })
+	}
+	r.Results = slices.DeleteFunc(r.Results, func(old *Result) bool { return old.Name == result.Name })
+	r.Results = append(r.Results, result)
+	slices.SortFunc(r.Results, func(a, b *Result) int { return order(a.Name) - order(b.Name) })
+}
+
 func exit(err error) {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -104,16 +114,23 @@ func run() error {
 			}
 		}
 		report.Machine = thisMachine(c)
+		// What is not measured now stays, if it was measured here.
+		var former Report
+		if text, err := os.ReadFile(file); err == nil && json.Unmarshal(text, &former) == nil && former.Machine == report.Machine {
+			report.Results = former.Results
+		}
 		fmt.Println(report.Machine)
 		for _, m := range measurements {
 			if !slices.Contains(chosen, m.name) {
 				continue
 			}
+			before := load()
 			r, err := inNamespace(m, c)
 			if err != nil {
 				return fmt.Errorf("%s: %w", m.name, err)
 			}
-			report.Results = append(report.Results, r)
+			r.Rounds, r.Load = c.rounds, before+" before and "+load()+" after"
+			report.put(r)
 			fmt.Print(r)
 		}
 		text, err := json.MarshalIndent(report, "", "\t")

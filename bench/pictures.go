@@ -325,7 +325,7 @@ func drawRestart(r *Report) *picture {
 		for _, row := range t.Rows {
 			lost, stalled := t.cell(row.Label, "lost"), t.cell(row.Label, "stalled")
 			rows = append(rows, bar{row.Label, []part{{lost.Median, inkLost}, {stalled.Median, inkLate}},
-				fmt.Sprintf("%s + %s", digits(math.Round(10*lost.Median)/10), digits(math.Round(10*stalled.Median)/10))})
+				tenths(lost.Median) + " + " + tenths(stalled.Median)})
 			most = max(most, lost.Median+stalled.Median)
 		}
 		n = len(rows)
@@ -333,10 +333,13 @@ func drawRestart(r *Report) *picture {
 	}
 	p := newPicture(headline+22+vg.Length(n)*barRow+axisHeight+margin/2,
 		"Restart: clients lost and stalled",
-		fmt.Sprintf("Of %d clients of an HTTP server. Red: refused or reset; yellow: stalled for a second. Medians.", restartClients))
+		fmt.Sprintf("Of %d clients of an HTTP server. Red: lost, which is refused or reset; yellow: + stalled for a second. Medians.", restartClients))
 	p.pair(plots[0], plots[1], headline+22, 0.67)
 	return p
 }
+
+// tenths writes a number that is the mean of a few counts.
+func tenths(v float64) string { return strconv.FormatFloat(math.Round(10*v)/10, 'f', -1, 64) }
 
 func drawQueue(r *Report) *picture {
 	t := r.table("queue", "queue")
@@ -423,13 +426,13 @@ func (cs curves) Plot(c draw.Canvas, p *plot.Plot) {
 func drawSpeed(r *Report) *picture {
 	type panel struct{ result, table, title, column string }
 	panels := []panel{
-		{"listen", "literal", "Listen+Close, host", "× net.Listen"},
-		{"listen", "wildcard", "Listen+Close, :port", "× net.Listen"},
-		{"accept", "accept", "Accept", "× net.Listen"},
-		{"accept", "http", "net/http, 1 request", "× net.Listen"},
+		{"listen", "literal", "Listen+Close, host", "CPU × net.Listen"},
+		{"listen", "wildcard", "Listen+Close, :port", "CPU × net.Listen"},
+		{"accept", "accept", "Accept", "CPU × net.Listen"},
+		{"accept", "http", "net/http, 1 request", "CPU × net.Listen"},
 	}
 	const rows = 7
-	p := newPicture(headline+22+rows*barRow+axisHeight+margin/2, "Time taken, where net.Listen is 1",
+	p := newPicture(headline+22+rows*barRow+axisHeight+margin/2, "CPU time, where net.Listen is 1",
 		"The line is 1. Dots are medians, lines the quartiles; the second row is the first again and shows the noise.")
 	const names = 176
 	width := vg.Length(pictureWidth-2*margin-names) / vg.Length(len(panels))

@@ -31,7 +31,7 @@ func writeReadme(name string, r *Report) error {
 // measured has no line.
 func readmeText(r *Report) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "\n%s.\n\n", r.Machine)
+	fmt.Fprintf(&b, "\n%s. Medians, and where it matters the quartiles.\n\n", r.Machine)
 	b.WriteString("| | acceptq | beside it |\n| --- | --- | --- |\n")
 	row := func(what, own, others string) { fmt.Fprintf(&b, "| %s | %s | %s |\n", what, own, others) }
 	median := func(t *Table, label, column string) string {
@@ -43,13 +43,13 @@ func readmeText(r *Report) string {
 		return "unknown"
 	}
 	for _, q := range []struct{ result, table, what string }{
-		{"listen", "literal", "Listen and Close with a host, time × net.Listen"},
-		{"listen", "wildcard", "Listen and Close without, time × net.Listen"},
-		{"accept", "accept", "Accept, time × net.Listen"},
-		{"accept", "http", "net/http, one request for each connection, time × net.Listen"},
+		{"listen", "literal", "Listen and Close with a host, CPU time × net.Listen"},
+		{"listen", "wildcard", "Listen and Close without, CPU time × net.Listen"},
+		{"accept", "accept", "Accept, CPU time × net.Listen"},
+		{"accept", "http", "net/http, one request for each connection, CPU time × net.Listen"},
 	} {
 		if t := r.table(q.result, q.table); t != nil {
-			const column = "× net.Listen"
+			const column = "CPU × net.Listen"
 			row(q.what, t.cell(ours, column).format("×"),
 				fmt.Sprintf("net.Listen again %s; net's plain TCP %s", t.cell(netAgain, column).format("×"), median(t, netPlain, column)))
 		}

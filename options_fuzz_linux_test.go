@@ -2,8 +2,12 @@ package acceptq
 
 import (
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"math"
 	"net"
+	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -11,80 +15,217 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FuzzOptions takes bytes for a list of options, nine bytes each: which, and a
-// number. Either listening fails, in net's shape and with nothing left behind, or
-// each option that was given last of its kind holds and a client is served.
-func FuzzOptions(f *testing.F) {
-	f.Add([]byte{})
-	for which := range byte(9) {
-		for _, n := range []int64{math.MinInt64, -1, 0, 1, 2, 5000, 1 << 31, 1 << 32, math.MaxInt64} {
-			f.Add(binary.BigEndian.AppendUint64([]byte{which}, uint64(n)))
+// asked is what a list of Options amounts to, by another build of the same rules.
+type asked struct {
+	opts      []Option
+	backlog   int
+	strict    bool
+	reusePort bool
+	hooks     int
+	called    int
+	deferred  time.Duration
+	receive   int
+	send      int
+	fastOpen  int
+	keepAlive *net.KeepAliveConfig
+	nonsense  bool // one makes no sense, or none on Linux
+}
+
+// decode makes Options of bytes: one for each, and the numbers that it needs.
+func decode(p []byte) *asked {
+	a := &asked{backlog: -1}
+	number := func() int {
+		v, n := binary.Varint(p)
+		if n <= 0 {
+			p = nil
+			return 0
 		}
+		p = p[n:]
+		return int(v)
 	}
-	f.Add(append(binary.BigEndian.AppendUint64([]byte{0}, 5), binary.BigEndian.AppendUint64([]byte{1}, 0)...))
-	f.Fuzz(func(t *testing.T, p []byte) {
-		var opts []Option
-		last := make(map[byte]int64)
-		for ; len(p) >= 9 && len(opts) < 16; p = p[9:] {
-			n := int64(binary.BigEndian.Uint64(p[1:]))
-			which := p[0] % 9
-			if which != 3 && which != 7 {
-				n = int64(int(n)) // an int may have 32 bits
+	positive := func(n int) int {
+		a.nonsense = a.nonsense || n <= 0
+		return n
+	}
+	for len(p) > 0 && len(a.opts) < 20 {
+		op := p[0]
+		p = p[1:]
+		var opt Option
+		switch op % 10 {
+		case 0:
+			a.backlog = number()
+			opt = WithBacklog(a.backlog)
+		case 1:
+			a.strict = true
+			opt = WithStrictBacklog()
+		case 2:
+			a.reusePort = true
+			opt = WithReusePort()
+		case 3:
+			a.hooks++
+			opt = WithControl(func(_, _ string, c syscall.RawConn) error {
+				a.called++
+				return c.Control(func(uintptr) {})
+			})
+		case 4:
+			a.deferred = time.Duration(positive(number()))
+			opt = WithDeferAccept(a.deferred)
+		case 5:
+			a.receive = positive(number())
+			opt = WithReceiveBuffer(a.receive)
+		case 6:
+			a.send = positive(number())
+			opt = WithSendBuffer(a.send)
+		case 7:
+			a.fastOpen = positive(number())
+			opt = WithFastOpen(a.fastOpen)
+		case 8:
+			config := net.KeepAliveConfig{
+				Enable: op&64 == 0, Idle: time.Duration(number()), Interval: time.Duration(number()), Count: number(),
 			}
-			last[which] = n
-			opts = append(opts, []Option{
-				WithBacklog(int(n)),
-				WithStrictBacklog(),
-				WithReusePort(),
-				WithDeferAccept(time.Duration(n)),
-				WithFastOpen(int(n)),
-				WithReceiveBuffer(int(n)),
-				WithSendBuffer(int(n)),
-				WithKeepAlive(net.KeepAliveConfig{Enable: n%2 == 0, Idle: time.Duration(n), Count: int(n % 200)}),
-				WithAcceptFilter(string(p[1:9]), ""),
-			}[which])
+			a.keepAlive = &config
+			a.nonsense = a.nonsense || max(config.Idle, config.Interval) > math.MaxInt32*time.Second || int64(config.Count) > math.MaxInt32
+			opt = WithKeepAlive(config)
+		case 9:
+			a.nonsense = true
+			opt = []Option{nil, WithControl(nil), WithAcceptFilter("dataready", ""), WithAcceptFilter("", "x")}[op/10%4]
 		}
-		before := openDescriptors()
-		ln, err := ListenTCP("127.0.0.1:0", opts...)
+		a.opts = append(a.opts, opt)
+	}
+	return a
+}
+
+// explains says whether err may come of what was asked.
+func (a *asked) explains(err error, ceiling int) error {
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Op != "listen" {
+		return fmt.Errorf("%T: %w", err, err)
+	}
+	var clamp *ClampError
+	switch {
+	case a.nonsense:
+	case errors.As(err, &clamp):
+		if !a.strict || a.backlog <= ceiling || clamp.Requested != a.backlog || clamp.Limit != ceiling {
+			return fmt.Errorf("asked for %d: %w", a.backlog, err)
+		}
+	case errors.Is(err, errors.ErrUnsupported):
+		if a.fastOpen == 0 && a.receive <= 1<<15 && a.send <= 1<<15 && a.deferred <= time.Hour {
+			return fmt.Errorf("nothing is too much: %w", err)
+		}
+	case a.keepAlive != nil && a.keepAlive.Enable && errors.Is(err, unix.EINVAL): // more than the kernel takes
+		if k := a.keepAlive; max(k.Idle, k.Interval) <= math.MaxInt16*time.Second && k.Count <= 127 {
+			return fmt.Errorf("%+v: %w", *k, err)
+		}
+	default:
+		return err
+	}
+	return nil
+}
+
+// Whatever is asked for, it is an error that this explains, with nothing left, or
+// each option holds by the kernel's word, and a client is served.
+func FuzzOptions(f *testing.F) {
+	varints := func(op byte, numbers ...int64) (p []byte) {
+		p = []byte{op}
+		for _, n := range numbers {
+			p = binary.AppendVarint(p, n)
+		}
+		return p
+	}
+	join := func(parts ...[]byte) (p []byte) {
+		for _, part := range parts {
+			p = append(p, part...)
+		}
+		return p
+	}
+	f.Add([]byte(nil))
+	for _, n := range []int64{-1, 0, 1, 5, 4096, math.MaxInt32, math.MaxInt32 + 1, math.MaxInt64, math.MinInt64} {
+		f.Add(varints(0, n))
+		f.Add(join(varints(0, n), varints(1)))
+		f.Add(varints(4, n))
+		f.Add(varints(5, n))
+		f.Add(varints(6, n))
+		f.Add(varints(7, n))
+		f.Add(varints(8, n, 1, 1))
+		f.Add(varints(8, -1, n, n))
+		f.Add(varints(78, n, n, n))
+	}
+	f.Add(join(varints(0, 7), varints(1), varints(2), varints(3), varints(4, 1e10), varints(5, 50_000), varints(6, 60_000), varints(8, 33e9, -1, 5)))
+	f.Add(join(varints(0, 7), varints(3), varints(0, 9), varints(3), varints(4, 1e9), varints(4, 2e9)))
+	for _, op := range []byte{9, 19, 29, 39} {
+		f.Add([]byte{op})
+		f.Add([]byte{2, op, 3})
+	}
+	b, err := PredictBacklog(-1)
+	require.NoError(f, err)
+	freeNow("127.0.0.1:0") // net looks at the families once
+
+	f.Fuzz(func(t *testing.T, p []byte) {
+		a := decode(p)
+		descriptor := freeDescriptor()
+		ln, err := ListenTCP("127.0.0.1:0", a.opts...)
 		if err != nil {
 			require.Nil(t, ln)
-			var op *net.OpError
-			require.ErrorAs(t, err, &op)
-			require.Equal(t, "listen", op.Op)
-			require.NotEmpty(t, err.Error())
-			require.Equal(t, before, openDescriptors())
+			require.NoError(t, a.explains(err, b.Ceiling))
+			require.Equal(t, descriptor, freeDescriptor())
 			return
 		}
 		defer ln.Close()
-
-		holds := map[byte]func(n int64) bool{
-			0: func(n int64) bool {
-				b := ln.Backlog()
-				_, strict := last[1]
-				return b.Measured && (int64(b.Limit) == n || n < 0 || b.Clamped() && !strict)
-			},
-			2: func(int64) bool { return option(t, ln, socketOption{unix.SOL_SOCKET, unix.SO_REUSEPORT}) == 1 },
-			3: func(n int64) bool {
-				got := option(t, ln, socketOption{unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT})
-				return time.Duration(got)*time.Second >= time.Duration(n)
-			},
-			4: func(n int64) bool {
-				return int64(option(t, ln, socketOption{unix.IPPROTO_TCP, unix.TCP_FASTOPEN})) == n
-			},
-			5: func(n int64) bool { return int64(option(t, ln, socketOption{unix.SOL_SOCKET, unix.SO_RCVBUF})) >= 2*n },
-			6: func(n int64) bool { return int64(option(t, ln, socketOption{unix.SOL_SOCKET, unix.SO_SNDBUF})) >= 2*n },
+		require.False(t, a.nonsense)
+		limit := a.backlog
+		if limit < 0 || limit > b.Ceiling {
+			limit = b.Ceiling
 		}
-		for which, n := range last {
-			if holds := holds[which]; holds != nil {
-				require.True(t, holds(n), "option %d with %d", which, n)
+		require.Equal(t, Backlog{
+			Requested: max(a.backlog, -1), Ceiling: b.Ceiling, Limit: limit, Effective: limit, Capacity: limit + 1, Measured: true,
+		}, ln.Backlog())
+		require.EqualValues(t, limit, tcpInfo(t, ln.TCPListener).Sacked)
+		if a.strict {
+			require.LessOrEqual(t, a.backlog, b.Ceiling)
+		}
+		of := func(c syscall.Conn, level, name int) int { return option(t, c, socketOption{level, name}) }
+		l := ln.TCPListener
+		require.Equal(t, boolInt(a.reusePort), of(l, unix.SOL_SOCKET, unix.SO_REUSEPORT))
+		require.Equal(t, a.hooks, a.called)
+		require.GreaterOrEqual(t, time.Duration(of(l, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT))*time.Second, a.deferred)
+		require.Equal(t, a.deferred > 0, of(l, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT) > 0)
+		require.GreaterOrEqual(t, of(l, unix.SOL_SOCKET, unix.SO_RCVBUF)/2, a.receive)
+		require.GreaterOrEqual(t, of(l, unix.SOL_SOCKET, unix.SO_SNDBUF)/2, a.send)
+		if a.fastOpen > 0 {
+			require.Equal(t, a.fastOpen, of(l, unix.IPPROTO_TCP, unix.TCP_FASTOPEN))
+		}
+
+		c, err := net.DialTimeout("tcp", "127.0.0.1:"+strconv.Itoa(ln.Addr().(*net.TCPAddr).Port), patience)
+		require.NoError(t, err)
+		defer c.Close()
+		_, err = c.Write([]byte("x"))
+		require.NoError(t, err)
+		require.NoError(t, ln.SetDeadline(time.Now().Add(patience)))
+		s, err := ln.AcceptTCP()
+		require.NoError(t, err)
+		defer s.Close()
+		p = make([]byte, 1)
+		_, err = s.Read(p)
+		require.NoError(t, err)
+		require.Equal(t, "x", string(p))
+
+		on, idle, count := 1, 15*time.Second, 9
+		if k := a.keepAlive; k != nil {
+			on = boolInt(k.Enable)
+			if k.Idle > 0 {
+				idle = k.Idle
+			}
+			if k.Count > 0 {
+				count = k.Count
+			}
+			if !k.Enable || k.Idle < 0 || k.Count < 0 {
+				idle, count = 0, 0 // the system's
 			}
 		}
-		require.NotContains(t, last, byte(8), "there are no accept filters here")
-
-		c := acceptOne(t, ln, ln.Accept)
-		if n, given := last[7]; given {
-			on := option(t, c, socketOption{unix.SOL_SOCKET, unix.SO_KEEPALIVE}) != 0
-			require.Equal(t, n%2 == 0, on)
+		require.Equal(t, on, of(s, unix.SOL_SOCKET, unix.SO_KEEPALIVE))
+		if idle > 0 {
+			require.Equal(t, int((idle+time.Second-1)/time.Second), of(s, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE))
+			require.Equal(t, count, of(s, unix.IPPROTO_TCP, unix.TCP_KEEPCNT))
 		}
 	})
 }

@@ -1,12 +1,11 @@
 package acceptq
 
 import (
-	"errors"
 	"net"
 	"os"
 	"os/exec"
-	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -14,21 +13,94 @@ import (
 
 // What SECURITY.md says of other parties, where no other test shows it.
 
-// A flood of clients costs a stalled process no descriptor: they are the kernel's
-// until Accept, and no more of them than the capacity.
+// comeRaw has n clients begin to connect, of whom this process holds nothing but a
+// descriptor each.
+func comeRaw(t *testing.T, ln *Listener, n int, opts ...socketOption) {
+	t.Helper()
+	to := &unix.SockaddrInet4{Port: ln.Addr().(*net.TCPAddr).Port, Addr: [4]byte{127, 0, 0, 1}}
+	var fds []int
+	t.Cleanup(func() {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	})
+	for range n {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		require.NoError(t, err)
+		fds = append(fds, fd)
+		for _, o := range opts {
+			require.NoError(t, unix.SetsockoptInt(fd, o.level, o.name, maxTTL))
+		}
+		require.ErrorIs(t, unix.Connect(fd, to), unix.EINPROGRESS)
+	}
+}
+
+// A flood of clients costs a stalled process no descriptor and no memory: they are
+// the kernel's until Accept, and no more of them than the capacity.
 func TestFloodStaysInTheKernel(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
-		ln, err := ListenTCP("127.0.0.1:0", WithBacklog(100))
-		require.NoError(t, err)
-		defer ln.Close()
-		before := openDescriptors()
-		clients := connectUntilFull(t, ln.Addr(), 1000)
-		require.Len(t, clients, 101)
-		require.Equal(t, before+len(clients), openDescriptors(), "those of the clients, which are here too")
-		s, err := ln.Stats()
-		require.NoError(t, err)
-		require.Equal(t, s.Capacity, s.Queued)
+		ln := listen(t, WithBacklog(100))
+		const n = 700
+		descriptors, heap := openDescriptors(), heapInUse()
+		comeRaw(t, ln, n)
+		var s Stats
+		require.True(t, eventually(func() bool {
+			var err error
+			s, err = ln.Stats()
+			return err == nil && s.Queued >= s.Capacity
+		}))
+		require.LessOrEqual(t, s.Queued, s.Capacity+8, "at one moment a few more may come")
+		require.Equal(t, descriptors+n, openDescriptors(), "those of the clients, which are here too")
+		require.Less(t, heapInUse()-heap, int64(n*64))
 	})
+}
+
+// Unfinished handshakes are held up to the limit and one more; who finishes his
+// comes in all the same, by a cookie, and not without them.
+func TestHalfOpenFlood(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		for _, cookies := range []int{1, 0} {
+			setSysctl(t, "net.ipv4.tcp_syncookies", cookies)
+			ln := listen(t, WithBacklog(4))
+			comeRaw(t, ln, 50, socketOption{unix.IPPROTO_IP, unix.IP_MINTTL}) // they hear no answer
+			require.True(t, eventually(func() bool { return synReceived(t, ln.Addr()) >= 4 }))
+			require.LessOrEqual(t, synReceived(t, ln.Addr()), 5)
+			d := net.Dialer{Timeout: patience}
+			if cookies == 0 {
+				d.Timeout = 100 * time.Millisecond
+			}
+			c, err := d.Dial("tcp", ln.Addr().String())
+			if cookies == 0 {
+				requireDropped(t, err)
+				continue
+			}
+			require.NoError(t, err)
+			defer c.Close()
+			talk(t, c, acceptBy(t, ln, ln.Accept))
+		}
+	})
+}
+
+// What a client sends while it waits is held up to the receive buffer.
+func TestWhoWaitsFillsABuffer(t *testing.T) {
+	const size = 50_000
+	ln := listen(t, WithReceiveBuffer(size))
+	c := dial(t, ln.Addr())
+	require.NoError(t, c.SetWriteDeadline(time.Now().Add(100*time.Millisecond)))
+	sent, p := 0, make([]byte, 1<<16)
+	var err error
+	for n := 0; err == nil; sent += n {
+		n, err = c.Write(p)
+	}
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	require.Greater(t, sent, size/2)
+	raw, err := acceptBy(t, ln, ln.Accept).SyscallConn()
+	require.NoError(t, err)
+	held, err := rawInt(raw, func(fd int) (int, error) { return unix.IoctlGetInt(fd, unix.SIOCINQ) })
+	require.NoError(t, err)
+	t.Logf("%d bytes sent, %d held for the server", sent, held)
+	require.Positive(t, held)
+	require.LessOrEqual(t, held, 2*size)
 }
 
 // executedEnv is set in a program that the test starts to look at what it got.
@@ -77,16 +149,12 @@ func TestResetWhileQueued(t *testing.T) {
 
 // By the minimum TTL who sends with 255 is let in all through a drain, and served.
 func TestDrainLetsTheHighestTTLIn(t *testing.T) {
-	sys := realSystem
-	sys.attachFilter = func(int, *unix.SockFprog) error { return unix.EPERM }
+	sys := withoutFilter()
 	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", nil)
 	require.NoError(t, err)
 	defer ln.Close()
 	require.NoError(t, ln.Drain(within(t, patience)))
-	d := net.Dialer{Timeout: patience, Control: func(_, _ string, c syscall.RawConn) (err error) {
-		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TTL, maxTTL) })
-		return errors.Join(cerr, err)
-	}}
+	d := net.Dialer{Timeout: patience, Control: control255}
 	c, err := d.Dial("tcp", ln.Addr().String())
 	require.NoError(t, err)
 	defer c.Close()

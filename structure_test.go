@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -114,6 +115,26 @@ func TestModuleDependsOnSysAlone(t *testing.T) {
 		return nil
 	})
 	require.NoError(t, err)
+}
+
+// What SECURITY.md says is shown by the tests that it names.
+func TestSecurityNamesTests(t *testing.T) {
+	_, tests := parsePackage(t)
+	text, err := os.ReadFile("SECURITY.md")
+	require.NoError(t, err)
+	there := map[string]bool{}
+	for _, f := range tests {
+		for _, decl := range f.Decls {
+			if d, ok := decl.(*ast.FuncDecl); ok {
+				there[d.Name.Name] = true
+			}
+		}
+	}
+	names := regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllSubmatch(text, -1)
+	require.Greater(t, len(names), 10, "this test has lost its subject")
+	for _, name := range names {
+		require.True(t, there[string(name[1])], "%s", name[1])
+	}
 }
 
 func TestNoPackageStateOfFunctions(t *testing.T) {

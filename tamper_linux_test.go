@@ -60,10 +60,13 @@ func always(call, expression string) bool {
 		!(call == "getsockopt" && !strings.HasPrefix(expression, "error="))
 }
 
-// misled says that net was told that a socket is of no type (SO_TYPE), at which it
-// panics on its own (newFileFD in net/file_posix.go). No kernel says so.
+// misled says that a success was made up of which nobody can know better: net was
+// told that a socket is of no type, at which it panics on its own (newFileFD in
+// net/file_posix.go), or a stop was not lifted.
 func misled(injected string) bool {
-	return strings.Contains(injected, "SO_TYPE") && !strings.Contains(injected, "= -1 ")
+	return !strings.Contains(injected, "= -1 ") && slices.ContainsFunc(
+		[]string{"SO_TYPE", "SO_DETACH_FILTER", "IP_MINTTL", "IPV6_MINHOPCOUNT"},
+		func(option string) bool { return strings.Contains(injected, option) })
 }
 
 // A program lives on one thread while each system call of that thread goes wrong

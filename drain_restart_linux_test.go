@@ -107,7 +107,7 @@ func (c *crowd) run(id int, addr string) {
 			<-time.After(time.Millisecond)
 			continue
 		}
-		<-time.After(time.Duration(i%4*5) * time.Millisecond) // the time of this handshake
+		<-time.After(time.Duration(i%4*10) * time.Millisecond) // the time of this handshake
 		if err := request(conn); err != nil {
 			c.lost.Add(1)
 			c.mu.Lock()
@@ -281,7 +281,7 @@ func haveIPv6(t *testing.T) {
 }
 
 // The rows that every way has to pass, with clients whose handshakes take up to
-// 15 ms.
+// 30 ms.
 func testDrainLosesNobody(t *testing.T, sys system, v4, v6 way) {
 	blind := sys
 	blind.diag = func([]byte) ([][]byte, error) { return nil, nil } // looks only at the queue

@@ -31,7 +31,12 @@ func writeReadme(name string, r *Report) error {
 // measured has no line.
 func readmeText(r *Report) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "\n%s. Medians, and where it matters the quartiles.\n\n", r.Machine)
+	var loads []string
+	for _, res := range r.Results {
+		loads = append(loads, res.Name+" "+res.Load)
+	}
+	fmt.Fprintf(&b, "\n%s. Medians of at least %d rounds, and where it matters the quartiles. The machine's load: %s.\n\n",
+		r.Machine, leastRounds(r), strings.Join(loads, "; "))
 	b.WriteString("| | acceptq | beside it |\n| --- | --- | --- |\n")
 	row := func(what, own, others string) { fmt.Fprintf(&b, "| %s | %s | %s |\n", what, own, others) }
 	median := func(t *Table, label, column string) string {
@@ -90,4 +95,14 @@ func readmeText(r *Report) string {
 	}
 	b.WriteString("\n")
 	return b.String()
+}
+
+func leastRounds(r *Report) int {
+	least := 0
+	for i, res := range r.Results {
+		if i == 0 || res.Rounds < least {
+			least = res.Rounds
+		}
+	}
+	return least
 }

@@ -18,9 +18,18 @@ import (
 
 // An endpoint is where to listen, as net resolved it.
 type endpoint struct {
-	network string       // "tcp4" or "tcp6", the socket's family
-	addr    *net.TCPAddr // as net has it in errors; no IP is the wildcard
-	v6only  bool         // IPV6_V6ONLY of the socket
+	network string         // "tcp4" or "tcp6", the socket's family
+	at      netip.AddrPort // no valid IP is the wildcard
+	v6only  bool           // IPV6_V6ONLY of the socket
+}
+
+// addr is the endpoint as net has it in errors.
+func (ep endpoint) addr() *net.TCPAddr { return net.TCPAddrFromAddrPort(ep.at) }
+
+// wildcard says that the endpoint is every address of its family, or of both.
+func (ep endpoint) wildcard() bool {
+	ip := ep.at.Addr().Unmap().WithZone("")
+	return !ip.IsValid() || ip.IsUnspecified()
 }
 
 // errNoted ends net's listening once the endpoint is known.
@@ -38,7 +47,7 @@ func (sys *system) resolve(ctx context.Context, network, address string) (endpoi
 	port, hostless := portAlone(address)
 	if known, ok := sys.wildcards.Load(network); ok && hostless {
 		ep := known.(endpoint)
-		ep.addr = &net.TCPAddr{Port: port}
+		ep.at = netip.AddrPortFrom(netip.Addr{}, port)
 		return ep, nil
 	}
 	var ep endpoint
@@ -61,7 +70,7 @@ func (sys *system) resolve(ctx context.Context, network, address string) (endpoi
 	if !errors.As(err, &op) || !errors.Is(op.Err, errNoted) {
 		return endpoint{}, err
 	}
-	ep.addr = op.Addr.(*net.TCPAddr)
+	ep.at = op.Addr.(*net.TCPAddr).AddrPort()
 	if hostless {
 		sys.wildcards.Store(network, endpoint{network: ep.network, v6only: ep.v6only})
 	}
@@ -69,10 +78,10 @@ func (sys *system) resolve(ctx context.Context, network, address string) (endpoi
 }
 
 // portAlone takes apart an address that is nothing but a number for a port.
-func portAlone(address string) (port int, ok bool) {
+func portAlone(address string) (port uint16, ok bool) {
 	digits, ok := strings.CutPrefix(address, ":")
 	n, err := strconv.ParseUint(digits, 10, 16)
-	return int(n), ok && err == nil
+	return uint16(n), ok && err == nil
 }
 
 // literal takes apart an address that needs no rule: its family is plain and it
@@ -83,7 +92,7 @@ func literal(network, address string) (endpoint, bool) {
 	if err != nil || ip.IsUnspecified() || ip.Is4In6() || ip.Zone() != "" {
 		return endpoint{}, false
 	}
-	ep := endpoint{network: "tcp4", addr: net.TCPAddrFromAddrPort(ap), v6only: network == "tcp6"}
+	ep := endpoint{network: "tcp4", at: ap, v6only: network == "tcp6"}
 	if ip.Is6() {
 		ep.network = "tcp6"
 		// These two have IPV6_V6ONLY fixed: net knows when not to set it.
@@ -98,20 +107,22 @@ func literal(network, address string) (endpoint, bool) {
 // number; with one that does not exist the kernel refuses a link-local address,
 // as it does for net, and we refuse any other, where it would be ignored.
 func (ep endpoint) sockaddr() (unix.Sockaddr, error) {
-	a := ep.addr
+	ip, port := ep.at.Addr(), int(ep.at.Port())
 	if ep.network == "tcp4" {
-		sa := &unix.SockaddrInet4{Port: a.Port}
-		copy(sa.Addr[:], a.IP.To4())
+		sa := &unix.SockaddrInet4{Port: port}
+		if !ep.wildcard() {
+			sa.Addr = ip.Unmap().As4()
+		}
 		return sa, nil
 	}
-	sa := &unix.SockaddrInet6{Port: a.Port}
-	if !a.IP.Equal(net.IPv4zero) { // on a dual-stack socket 0.0.0.0 is [::]
-		copy(sa.Addr[:], a.IP.To16())
+	sa := &unix.SockaddrInet6{Port: port}
+	if !ep.wildcard() { // on a dual-stack socket 0.0.0.0 is [::]
+		sa.Addr = ip.As16()
 	}
-	if a.Zone != "" {
-		sa.ZoneId = zoneIndex(a.Zone)
-		if sa.ZoneId == 0 && !a.IP.IsLinkLocalUnicast() {
-			return nil, &net.AddrError{Err: "no such zone", Addr: a.String()}
+	if ip.Zone() != "" {
+		sa.ZoneId = zoneIndex(ip.Zone())
+		if sa.ZoneId == 0 && !ip.IsLinkLocalUnicast() {
+			return nil, &net.AddrError{Err: "no such zone", Addr: ep.addr().String()}
 		}
 	}
 	return sa, nil
@@ -126,19 +137,19 @@ func zoneIndex(zone string) uint32 {
 }
 
 // localAddr is the address that fd is bound to.
-func (sys *system) localAddr(fd int) (*net.TCPAddr, error) {
+func (sys *system) localAddr(fd int) (netip.AddrPort, error) {
 	sa, err := sys.getsockname(fd)
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
-		return &net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}, nil
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)), nil
 	case *unix.SockaddrInet6:
-		a := &net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}
+		ip := netip.AddrFrom16(sa.Addr)
 		if sa.ZoneId != 0 {
-			a.Zone = strconv.FormatUint(uint64(sa.ZoneId), 10)
+			ip = ip.WithZone(strconv.FormatUint(uint64(sa.ZoneId), 10))
 		}
-		return a, nil
+		return netip.AddrPortFrom(ip, uint16(sa.Port)), nil
 	}
-	return nil, os.NewSyscallError("getsockname", err)
+	return netip.AddrPort{}, os.NewSyscallError("getsockname", err)
 }
 
 // rawInt runs f on the descriptor of c, and names its system call getsockopt.

@@ -196,6 +196,6 @@ func FuzzLiteralIsNets(f *testing.F) {
 		}
 		want, err := net.ResolveTCPAddr(network, address)
 		require.NoError(t, err)
-		require.Equal(t, want.String(), ep.addr.String())
+		require.Equal(t, want.String(), ep.addr().String())
 	})
 }

@@ -29,7 +29,8 @@ type Listener struct {
 	transport transport
 	strict    bool
 	keepAlive *net.KeepAliveConfig    // of accepted connections; nil is net's default
-	granted   atomic.Pointer[Backlog] // its Ceiling is not kept: it is read when asked for
+	first     Backlog                 // here, and not by itself: one allocation less
+	granted   atomic.Pointer[Backlog] // first, or SetBacklog's; its Ceiling is not kept: it is read when asked for
 	resize    sync.Mutex              // one SetBacklog at a time
 	accepts   gate
 	drains    drains
@@ -148,8 +149,8 @@ func newListener(sys *system, ln *net.TCPListener, tr transport, account Backlog
 	if err != nil {
 		return nil, cause(err)
 	}
-	l := &Listener{TCPListener: ln, sys: sys, raw: raw, transport: tr}
-	l.granted.Store(&account)
+	l := &Listener{TCPListener: ln, sys: sys, raw: raw, transport: tr, first: account}
+	l.granted.Store(&l.first)
 	l.accepts.moved.L = &l.accepts.mu
 	return l, nil
 }

@@ -160,7 +160,7 @@ func reusePort() (name int, err error) {
 // though it takes the option: FreeBSD leaves the wildcard of both families out of
 // the group (in_pcbinslbgrouphash in netinet/in_pcb.c) and gives all to one.
 func (ep endpoint) spreads() error {
-	if runtime.GOOS == "freebsd" && ep.network == "tcp6" && !ep.v6only && (len(ep.addr.IP) == 0 || ep.addr.IP.IsUnspecified()) {
+	if runtime.GOOS == "freebsd" && ep.network == "tcp6" && !ep.v6only && ep.wildcard() {
 		return fmt.Errorf("%w, listen on tcp4 and on tcp6", notHere("WithReusePort for both families at once"))
 	}
 	return nil

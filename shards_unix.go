@@ -20,7 +20,7 @@ func (sys *system) listenShards(ctx context.Context, network, address string, o 
 	if err != nil {
 		return err
 	}
-	fail := func(err error) error { return &net.OpError{Op: "listen", Net: network, Addr: ep.addr, Err: err} }
+	fail := func(err error) error { return &net.OpError{Op: "listen", Net: network, Addr: ep.addr(), Err: err} }
 	if !o.reusePort {
 		alone := o
 		sharing := *o
@@ -35,7 +35,7 @@ func (sys *system) listenShards(ctx context.Context, network, address string, o 
 			if err != nil {
 				return fail(err)
 			}
-			ep.addr = l.Addr().(*net.TCPAddr)
+			ep.at = l.Addr().(*net.TCPAddr).AddrPort()
 			operr := l.raw.Control(func(fd uintptr) { err = sys.setReusePort(int(fd)) })
 			if err := cmp.Or(operr, err); err != nil {
 				l.Close()
@@ -56,7 +56,7 @@ func (sys *system) listenShards(ctx context.Context, network, address string, o 
 			if err := sys.setReusePort(int(claim.Fd())); err != nil {
 				return fail(err)
 			}
-			if ep.addr, err = sys.localAddr(int(claim.Fd())); err != nil {
+			if ep.at, err = sys.localAddr(int(claim.Fd())); err != nil {
 				return fail(err)
 			}
 		}
@@ -66,7 +66,7 @@ func (sys *system) listenShards(ctx context.Context, network, address string, o 
 		if err != nil {
 			return fail(err)
 		}
-		ep.addr = l.Addr().(*net.TCPAddr)
+		ep.at = l.Addr().(*net.TCPAddr).AddrPort()
 		if !more(l) {
 			return nil
 		}

@@ -51,7 +51,7 @@ func (sys *system) listen(ctx context.Context, network, address string, o *optio
 	}
 	l, err := sys.open(ctx, ep, o)
 	if err != nil {
-		return nil, &net.OpError{Op: "listen", Net: network, Addr: ep.addr, Err: err}
+		return nil, &net.OpError{Op: "listen", Net: network, Addr: ep.addr(), Err: err}
 	}
 	return l, nil
 }
@@ -132,7 +132,7 @@ func (sys *system) bindSocket(ep endpoint, o *options) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := o.control(ep.network, ep.addr.String(), raw); err != nil {
+		if err := o.control(ep.network, ep.addr().String(), raw); err != nil {
 			return nil, err
 		}
 	}

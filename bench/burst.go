@@ -4,13 +4,16 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net"
+	"os"
+	"runtime"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/acceptq/acceptq"
 	libp2p "github.com/libp2p/go-reuseport"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -104,7 +107,10 @@ func measureBurst(c config) (*Result, error) {
 			return fmt.Errorf("%s: %w", crews[i].name, err)
 		}
 		before, _ := acceptq.ReadSystem()
-		done := burst(all, clients)
+		done, err := burst(all, clients)
+		if err != nil {
+			return fmt.Errorf("%s: %w", crews[i].name, err)
+		}
 		after, _ := acceptq.ReadSystem()
 		if round < 0 {
 			return nil
@@ -157,18 +163,29 @@ func measureBurst(c config) (*Result, error) {
 	return r, nil
 }
 
+// A visit is what became of one client of a burst.
+type visit struct {
+	fd      int
+	start   time.Time
+	first   time.Duration // from its first step to the first byte of the answer
+	asked   bool
+	done    bool
+	err     error
+	retried bool // a packet of its had to be sent again
+}
+
 // burst has n clients come at once, and the listeners begin to accept after the
-// stall. It returns when each client is answered or has given up.
-func burst(listeners []net.Listener, n int) []exchange {
-	done := make([]exchange, n)
-	begin := make(chan struct{})
-	var clients sync.WaitGroup
-	for k := range done {
-		clients.Go(func() {
-			<-begin
-			done[k] = talk(listeners[0].Addr(), burstTimeout, askByte, answerByte)
-		})
+// stall. It returns when each client is answered or has given up. The clients are
+// one thread's work, without goroutines: they share the cores with the server,
+// whose work is measured.
+func burst(listeners []net.Listener, n int) ([]visit, error) {
+	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, err
 	}
+	defer unix.Close(poll)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	time.AfterFunc(burstStall, func() {
 		for _, ln := range listeners {
 			go func() {
@@ -182,12 +199,80 @@ func burst(listeners []net.Listener, n int) []exchange {
 			}()
 		}
 	})
-	close(begin)
-	clients.Wait()
-	for k := range done { // not meanwhile: it is no part of the burst
-		done[k].finish()
+
+	visits := make([]visit, 0, n)
+	defer func() {
+		for k := range visits { // not meanwhile: it is no part of the burst
+			visits[k].finish()
+		}
+	}()
+	sa := &unix.SockaddrInet4{Port: listeners[0].Addr().(*net.TCPAddr).Port, Addr: [4]byte{127, 0, 0, 1}}
+	for k := range n {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		visits = append(visits, visit{fd: fd, start: time.Now()})
+		if err := unix.Connect(fd, sa); err != nil && err != unix.EINPROGRESS {
+			return nil, err
+		}
+		if err := unix.EpollCtl(poll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLOUT, Fd: int32(k)}); err != nil {
+			return nil, err
+		}
 	}
-	return done
+	events := make([]unix.EpollEvent, 256)
+	for waiting := n; waiting > 0; {
+		left := burstTimeout - time.Since(visits[n-1].start)
+		if left <= 0 {
+			break
+		}
+		m, err := unix.EpollWait(poll, events, int(left.Milliseconds())+1)
+		if err != nil && err != unix.EINTR {
+			return nil, err
+		}
+		for _, e := range events[:max(m, 0)] {
+			if visits[e.Fd].step(poll, e.Fd); visits[e.Fd].done {
+				waiting--
+			}
+		}
+	}
+	for k := range visits {
+		if v := &visits[k]; v.err == nil && (!v.done || v.first > burstTimeout) {
+			v.err = os.ErrDeadlineExceeded
+		}
+	}
+	return visits, nil
+}
+
+// step goes on as far as it can: ask once the connection is there, then read.
+func (v *visit) step(poll int, index int32) {
+	if !v.asked {
+		if _, v.err = unix.Write(v.fd, askByte); v.err == nil {
+			v.asked = true
+			v.err = unix.EpollCtl(poll, unix.EPOLL_CTL_MOD, v.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: index})
+		}
+		if v.err == nil {
+			return
+		}
+	} else {
+		var p [1]byte
+		switch m, err := unix.Read(v.fd, p[:]); {
+		case err != nil:
+			v.err = err
+		case m == 0:
+			v.err = io.ErrUnexpectedEOF
+		default:
+			v.first = time.Since(v.start)
+		}
+	}
+	v.done = true
+	unix.EpollCtl(poll, unix.EPOLL_CTL_DEL, v.fd, nil)
+}
+
+// finish finds out how it went, and closes without TIME_WAIT.
+func (v *visit) finish() {
+	v.retried = retried(v.fd)
+	rawClient(v.fd).close()
 }
 
 func answer(c net.Conn) {

@@ -77,61 +77,40 @@ func awaitQueued(ln net.Listener, n int) error {
 
 // An exchange is what became of one client.
 type exchange struct {
-	conn    *net.TCPConn
 	err     error
-	first   time.Duration // from its first step to the first byte of the answer
-	retried bool          // a packet of its had to be sent again
+	retried bool // a packet of its had to be sent again
 }
 
 // One byte there, one byte back, is all that is said where HTTP is not measured.
 var askByte, answerByte = []byte{'?'}, []byte{'!'}
 
 // ask connects, sends request, reads until the answer ends as want does, and
-// closes.
-func ask(addr net.Addr, timeout time.Duration, request, want []byte) exchange {
-	e := talk(addr, timeout, request, want)
-	e.finish()
-	return e
-}
-
-// finish closes the connection, and finds out how it went.
-func (e *exchange) finish() {
-	if e.conn == nil {
-		return
-	}
-	if raw, err := e.conn.SyscallConn(); err == nil && e.err == nil {
-		raw.Control(func(fd uintptr) {
-			info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-			e.retried = err == nil && info.Total_retrans > 0
-		})
-	}
-	e.conn.SetLinger(0) // no TIME_WAIT
-	e.conn.Close()
-}
-
-// talk leaves the connection open.
-func talk(addr net.Addr, timeout time.Duration, request, want []byte) (e exchange) {
-	start := time.Now()
-	d := net.Dialer{Deadline: start.Add(timeout), KeepAlive: -1}
+// closes without TIME_WAIT.
+func ask(addr net.Addr, timeout time.Duration, request, want []byte) (e exchange) {
+	deadline := time.Now().Add(timeout)
+	d := net.Dialer{Deadline: deadline, KeepAlive: -1}
 	c, err := d.Dial("tcp4", addr.String())
 	if err != nil {
 		return exchange{err: err}
 	}
 	conn := c.(*net.TCPConn)
-	e.conn = conn
-	conn.SetDeadline(start.Add(timeout))
+	defer func() {
+		if raw, err := conn.SyscallConn(); err == nil && e.err == nil {
+			raw.Control(func(fd uintptr) { e.retried = retried(int(fd)) })
+		}
+		conn.SetLinger(0)
+		conn.Close()
+	}()
+	conn.SetDeadline(deadline)
 	if _, e.err = conn.Write(request); e.err != nil {
 		return e
 	}
 	var buffer [512]byte
 	for n := 0; ; {
 		m, err := conn.Read(buffer[n:])
-		if m > 0 && n == 0 {
-			e.first = time.Since(start)
-		}
 		n += m
 		if n >= len(want) && string(buffer[n-len(want):n]) == string(want) {
-			break
+			return e
 		}
 		if err == nil && n == len(buffer) {
 			err = errors.New("an answer that is too long")
@@ -144,5 +123,10 @@ func talk(addr net.Addr, timeout time.Duration, request, want []byte) (e exchang
 			return e
 		}
 	}
-	return e
+}
+
+// retried says whether the kernel had to send a packet of a client's again.
+func retried(fd int) bool {
+	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	return err == nil && info.Total_retrans > 0
 }

@@ -55,8 +55,11 @@ func readmeText(r *Report) string {
 	} {
 		if t := r.table(q.result, q.table); t != nil {
 			const column = "CPU × net.Listen"
-			row(q.what, t.cell(ours, column).format("×"),
-				fmt.Sprintf("net.Listen again %s; net's plain TCP %s", t.cell(netAgain, column).format("×"), median(t, netPlain, column)))
+			beside := fmt.Sprintf("net.Listen again %s; net's plain TCP %s", t.cell(netAgain, column).format("×"), median(t, netPlain, column))
+			if t.row(handMade) != nil {
+				beside += "; " + handMade + " " + median(t, handMade, column)
+			}
+			row(q.what, t.cell(ours, column).format("×"), beside)
 		}
 	}
 	if t := r.table("queue", "queue"); t != nil {

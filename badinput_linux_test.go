@@ -126,17 +126,7 @@ func TestPrivilegedPortIsInNetsWords(t *testing.T) {
 func TestNoDescriptorIsLeft(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		freeAgain(t, "tcp", ":0") // net looks at the families once, and needs descriptors for it
-		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 64, Max: 64}))
-		var files []*os.File
-		for {
-			f, err := os.Open(os.DevNull)
-			if err != nil {
-				require.ErrorIs(t, err, unix.EMFILE)
-				break
-			}
-			defer f.Close()
-			files = append(files, f)
-		}
+		files := exhaust(t)
 		for _, address := range []string{"127.0.0.1:0", "[::1]:0", ":0"} {
 			err := refusedAsByNet(t, t.Context(), "tcp", address)
 			require.ErrorIs(t, err, unix.EMFILE)

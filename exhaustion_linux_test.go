@@ -21,18 +21,8 @@ func TestOutOfDescriptors(t *testing.T) {
 		require.NoError(t, err)
 		defer s.Close()
 		clients := dialed(t, ln, 3)
-		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 64, Max: 64}))
 		before := openDescriptors()
-		var files []*os.File
-		for {
-			f, err := os.Open(os.DevNull)
-			if err != nil {
-				require.ErrorIs(t, err, unix.EMFILE)
-				break
-			}
-			defer f.Close()
-			files = append(files, f)
-		}
+		files := exhaust(t)
 		full := openDescriptors()
 
 		for range 3 {
@@ -153,3 +143,18 @@ func heapInUse() int64 {
 
 // heapSlack is more than the noise, in bytes, and less than a leak in each of thousands.
 const heapSlack = 500_000
+
+// exhaust takes every descriptor that this process, a test's own, may have.
+func exhaust(t *testing.T) (files []*os.File) {
+	t.Helper()
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 64, Max: 64}))
+	for {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			require.ErrorIs(t, err, unix.EMFILE)
+			return files
+		}
+		t.Cleanup(func() { f.Close() })
+		files = append(files, f)
+	}
+}

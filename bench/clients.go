@@ -28,7 +28,7 @@ func connectRaw(addr net.Addr) (rawClient, error) {
 	}
 	// A socket that waits for ever tells nobody why.
 	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 10})
-	sa := &unix.SockaddrInet4{Port: addr.(*net.TCPAddr).Port, Addr: [4]byte{127, 0, 0, 1}}
+	sa := loopback(addr.(*net.TCPAddr).Port)
 	err = unix.EINTR
 	for err == unix.EINTR { // a signal of the scheduler's: the handshake goes on
 		err = unix.Connect(fd, sa)
@@ -42,6 +42,11 @@ func connectRaw(addr net.Addr) (rawClient, error) {
 		return -1, err
 	}
 	return rawClient(fd), nil
+}
+
+// loopback is 127.0.0.1, where all of this happens.
+func loopback(port int) *unix.SockaddrInet4 {
+	return &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}
 }
 
 // close leaves nothing behind: a reset, and no TIME_WAIT to fill the table.

@@ -53,7 +53,7 @@ func measureListen(c config) (*Result, error) {
 // itself and gives it to net, and nothing else. What it takes more than net's plain
 // form is the price of net.FileListener, which copies the descriptor and looks at it.
 func byHand(addr string) (net.Listener, error) {
-	domain, sa := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
+	domain, sa := unix.AF_INET, unix.Sockaddr(loopback(0))
 	if addr == wildcardAddr {
 		domain, sa = unix.AF_INET6, &unix.SockaddrInet6{}
 	}

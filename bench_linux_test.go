@@ -51,14 +51,14 @@ func BenchmarkStats(b *testing.B) {
 	b.Run("ReadStats alone", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			ReadStats(ln.TCPListener)
+			ReadStats(ln.TCPListener())
 		}
 	})
 	b.Run("beside its system calls", func(b *testing.B) {
-		onDescriptor(b, ln.TCPListener, func(fd int) (int, error) {
+		onDescriptor(b, ln.TCPListener(), func(fd int) (int, error) {
 			var p [64]byte
 			raw := repeat(calls, func() { rawStats(fd, &p) })
-			r := ratios(b, raw, raw, repeat(calls, statsOf(b, ln)), repeat(calls, func() { ReadStats(ln.TCPListener) }))
+			r := ratios(b, raw, raw, repeat(calls, statsOf(b, ln)), repeat(calls, func() { ReadStats(ln.TCPListener()) }))
 			b.ReportMetric(r[0], "raw/raw")
 			b.ReportMetric(r[1], "stats/raw")
 			b.ReportMetric(r[2], "readstats/raw")

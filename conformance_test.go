@@ -2,12 +2,14 @@ package acceptq
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -271,6 +273,7 @@ func TestMethodErrorsAreNets(t *testing.T) {
 			want := tc.call(&net.TCPListener{})
 			require.Error(t, want)
 			require.Equal(t, want, tc.call(&Listener{}), "of a zero one")
+			require.Equal(t, want, tc.call((*Listener)(nil)), "of a nil one")
 		})
 	}
 }
@@ -285,9 +288,50 @@ func TestAccountOfAClosedAndAZeroListener(t *testing.T) {
 	require.Equal(t, account, ln.Backlog())
 	require.Equal(t, effective, ln.EffectiveBacklog())
 
-	zero := &Listener{}
-	require.Equal(t, -1, zero.EffectiveBacklog())
-	require.Equal(t, Backlog{Requested: -1, Ceiling: -1, Limit: -1, Effective: -1, Capacity: -1}, zero.Backlog())
+	for _, none := range []*Listener{nil, {}} {
+		require.Equal(t, -1, none.EffectiveBacklog())
+		require.Equal(t, Backlog{Requested: -1, Ceiling: -1, Limit: -1, Effective: -1, Capacity: -1}, none.Backlog())
+		require.Nil(t, none.Addr())
+		require.Nil(t, none.TCPListener())
+		require.Equal(t, "tcp <nil>", none.String())
+		_, err = none.Stats()
+		require.ErrorIs(t, err, syscall.EINVAL)
+		_, err = none.SetBacklog(1)
+		require.ErrorIs(t, err, syscall.EINVAL)
+		require.ErrorIs(t, none.Drain(t.Context()), syscall.EINVAL)
+		_, err = ReadStats(none)
+		require.ErrorIs(t, err, syscall.EINVAL)
+		_, err = Wrap(none)
+		require.ErrorIs(t, err, syscall.EINVAL)
+	}
+}
+
+// A Listener in a log line is its address. Formatting one that is in use reads
+// nothing that Accept or a drain writes: the race detector judges that.
+func TestFormattingAListenerInUse(t *testing.T) {
+	ln, err := ListenTCP("127.0.0.1:0")
+	require.NoError(t, err)
+	var accepting sync.WaitGroup
+	accepting.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	})
+	want := "tcp " + ln.Addr().String()
+	for range 100 {
+		c, err := net.Dial("tcp", ln.Addr().String())
+		require.NoError(t, err)
+		c.Close()
+		for _, verb := range []string{"%v", "%s", "%+v"} {
+			require.Equal(t, want, fmt.Sprintf(verb, ln))
+		}
+	}
+	require.NoError(t, ln.Close())
+	accepting.Wait()
 }
 
 // Who can reach a listener on all addresses is decided by the network, as net

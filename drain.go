@@ -54,7 +54,7 @@ func (l *Listener) Drain(ctx context.Context) (err error) {
 	if ctx == nil {
 		return l.opError("drain", errors.New("acceptq: nil context"))
 	}
-	if l.TCPListener == nil {
+	if !l.ok() {
 		return l.opError("drain", errNotListening)
 	}
 	flight, err := l.beginDrain()
@@ -82,7 +82,7 @@ func (l *Listener) Drain(ctx context.Context) (err error) {
 		if calm++; s.Queued > 0 || inFlight != 0 && !flight.over() {
 			calm = 0
 		}
-		if calm >= flight.looks() && l.accepts.settled(l.TCPListener) {
+		if calm >= flight.looks() && l.accepts.settled(l.tcp) {
 			// One that was on its way through Accept at that moment is counted by
 			// now; none can have come in behind it unless nothing was stopped.
 			return nil

@@ -192,7 +192,7 @@ func TestDrainedChildren(t *testing.T) {
 			want   way
 			opts   []Option
 		}{
-			{"control: net's own Accept", func(ln *Listener) (net.Conn, error) { return ln.TCPListener.Accept() }, v4, nil},
+			{"control: net's own Accept", func(ln *Listener) (net.Conn, error) { return ln.TCPListener().Accept() }, v4, nil},
 			{"Accept", func(ln *Listener) (net.Conn, error) { return ln.Accept() }, way{0, 0, -1}, nil},
 			{"AcceptTCP", func(ln *Listener) (net.Conn, error) { return ln.AcceptTCP() }, way{0, 0, -1}, nil},
 			{"former minimum TTL", func(ln *Listener) (net.Conn, error) { return ln.Accept() }, way{0, 64, -1},
@@ -416,12 +416,12 @@ func TestDrainedSecondHolder(t *testing.T) {
 				return other
 			}},
 			{"Wrap", func(t *testing.T, ln *Listener, _ int) net.Listener {
-				f, err := ln.TCPListener.File()
+				f, err := ln.TCPListener().File()
 				require.NoError(t, err)
 				defer f.Close()
 				other, err := net.FileListener(f)
 				require.NoError(t, err)
-				wrapped, err := sys.wrap(ln.TCPListener)
+				wrapped, err := sys.wrap(ln.TCPListener())
 				require.NoError(t, err)
 				drain(t, wrapped)
 				return other

@@ -51,7 +51,7 @@ func TestOutOfDescriptors(t *testing.T) {
 			require.NoError(t, err)
 			require.EqualValues(t, unknown, system.Ceiling)
 			require.EqualValues(t, unknown, system.ListenDrops)
-			_, err = Wrap(ln.TCPListener)
+			_, err = Wrap(ln.TCPListener())
 			require.NoError(t, err)
 
 			// The handshakes in flight cannot be looked up.

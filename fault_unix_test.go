@@ -501,7 +501,7 @@ func TestEveryCallMayGoWrong(t *testing.T) {
 			return err
 		}),
 		on("Wrap, and Stats", "", append([]string{"getsockopt", "getsockname"}, statsCalls...), func(t *testing.T, sys *system, ln *Listener) error {
-			w, err := sys.wrap(ln.TCPListener)
+			w, err := sys.wrap(ln.TCPListener())
 			if err != nil {
 				return reOp(err)
 			}

@@ -157,7 +157,7 @@ func TestReusePortSpreads(t *testing.T) {
 // queueOption asks the kernel about the queue of ln, past the library.
 func queueOption(t *testing.T, ln *Listener, name int) int {
 	t.Helper()
-	return option(t, ln.TCPListener, socketOption{unix.SOL_SOCKET, name})
+	return option(t, ln.TCPListener(), socketOption{unix.SOL_SOCKET, name})
 }
 
 // setSoacceptqueue sets the ceiling of the whole system, until the test ends.

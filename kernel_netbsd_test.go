@@ -100,7 +100,7 @@ func queuedNow(t *testing.T, ln *Listener) int {
 	require.NoError(t, err)
 	defer unix.Close(kq)
 	var events [1]unix.Kevent_t
-	n := onDescriptor(t, ln.TCPListener, func(fd int) (int, error) {
+	n := onDescriptor(t, ln.TCPListener(), func(fd int) (int, error) {
 		unix.SetKevent(&events[0], fd, unix.EVFILT_READ, unix.EV_ADD)
 		return unix.Kevent(kq, events[:], events[:], &unix.Timespec{})
 	})

@@ -15,14 +15,14 @@ import (
 )
 
 // A Listener is a TCP listener that knows its accept queue. It is a
-// [net.Listener] and a [syscall.Conn] with the methods of [*net.TCPListener];
-// what asserts that type takes l.TCPListener.
+// [net.Listener] and a [syscall.Conn], and it has the methods of
+// [*net.TCPListener]. Code that needs that type can use [Listener.TCPListener].
 //
-// A Listener comes from [Listen], [ListenTCP] or [Wrap]. All methods may be called at
-// the same time. On a closed or zero Listener a method that returns an error
-// returns one.
+// A Listener comes from [Listen], [ListenTCP] or [Wrap]. All methods may be called
+// concurrently. On a closed, zero or nil Listener every method that can return an
+// error does, and Addr returns nil on a zero or nil one.
 type Listener struct {
-	*net.TCPListener
+	tcp *net.TCPListener // nil in a zero Listener
 
 	sys       *system
 	raw       syscall.RawConn
@@ -113,7 +113,7 @@ func (sys *system) wrap(ln net.Listener) (*Listener, error) {
 	var tcp *net.TCPListener
 	switch ln := ln.(type) {
 	case *Listener:
-		if ln != nil && ln.TCPListener != nil {
+		if ln.ok() {
 			return ln, nil
 		}
 		return fail(errNotListening)
@@ -149,10 +149,50 @@ func newListener(sys *system, ln *net.TCPListener, tr transport, account Backlog
 	if err != nil {
 		return nil, cause(err)
 	}
-	l := &Listener{TCPListener: ln, sys: sys, raw: raw, transport: tr, first: account}
+	l := &Listener{tcp: ln, sys: sys, raw: raw, transport: tr, first: account}
 	l.granted.Store(&l.first)
 	l.accepts.moved.L = &l.accepts.mu
 	return l, nil
+}
+
+// ok reports whether l has a socket. As in net, one that is closed still has it.
+func (l *Listener) ok() bool { return l != nil && l.tcp != nil }
+
+// Addr returns the address that l listens on, a [*net.TCPAddr]; nil for a zero
+// Listener.
+func (l *Listener) Addr() net.Addr {
+	if !l.ok() {
+		return nil
+	}
+	return l.tcp.Addr()
+}
+
+// Close stops listening, as [net.TCPListener.Close] does: the kernel resets the
+// connections that are still queued. Call [Listener.Drain] first to serve them.
+func (l *Listener) Close() error {
+	return l.TCPListener().Close()
+}
+
+// String returns the network and the address, as in "tcp 127.0.0.1:8080".
+func (l *Listener) String() string {
+	if !l.ok() {
+		return "tcp <nil>"
+	}
+	return addrString(l.Addr())
+}
+
+// TCPListener returns the listener below l, for code that needs that type. They
+// share one socket: closing either closes both.
+//
+// Its Accept bypasses l: [WithKeepAlive] does not apply to the connections that it
+// returns, [Listener.Drain] does not wait for them, and one that was made during a
+// drain may stay unreadable. Its SetDeadline and File bypass l as well, see
+// [Listener.Drain]. It is nil if l is a zero Listener.
+func (l *Listener) TCPListener() *net.TCPListener {
+	if l == nil {
+		return nil
+	}
+	return l.tcp
 }
 
 // Accept waits for the next connection and returns it, a [*net.TCPConn].
@@ -166,9 +206,12 @@ func (l *Listener) Accept() (net.Conn, error) {
 
 // AcceptTCP waits for the next connection and returns it.
 func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
+	if !l.ok() {
+		return l.TCPListener().AcceptTCP() // net's error
+	}
 	for again := false; ; again = true {
 		l.accepts.enter(again)
-		c, err := l.TCPListener.AcceptTCP()
+		c, err := l.tcp.AcceptTCP()
 		if sentOut := l.accepts.leave(err == nil); sentOut && errors.Is(err, os.ErrDeadlineExceeded) {
 			continue
 		}
@@ -189,7 +232,10 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 
 // SetDeadline sets the deadline of Accept, as [net.TCPListener.SetDeadline] does.
 func (l *Listener) SetDeadline(t time.Time) error {
-	return l.accepts.setDeadline(l.TCPListener, t)
+	if !l.ok() {
+		return l.TCPListener().SetDeadline(t) // net's error
+	}
+	return l.accepts.setDeadline(l.tcp, t)
 }
 
 // SetBacklog asks for an accept queue of n connections on the socket as it
@@ -204,7 +250,7 @@ func (l *Listener) SetDeadline(t time.Time) error {
 // error matches [net.ErrClosed]. On systems where net makes the socket it matches
 // [errors.ErrUnsupported]; Windows, one of them, has no second listen.
 func (l *Listener) SetBacklog(n int) (Backlog, error) {
-	if l.TCPListener == nil {
+	if !l.ok() {
 		return l.Backlog(), l.opError("listen", errNotListening)
 	}
 	l.resize.Lock()
@@ -226,36 +272,35 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 // Fd on the file, as os/exec does for ExtraFiles, makes l itself blocking, for both
 // have one socket: use SyscallConn of the file.
 func (l *Listener) File() (*os.File, error) {
-	if l.TCPListener != nil {
+	if l.ok() {
 		if err := l.share(); err != nil {
 			return nil, l.opError("file", err)
 		}
 	}
-	return l.TCPListener.File()
+	return l.TCPListener().File()
 }
 
 // SyscallConn returns a raw connection, as [net.TCPListener.SyscallConn] does.
 // Since it shows the descriptor, which can be copied, a drain from then on leaves
 // the socket as it was, see [Listener.Drain].
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
-	if l.TCPListener != nil {
+	if l.ok() {
 		if err := l.share(); err != nil {
 			return nil, l.opError("raw-control", err)
 		}
 	}
-	return l.TCPListener.SyscallConn()
+	return l.TCPListener().SyscallConn()
 }
 
 // itself is l, also for a type that embeds it.
 func (l *Listener) itself() *Listener { return l }
 
+// addrString is an address with its network.
+func addrString(addr net.Addr) string { return addr.Network() + " " + addr.String() }
+
 // opError is err as net has it.
 func (l *Listener) opError(op string, err error) error {
-	e := &net.OpError{Op: op, Net: "tcp", Err: cause(err)}
-	if l.TCPListener != nil {
-		e.Addr = l.Addr()
-	}
-	return e
+	return &net.OpError{Op: op, Net: "tcp", Addr: l.Addr(), Err: cause(err)}
 }
 
 // EffectiveBacklog returns the length to which the accept queue may grow, in
@@ -269,22 +314,21 @@ func (l *Listener) opError(op string, err error) error {
 // of a socket that is listening. EffectiveBacklog makes no system call and
 // works after Close.
 func (l *Listener) EffectiveBacklog() int {
-	if b := l.granted.Load(); b != nil {
-		return b.Effective
+	if !l.ok() {
+		return unknown
 	}
-	return unknown
+	return l.granted.Load().Effective
 }
 
 // Backlog returns the whole account: what was asked, what was granted, and the
 // ceiling, which is read at each call, so that a change of it since then shows.
 // A ceiling that cannot be read is -1. It works after Close.
 func (l *Listener) Backlog() Backlog {
-	b := l.granted.Load()
-	if b == nil {
+	if !l.ok() {
 		r, _ := ruleOf(runtime.GOOS)
 		return r.account(-1, unknown, unknown, false)
 	}
-	account := *b
+	account := *l.granted.Load()
 	account.Ceiling, _, _ = l.sys.bounds()
 	return account
 }

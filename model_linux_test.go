@@ -124,7 +124,7 @@ func (m *model) use(t *testing.T, user int, r *rand.Rand) {
 	case 7:
 		assert.GreaterOrEqual(t, l.EffectiveBacklog(), 32)
 	case 8:
-		w, err := Wrap(l.TCPListener)
+		w, err := Wrap(l.TCPListener())
 		if assert.NoError(t, err) {
 			_, err = w.Stats()
 			assert.NoError(t, err)
@@ -239,7 +239,7 @@ func (m *model) run(t *testing.T, seed uint64) {
 				"SetBacklog":  second(l.SetBacklog(1)),
 				"Drain":       l.Drain(t.Context()),
 				"File":        second(l.File()),
-				"Wrap":        second(Wrap(l.TCPListener)),
+				"Wrap":        second(Wrap(l.TCPListener())),
 				"SetDeadline": l.SetDeadline(time.Now()),
 				"Close":       l.Close(),
 				"of all":      m.drain(t.Context()),

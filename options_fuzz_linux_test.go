@@ -179,12 +179,12 @@ func FuzzOptions(f *testing.F) {
 		require.Equal(t, Backlog{
 			Requested: max(a.backlog, -1), Ceiling: b.Ceiling, Limit: limit, Effective: limit, Capacity: limit + 1, Measured: true,
 		}, ln.Backlog())
-		require.EqualValues(t, limit, tcpInfo(t, ln.TCPListener).Sacked)
+		require.EqualValues(t, limit, tcpInfo(t, ln.TCPListener()).Sacked)
 		if a.strict {
 			require.LessOrEqual(t, a.backlog, b.Ceiling)
 		}
 		of := func(c syscall.Conn, level, name int) int { return option(t, c, socketOption{level, name}) }
-		l := ln.TCPListener
+		l := ln.TCPListener()
 		require.Equal(t, boolInt(a.reusePort), of(l, unix.SOL_SOCKET, unix.SO_REUSEPORT))
 		require.Equal(t, a.hooks, a.called)
 		require.GreaterOrEqual(t, time.Duration(of(l, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT))*time.Second, a.deferred)

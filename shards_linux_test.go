@@ -251,7 +251,7 @@ func TestShardsAddresses(t *testing.T) {
 					require.NotZero(t, want.Port)
 					for l := range s.All() {
 						require.Equal(t, want.String(), l.Addr().String(), "net.Listen's, but for the port")
-						require.NotZero(t, option(t, l.TCPListener, socketOption{unix.SOL_SOCKET, unix.SO_REUSEPORT}))
+						require.NotZero(t, option(t, l.TCPListener(), socketOption{unix.SOL_SOCKET, unix.SO_REUSEPORT}))
 					}
 					const clients = 60
 					for _, host := range test.hosts {
@@ -314,7 +314,7 @@ func TestOneShardHasNoReusePort(t *testing.T) {
 		s, err := ListenTCPShards("127.0.0.1:0", 1, opts...)
 		require.NoError(t, err)
 		defer s.Close()
-		require.Equal(t, len(opts), option(t, s.listeners[0].TCPListener, socketOption{unix.SOL_SOCKET, unix.SO_REUSEPORT}))
+		require.Equal(t, len(opts), option(t, s.listeners[0].TCPListener(), socketOption{unix.SOL_SOCKET, unix.SO_REUSEPORT}))
 	}
 }
 
@@ -408,7 +408,7 @@ func TestShardsStatsWithAnUnknownPart(t *testing.T) {
 	l, err := Wrap(ln)
 	require.NoError(t, err)
 	s.listeners = append(s.listeners, l)
-	if option(t, l.TCPListener, socketOption{unix.SOL_SOCKET, unix.SO_PROTOCOL}) == unix.IPPROTO_TCP {
+	if option(t, l.TCPListener(), socketOption{unix.SOL_SOCKET, unix.SO_PROTOCOL}) == unix.IPPROTO_TCP {
 		return // a kernel without MPTCP
 	}
 	q, err := s.Stats()

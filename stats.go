@@ -101,7 +101,7 @@ var noStats = Stats{Queued: unknown, Incomplete: unknown, Limit: unknown, Capaci
 // After Close the error matches [net.ErrClosed]; on systems where nothing of the
 // queue can be read it matches [errors.ErrUnsupported].
 func (l *Listener) Stats() (Stats, error) {
-	if l.TCPListener == nil {
+	if !l.ok() {
 		return noStats, l.opError("stats", errNotListening)
 	}
 	s, err := readStats(l.sys, l.raw, l.transport)

@@ -81,7 +81,7 @@ func TestOverflowOfFreeBSD(t *testing.T) {
 				part, known := s.Utilization()
 				require.True(t, known)
 				require.Equal(t, 1.0, part)
-				s, err = ReadStats(ln.TCPListener)
+				s, err = ReadStats(ln.TCPListener())
 				require.NoError(t, err)
 				require.Equal(t, want, s)
 

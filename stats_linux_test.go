@@ -72,7 +72,7 @@ func TestOverflow(t *testing.T) {
 					part, known := s.Utilization()
 					require.True(t, known)
 					require.Equal(t, 1.0, part)
-					read, err := ReadStats(ln.TCPListener)
+					read, err := ReadStats(ln.TCPListener())
 					require.NoError(t, err)
 					require.Equal(t, s, read)
 					system, err := ReadSystem()
@@ -300,7 +300,7 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 			requireOp(t, err, "listen")
 			require.Equal(t, before, b)
 			require.Equal(t, before, ln.Backlog())
-			s, err := ReadStats(ln.TCPListener)
+			s, err := ReadStats(ln.TCPListener())
 			require.NoError(t, err)
 			require.Equal(t, before.Limit, s.Limit, "the kernel's own word")
 		}
@@ -357,7 +357,7 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 				require.ErrorIs(t, err, errors.ErrUnsupported)
 				require.Equal(t, unknown, b.Limit)
 			}
-			s, err := ReadStats(ln.TCPListener)
+			s, err := ReadStats(ln.TCPListener())
 			require.NoError(t, err)
 			require.Equal(t, 16, s.Limit, "never the ceiling, by taking unknown for a request")
 		})
@@ -416,7 +416,7 @@ func TestQueueThatIsNotTold(t *testing.T) {
 			_, known := s.Utilization()
 			require.False(t, known)
 
-			w, err := sys.wrap(ln.TCPListener)
+			w, err := sys.wrap(ln.TCPListener())
 			require.NoError(t, err)
 			require.Equal(t, Backlog{Requested: -1, Ceiling: 128, Limit: unknown, Effective: unknown, Capacity: unknown}, w.Backlog())
 			s, err = w.Stats()
@@ -472,7 +472,7 @@ func TestProtocolThatIsNotTold(t *testing.T) {
 		}
 		return realSystem.getsockoptInt(fd, level, option)
 	}
-	w, err := sys.wrap(ln.TCPListener)
+	w, err := sys.wrap(ln.TCPListener())
 	require.NoError(t, err)
 	s, err := w.Stats()
 	require.NoError(t, err)

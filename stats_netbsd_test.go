@@ -38,7 +38,7 @@ func TestOverflowOfNetBSD(t *testing.T) {
 				require.True(t, known)
 				require.Equal(t, 1.0, part)
 				want.Limit, want.Capacity = unknown, unknown // no socket option tells them
-				s, err = ReadStats(ln.TCPListener)
+				s, err = ReadStats(ln.TCPListener())
 				require.NoError(t, err)
 				require.Equal(t, want, s)
 

@@ -81,8 +81,8 @@ func TestStatsAgreeWithTheQueue(t *testing.T) {
 	readers := map[string]func() (Stats, error){
 		"Listener.Stats":                ln.Stats,
 		"ReadStats of a Listener":       func() (Stats, error) { return ReadStats(ln) },
-		"ReadStats of a *TCPListener":   func() (Stats, error) { return ReadStats(ln.TCPListener) },
-		"Listener.Stats, adopted again": mustWrap(t, ln.TCPListener).Stats,
+		"ReadStats of a *TCPListener":   func() (Stats, error) { return ReadStats(ln.TCPListener()) },
+		"Listener.Stats, adopted again": mustWrap(t, ln.TCPListener()).Stats,
 	}
 	if !systemTells() {
 		for name, read := range readers {
@@ -185,7 +185,7 @@ func TestWrapLeavesTheOriginalWorking(t *testing.T) {
 	before := openDescriptors()
 	ln := mustWrap(t, original)
 	require.Equal(t, before, openDescriptors(), "no descriptor is copied")
-	require.Same(t, original, ln.TCPListener)
+	require.Same(t, original, ln.TCPListener())
 	require.Equal(t, -1, ln.Backlog().Requested, "what the first holder asked for is not known")
 
 	for _, side := range []net.Listener{original, ln, original, ln} {
@@ -227,7 +227,7 @@ func TestClosedListener(t *testing.T) {
 	require.Equal(t, account, b)
 	requireOp(t, err, "listen")
 	if systemTells() {
-		w, err := Wrap(ln.TCPListener)
+		w, err := Wrap(ln.TCPListener())
 		require.ErrorIs(t, err, net.ErrClosed)
 		require.Nil(t, w)
 		requireOp(t, err, "wrap")
@@ -485,7 +485,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	start("Backlog", func(int) error { assert.GreaterOrEqual(t, ln.Backlog().Requested, -1); return nil })
 	start("EffectiveBacklog", func(int) error { assert.NotZero(t, ln.EffectiveBacklog()); return nil })
 	start("Addr", func(int) error { assert.NotNil(t, ln.Addr()); return nil })
-	start("Wrap", func(int) error { _, err := Wrap(ln.TCPListener); return err })
+	start("Wrap", func(int) error { _, err := Wrap(ln.TCPListener()); return err })
 	start("dial", func(i int) error {
 		if i > rounds/2 {
 			return nil
@@ -532,13 +532,13 @@ func TestAllocations(t *testing.T) {
 		t.Skip("the rest needs a system that tells its queue, as Linux, the BSDs and macOS do")
 	}
 	require.Zero(t, testing.AllocsPerRun(200, func() { ln.Stats() }), "Stats")
-	adopted := mustWrap(t, ln.TCPListener)
+	adopted := mustWrap(t, ln.TCPListener())
 	require.Zero(t, testing.AllocsPerRun(200, func() { adopted.Stats() }), "Stats after Wrap")
 	most := 1.0 // the RawConn that net makes for each caller
 	if runtime.GOOS != "linux" && runtime.GOOS != "android" {
 		most = 2 // and the address by which a TCP socket is told from others
 	}
-	require.LessOrEqual(t, testing.AllocsPerRun(200, func() { ReadStats(ln.TCPListener) }), most, "ReadStats")
+	require.LessOrEqual(t, testing.AllocsPerRun(200, func() { ReadStats(ln.TCPListener()) }), most, "ReadStats")
 }
 
 // A type that embeds a Listener is read as one: its drain stays as it was.

@@ -366,14 +366,14 @@ func (l *life) one(addr string, opts ...Option) {
 	}
 	_, err = ln.Stats()
 	l.did(err)
-	_, err = ReadStats(ln.TCPListener)
+	_, err = ReadStats(ln.TCPListener())
 	l.did(err)
 	if ln.Backlog().Requested != 16 {
 		l.broken(fmt.Errorf("%+v", ln.Backlog()))
 	}
 	_, err = ln.SetBacklog(32)
 	l.did(err)
-	if w, err := Wrap(ln.TCPListener); l.did(err) {
+	if w, err := Wrap(ln.TCPListener()); l.did(err) {
 		_, err = w.Stats()
 		l.did(err)
 	}

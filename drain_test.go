@@ -405,3 +405,55 @@ func TestDrainConcurrently(t *testing.T) {
 	loops.Wait()
 	require.EqualValues(t, 40, dealt.Load())
 }
+
+// A loop that took a connection and does not call Accept again has nothing that Close
+// could reset. It is waited for a second, and counted while it is.
+func TestDrainOfLoopsThatDoNotComeBack(t *testing.T) {
+	t.Run("a loop that has ended", func(t *testing.T) {
+		ln := drainable(t)
+		dialed(t, ln, 2)
+		for range 2 {
+			c, err := ln.Accept()
+			require.NoError(t, err)
+			defer c.Close()
+		}
+		err := ln.Drain(within(t, 100*time.Millisecond))
+		var de *DrainError
+		require.ErrorAs(t, err, &de)
+		require.Equal(t, 1, de.Accepted)
+		require.Zero(t, de.Queued)
+		requireDrained(t, ln.Drain(within(t, patience)))
+	})
+	t.Run("a loop that waits for room before it accepts", func(t *testing.T) {
+		ln := drainable(t)
+		room := make(chan struct{}, 1)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for {
+				room <- struct{}{}
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				defer c.Close()
+			}
+		}()
+		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+		require.NoError(t, err)
+		defer c.Close()
+		require.Eventually(t, func() bool { return ln.accepts.unreturned() == 1 }, patience, time.Millisecond)
+		requireDrained(t, ln.Drain(within(t, patience)))
+		require.NoError(t, ln.Close())
+		<-room
+		<-done
+	})
+	t.Run("a loop that drains", func(t *testing.T) {
+		ln := drainable(t)
+		dialed(t, ln, 1)
+		c, err := ln.Accept()
+		require.NoError(t, err)
+		defer c.Close()
+		requireDrained(t, ln.Drain(within(t, patience)))
+	})
+}

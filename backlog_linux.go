@@ -18,6 +18,7 @@ type kernel struct {
 	// getFilter is SO_GET_FILTER: it copies the filter of fd to p and returns its
 	// length, or fails with EINVAL if it is longer than p.
 	getFilter     func(fd int, p []unix.SockFilter) (n int, err error)
+	attachProgram func(fd int, p []unix.SockFilter) error
 	diag          func(ctx context.Context, request []byte) (rows [][]byte, err error)
 	readFile      func(name string) ([]byte, error)
 	unixSocket    func() (fd int, err error)
@@ -31,6 +32,7 @@ var realKernel = kernel{
 		return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, prog)
 	},
 	getFilter:     getFilter,
+	attachProgram: attachProgram,
 	diag:          diag,
 	readFile:      os.ReadFile,
 	unixSocket:    unixSocket,

@@ -24,7 +24,8 @@ const (
 	diagReqSize = 56             // sizeof(struct inet_diag_req_v2)
 )
 
-// Socket states of net/tcp_states.h.
+// Socket states of net/tcp_states.h. A handshake that is not finished is in the last
+// one, or in the first if it is a fast-open connection.
 const (
 	tcpSynRecv    = 3
 	tcpListen     = 10
@@ -36,7 +37,7 @@ const (
 func (sys *system) handshakes(ctx context.Context, families []uint8, port int) (map[handshake]struct{}, error) {
 	found := make(map[handshake]struct{})
 	for _, family := range families {
-		rows, err := sys.diag(ctx, diagRequest(family, uint16(port)))
+		rows, err := sys.diag(ctx, diagRequest(family, port, 1<<tcpSynRecv|1<<tcpNewSynRecv))
 		if err != nil {
 			return nil, err
 		}
@@ -53,17 +54,17 @@ func (sys *system) handshakes(ctx context.Context, families []uint8, port int) (
 	return found, nil
 }
 
-// diagRequest asks for the unfinished handshakes on a local port. The kernel keeps
-// them in two states: a request has the second, a fast-open connection the first.
-func diagRequest(family uint8, port uint16) []byte {
+// diagRequest asks for the sockets on a local port that are in one of states, a set of
+// bits.
+func diagRequest(family uint8, port int, states uint32) []byte {
 	p := make([]byte, unix.SizeofNlMsghdr+diagReqSize)
 	binary.NativeEndian.PutUint32(p[0:], uint32(len(p)))
 	binary.NativeEndian.PutUint16(p[4:], unix.SOCK_DIAG_BY_FAMILY)
 	binary.NativeEndian.PutUint16(p[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	r := p[unix.SizeofNlMsghdr:]
 	r[0], r[1] = family, unix.IPPROTO_TCP
-	binary.NativeEndian.PutUint32(r[4:], 1<<tcpSynRecv|1<<tcpNewSynRecv)
-	binary.BigEndian.PutUint16(r[8:], port)
+	binary.NativeEndian.PutUint32(r[4:], states)
+	binary.BigEndian.PutUint16(r[8:], uint16(port))
 	return p
 }
 

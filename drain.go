@@ -113,8 +113,14 @@ func drain(ctx context.Context, listeners []*Listener) (err error) {
 
 	flight := newFlight(listeners[0])
 	defer flight.close()
+	// Steering comes first: a SYN that is dropped costs its client a second.
+	steering := newSteering(listeners, flight)
+	steering.look(ctx, false)
 	var drainings []*draining
 	defer func() {
+		if err != nil {
+			steering.off()
+		}
 		errs := []error{cause(err)}
 		for _, d := range drainings {
 			errs = append(errs, d.end(err == nil))
@@ -133,7 +139,8 @@ func drain(ctx context.Context, listeners []*Listener) (err error) {
 
 	tick := time.NewTicker(drainLook)
 	defer tick.Stop()
-	for ended := false; ; {
+	ended := false
+	for looks := 0; ; looks++ {
 		left := DrainError{InFlight: unknown, err: ctx.Err()}
 		if stopped(drainings) {
 			flight.look(ctx)
@@ -149,6 +156,7 @@ func drain(ctx context.Context, listeners []*Listener) (err error) {
 		if done {
 			return nil
 		}
+		steering.look(ctx, looks > 0)
 		if ended {
 			return &left
 		}
@@ -251,6 +259,7 @@ type intake struct {
 	shown  atomic.Bool // someone saw the descriptor, and may have copied it
 
 	inherited atomic.Pointer[inheritance]
+	steering  atomic.Pointer[steering] // of the drain that runs, or that ended well
 }
 
 // beginDrain stops the intake, if that can be done and no drain before has.
@@ -291,7 +300,7 @@ func (d *draining) end(waited bool) error {
 	return fmt.Errorf("%w: %w", ErrStillOpen, d.why)
 }
 
-// open lets new clients in again. It is tried again at the next occasion if it fails:
+// open lets new clients in again, and steers them no longer. It is tried again at the next occasion if it fails:
 // another holder of the socket would never see a client.
 func (l *Listener) open() error {
 	in := &l.intake
@@ -311,6 +320,9 @@ func (l *Listener) open() error {
 		in.inherited.Store(&inheritance{stop: in.stop, lifted: time.Now()})
 	}
 	in.stop = nil
+	if s := in.steering.Load(); s != nil {
+		s.off()
+	}
 	return nil
 }
 
@@ -325,6 +337,12 @@ func (l *Listener) share() error {
 		return nil
 	}
 	return l.open()
+}
+
+func (in *intake) isShared() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.shared
 }
 
 // stoppedBy reports whether s still keeps new clients out.

@@ -1035,7 +1035,7 @@ func FuzzParseDump(f *testing.F) {
 	f.Add(append(one[:len(one):len(one)], end...))
 	f.Add(message(unix.NLMSG_ERROR, []byte{0xfe, 0xff, 0xff, 0xff}))
 	f.Add(message(unix.SOCK_DIAG_BY_FAMILY, []byte("odd")))
-	f.Add(diagRequest(unix.AF_INET, 80))
+	f.Add(diagRequest(unix.AF_INET, 80, 1<<tcpSynRecv))
 	f.Add(one[:30])
 	f.Fuzz(func(t *testing.T, p []byte) {
 		whole := string(p)

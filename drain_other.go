@@ -37,3 +37,16 @@ func (*flight) close()               {}
 
 // over reports whether they have been waited for long enough.
 func (f *flight) over() bool { return time.Now().After(f.until) }
+
+// A steering leads new clients to other listeners of the address. The systems here have
+// no way to do that.
+type steering struct{}
+
+func newSteering([]*Listener, *flight) *steering     { return nil }
+func noteGroup(context.Context, ...*Listener)        {}
+func closingOrder(listeners []*Listener) []*Listener { return listeners }
+
+func (*steering) look(context.Context, bool) {}
+func (*steering) off()                       {}
+func (*steering) close(l *Listener) error    { return l.tcp.Close() }
+func (*system) detachProgram(int) error      { return nil }

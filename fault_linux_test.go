@@ -165,6 +165,7 @@ func kernelAnswers(all map[string][]answer) {
 	// since to remove it would be worse than to leave ours.
 	all["getsockopt of a filter"] = append(refusals(unix.EBADF, unix.EFAULT, unix.ENOBUFS, unix.ENOMEM, unix.ENOPROTOOPT, unix.ENOTSOCK,
 		unix.EPERM, unix.EOPNOTSUPP), numbers(0)...)
+	all["setsockopt of a program"] = refusals(unix.EBADF, unix.EFAULT, unix.EINVAL, unix.ENOMEM, unix.EPERM, unix.EOPNOTSUPP, unix.ENOPROTOOPT)
 	all["socket of a probe"] = refusals(unix.EACCES, unix.EPERM, unix.EAFNOSUPPORT, unix.EMFILE, unix.ENFILE, unix.ENOMEM)
 	all["ioctl"] = refusals(unix.EPERM, unix.ENOTTY, unix.EINVAL, unix.EMFILE)
 	all["descriptors"] = append(refusals(unix.ENOENT, unix.EACCES, unix.EMFILE), numbers(0, 1, 2)...)
@@ -200,6 +201,12 @@ func (m *meddler) kernel(sys *system, base system, meddle func() answer) {
 			return meddle().n, meddle().err
 		}
 		return base.getFilter(fd, p)
+	}
+	sys.attachProgram = func(fd int, p []unix.SockFilter) error {
+		if m.turn("setsockopt of a program") {
+			return meddle().err
+		}
+		return base.attachProgram(fd, p)
 	}
 	sys.unixSocket = func() (int, error) {
 		if m.turn("socket of a probe") {

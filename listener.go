@@ -28,6 +28,8 @@ type Listener struct {
 	raw       syscall.RawConn
 	transport transport
 	strict    bool
+	steers    bool                    // a drain may steer new clients to the other listeners of the address
+	group     []uint32                // those when l had joined them, by inode
 	keepAlive *net.KeepAliveConfig    // of accepted connections; nil is net's default
 	first     Backlog                 // here, and not by itself: one allocation less
 	granted   atomic.Pointer[Backlog] // first, or SetBacklog's; its Ceiling is not kept: it is read when asked for
@@ -188,6 +190,11 @@ func (l *Listener) Addr() net.Addr {
 // Close stops listening, as [net.TCPListener.Close] does: the kernel resets the
 // connections that are still queued. Call [Listener.Drain] first to serve them.
 func (l *Listener) Close() error {
+	if l.ok() {
+		if s := l.intake.steering.Load(); s != nil {
+			return s.close(l)
+		}
+	}
 	return l.socket().Close()
 }
 

@@ -23,7 +23,9 @@ type control = func(network, address string, c syscall.RawConn) error
 type options struct {
 	backlog   int
 	strict    bool
-	reusePort bool
+	reusePort bool // by WithReusePort, or for shards of their own
+	steers    bool // by WithReusePort: a drain may steer new clients to the others
+	unsteered bool
 	controls  []control
 
 	// Zero and nil are for what was not asked for.
@@ -118,8 +120,22 @@ func WithStrictBacklog() Option {
 // (macOS, NetBSD, OpenBSD), where there is none, and on FreeBSD for the wildcard
 // of both families (":8080" on "tcp"), which its kernel does not spread, listening
 // fails with an error that matches [errors.ErrUnsupported].
+//
+// On Linux [Listener.Drain] steers new clients to the other listeners of the address by
+// a BPF program on the group (SO_ATTACH_REUSEPORT_CBPF, socket(7)), and a listener that
+// joins the group takes such a program off, since a process that was killed may have
+// left it. The kernel does not show a program, so one that somebody else attached is
+// taken off too: see [WithoutSteering].
 func WithReusePort() Option {
-	return func(o *options) { o.reusePort = true }
+	return func(o *options) { o.reusePort, o.steers = true, true }
+}
+
+// WithoutSteering leaves the BPF program of a SO_REUSEPORT group alone, for listeners
+// whose group has a program of its own. Clients whose SYN falls to a listener that
+// drains then wait for a second, as if it were alone. Every listener of the group needs
+// the option. It does nothing without [WithReusePort] and on systems other than Linux.
+func WithoutSteering() Option {
+	return func(o *options) { o.unsteered = true }
 }
 
 // WithControl has f called on the socket after the listener's own options are

@@ -70,6 +70,7 @@ func (sys *system) shards(ctx context.Context, network, address string, n int, o
 		s.Close()
 		return nil, err
 	}
+	noteGroup(ctx, s.listeners...)
 	return s, nil
 }
 
@@ -219,7 +220,7 @@ func (s *Shards) Close() error {
 	s.closing.Lock()
 	defer s.closing.Unlock()
 	var first error
-	for _, l := range s.listeners {
+	for _, l := range closingOrder(s.listeners) {
 		if err := l.Close(); err != nil && first == nil {
 			first = err
 		}

@@ -53,6 +53,7 @@ func (sys *system) listen(ctx context.Context, network, address string, o *optio
 	if err != nil {
 		return nil, &net.OpError{Op: "listen", Net: network, Addr: ep.addr(), Err: err}
 	}
+	noteGroup(ctx, l)
 	return l, nil
 }
 
@@ -84,6 +85,10 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 	if err := sys.setListening(fd, account.Limit, o); err != nil {
 		return nil, err
 	}
+	steers := o.steers && !o.unsteered
+	if steers {
+		sys.detachProgram(fd) // without a program, or a kernel that has them, there is nothing to take off
+	}
 	if o.strict && (account.Clamped() || account.Limit == unknown) {
 		return nil, tooShort(account, sys.bounds)
 	}
@@ -98,6 +103,7 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 		return nil, err
 	}
 	l.strict, l.keepAlive = o.strict, keepAlive
+	l.steers = steers
 	l.intake.shown.Store(len(o.controls) > 0)
 	return l, nil
 }

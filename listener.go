@@ -315,13 +315,29 @@ func (l *Listener) File() (*os.File, error) {
 // SyscallConn returns a raw connection, as [net.TCPListener.SyscallConn] does, to read
 // or set options of the listening socket.
 //
-// To hand the socket to another process use [Listener.File]. A descriptor that is
-// duplicated here counts as another holder only while this process has it open.
+// If a function given to its Control duplicates the descriptor, as tableflip's does, l
+// counts as shared from then on, like after [Listener.File]. To find that out on Linux
+// Control looks at each open descriptor of the process.
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
-	if l.ok() {
-		l.intake.shown.Store(true)
+	raw, err := l.socket().SyscallConn()
+	if err != nil {
+		return nil, err
 	}
-	return l.socket().SyscallConn()
+	return watchedConn{raw, l}, nil
+}
+
+// A watchedConn notices when its user duplicates the descriptor.
+type watchedConn struct {
+	syscall.RawConn
+	l *Listener
+}
+
+func (c watchedConn) Control(f func(fd uintptr)) error {
+	err := c.RawConn.Control(f)
+	if err == nil && c.l.duplicated() {
+		err = c.l.share()
+	}
+	return err
 }
 
 // itself is l, also for a type that embeds it.

@@ -126,8 +126,8 @@ func ReadStats(c syscall.Conn) (Stats, error) {
 	if c == nil {
 		return noStats, &net.OpError{Op: "stats", Net: "tcp", Err: errNotListening}
 	}
-	// Its SyscallConn would note that the descriptor was shown. A type that embeds a
-	// Listener has the method too.
+	// Its SyscallConn would look for duplicates. A type that embeds a Listener has the
+	// method too.
 	if l, ok := c.(interface{ itself() *Listener }); ok {
 		return l.itself().Stats()
 	}

@@ -549,6 +549,6 @@ func TestReadStatsOfAnEmbeddedListener(t *testing.T) {
 	ReadStats(struct{ *Listener }{ln})
 	ReadStats(ln)
 	require.False(t, ln.intake.shown.Load())
-	ln.SyscallConn()
+	ln.TCPListener()
 	require.True(t, ln.intake.shown.Load())
 }

@@ -5,6 +5,9 @@ package acceptq
 import (
 	"context"
 	"net"
+	"net/netip"
+	"slices"
+	"strconv"
 	"syscall"
 	"testing"
 
@@ -62,5 +65,35 @@ func TestAddressWithoutHostIsNets(t *testing.T) {
 	for _, address := range []string{":", "", ":http", ":+80", ":65536", ":-1", "::0", "localhost:0"} {
 		_, ok := portAlone(address)
 		require.False(t, ok, "%q is net's to judge", address)
+	}
+}
+
+// The kernel ignores the zone of an address that is not link-local, and net does not
+// look whether it exists. A number is a zone too.
+func TestAZoneMustExist(t *testing.T) {
+	interfaces, err := net.Interfaces()
+	require.NoError(t, err)
+	loopback := slices.IndexFunc(interfaces, func(i net.Interface) bool { return i.Flags&net.FlagLoopback != 0 })
+	require.GreaterOrEqual(t, loopback, 0)
+	lo := interfaces[loopback]
+	if aFreeAddress("tcp", "::1") == "" {
+		t.Skip("no IPv6 here")
+	}
+	for _, host := range []string{"::1", "::", "2001:db8::1", "::ffff:127.0.0.1"} {
+		for _, zone := range []string{"nosuch", "77777", "2147483648", "4294967297", "99999999999999999999", "0", "-1", "+" + strconv.Itoa(lo.Index)} {
+			address := net.JoinHostPort(host+"%"+zone, "0")
+			err := refused(t, func() (*Listener, error) { return ListenTCP(address) })
+			var addrErr *net.AddrError
+			require.ErrorAs(t, err, &addrErr, address)
+			require.Contains(t, addrErr.Addr, "%"+zone)
+		}
+	}
+	for _, zone := range []string{lo.Name, strconv.Itoa(lo.Index)} {
+		for _, host := range []string{"::1", "::"} {
+			ourMaker.open(t, "tcp", net.JoinHostPort(host+"%"+zone, "0"))
+		}
+		sa, err := endpoint{network: "tcp6", at: netip.MustParseAddrPort("[fe80::1%" + zone + "]:80")}.sockaddr()
+		require.NoError(t, err)
+		require.EqualValues(t, lo.Index, sa.(*unix.SockaddrInet6).ZoneId)
 	}
 }

@@ -29,18 +29,15 @@ func (sys *system) setClosed(fd int, o *options) error {
 // setDeferAccept asks for d and sees to it that the kernel waits as long: it counts
 // repeated SYN-ACKs in 8 bits, and cuts in silence what is longer.
 func (sys *system) setDeferAccept(fd int, d time.Duration) error {
-	seconds := d / time.Second
-	if d%time.Second > 0 {
-		seconds++
-	}
-	if err := sys.setInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, int(min(seconds, math.MaxInt32))); err != nil {
+	wait := seconds(d)
+	if err := sys.setInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, wait); err != nil {
 		return err
 	}
 	granted, err := sys.getsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT)
 	if err != nil {
 		return os.NewSyscallError("getsockopt", err)
 	}
-	if time.Duration(granted) < seconds {
+	if granted < wait {
 		return fmt.Errorf("WithDeferAccept(%v): granted %v: %w", d, time.Duration(granted)*time.Second, errors.ErrUnsupported)
 	}
 	return nil

@@ -165,6 +165,9 @@ func TestOptionValues(t *testing.T) {
 		},
 		"nil": {nil},
 	} {
+		if name == "WithKeepAlive" && math.MaxInt > math.MaxInt32 { // else no Count is too large
+			bad = append(bad, WithKeepAlive(net.KeepAliveConfig{Enable: true, Count: beyond}))
+		}
 		for i, opt := range bad {
 			ln, err := ListenTCP("127.0.0.1:0", opt)
 			require.Error(t, err, "%s, %d", name, i)

@@ -3,12 +3,14 @@
 package acceptq
 
 import (
+	"math"
 	"net"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // A hook that fails, or panics, leaves nothing behind; those after it are not called.
@@ -38,6 +40,40 @@ func TestControlFails(t *testing.T) {
 			require.Nil(t, ln)
 			require.Equal(t, 2, called)
 		})
+	}
+}
+
+// A host may refuse sockets of the other family: the values are tried on a socket of
+// the listener's own.
+func TestKeepAliveNeedsNoOtherFamily(t *testing.T) {
+	if _, timed := keepAliveNames(); !timed {
+		t.Skip("there is nothing to try here")
+	}
+	for host, family := range map[string]int{"127.0.0.1": unix.AF_INET, "::1": unix.AF_INET6} {
+		if aFreeAddress("tcp", host) == "" {
+			continue
+		}
+		sys := realSystem
+		sys.socket = func(domain int) (int, error) {
+			if domain != family {
+				return -1, unix.EAFNOSUPPORT
+			}
+			return realSystem.socket(domain)
+		}
+		ln, err := sys.listenWith(t.Context(), "tcp", net.JoinHostPort(host, "0"), []Option{
+			WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: time.Minute}),
+		})
+		require.NoError(t, err)
+		require.NoError(t, ln.Close())
+	}
+}
+
+func TestSeconds(t *testing.T) {
+	for d, want := range map[time.Duration]int{
+		math.MinInt64: -1, -time.Second: -1, -1: -1, 0: 0, 1: 1, time.Second: 1, time.Second + 1: 2,
+		math.MaxInt32 * time.Second: math.MaxInt32, math.MaxInt64: math.MaxInt32,
+	} {
+		require.Equal(t, want, seconds(d), "%v", d)
 	}
 }
 

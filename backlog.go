@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math"
 	"runtime"
+	"slices"
 	"strings"
 )
 
@@ -45,45 +46,87 @@ func (b Backlog) Clamped() bool {
 	return b.Requested >= 0 && b.Limit != unknown && b.Limit < b.Requested
 }
 
-// String says in one line what was asked and granted and, where less was
-// granted or more is to be had by now, which setting decides and what applies it.
+// String returns in one line what was asked and granted. If less was granted, or if
+// more could be had now, it names the setting that decides and what applies it. A zero
+// Backlog is "nothing known".
 func (b Backlog) String() string {
+	if b == (Backlog{}) {
+		return nothingKnown
+	}
 	r, _ := ruleOf(runtime.GOOS)
 	return r.describe(b)
 }
 
-// LogValue makes a group of the account's numbers, for [log/slog]. A number
-// that is unknown is the string "unknown".
+// LogValue returns a group of the account's numbers, for [log/slog]. An unknown
+// number is left out, and so is a Requested of -1.
 func (b Backlog) LogValue() slog.Value {
-	return slog.GroupValue(
+	b = orNothing(b, noBacklog)
+	return logKnown(
 		slog.Int("requested", b.Requested),
-		logCount("ceiling", int64(b.Ceiling)),
-		logCount("limit", int64(b.Limit)),
-		logCount("effective", int64(b.Effective)),
-		logCount("capacity", int64(b.Capacity)),
+		slog.Int("ceiling", b.Ceiling),
+		slog.Int("limit", b.Limit),
+		slog.Int("effective", b.Effective),
+		slog.Int("capacity", b.Capacity),
 		slog.Bool("measured", b.Measured),
 		slog.Bool("clamped", b.Clamped()),
 	)
 }
 
-// MarshalJSON writes the account with lower-case names and "clamped" besides.
-// A number that is unknown is null.
-func (b Backlog) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
-		Requested int   `json:"requested"`
-		Ceiling   count `json:"ceiling"`
-		Limit     count `json:"limit"`
-		Effective count `json:"effective"`
-		Capacity  count `json:"capacity"`
-		Measured  bool  `json:"measured"`
-		Clamped   bool  `json:"clamped"`
-	}{
-		b.Requested, count(b.Ceiling), count(b.Limit), count(b.Effective), count(b.Capacity),
-		b.Measured, b.Clamped(),
-	})
+// backlogJSON is a Backlog in JSON.
+type backlogJSON struct {
+	Requested int   `json:"requested"`
+	Ceiling   count `json:"ceiling"`
+	Limit     count `json:"limit"`
+	Effective count `json:"effective"`
+	Capacity  count `json:"capacity"`
+	Measured  bool  `json:"measured"`
+	Clamped   bool  `json:"clamped"`
 }
 
-// count is a number as JSON has it: null where it is unknown.
+func (b Backlog) json() backlogJSON {
+	return backlogJSON{
+		b.Requested, count(b.Ceiling), count(b.Limit), count(b.Effective), count(b.Capacity),
+		b.Measured, b.Clamped(),
+	}
+}
+
+// MarshalJSON writes the account with lower-case names, and whether it is
+// [Backlog.Clamped]. An unknown number is null.
+func (b Backlog) MarshalJSON() ([]byte, error) {
+	return json.Marshal(orNothing(b, noBacklog).json())
+}
+
+// UnmarshalJSON reads what MarshalJSON writes. A number that is null, missing or
+// negative is unknown.
+func (b *Backlog) UnmarshalJSON(text []byte) error {
+	j := noBacklog.json()
+	if err := json.Unmarshal(text, &j); err != nil {
+		return err
+	}
+	*b = Backlog{
+		max(j.Requested, -1), j.Ceiling.int(), j.Limit.int(), j.Effective.int(), j.Capacity.int(),
+		j.Measured,
+	}
+	return nil
+}
+
+// noBacklog is an account of which nothing is known.
+var noBacklog = rule{}.account(-1, unknown, unknown, false)
+
+// nothingKnown is what an account or a reading without a number says.
+const nothingKnown = "nothing known"
+
+// orNothing is v, or nothing if v is zero. A zero value was never filled in: an
+// account or a reading always has a number that is not 0.
+func orNothing[T comparable](v, nothing T) T {
+	var zero T
+	if v == zero {
+		return nothing
+	}
+	return v
+}
+
+// count is a number in JSON, where null is unknown.
 type count int64
 
 func (c count) MarshalJSON() ([]byte, error) {
@@ -93,7 +136,17 @@ func (c count) MarshalJSON() ([]byte, error) {
 	return json.Marshal(int64(c))
 }
 
-// String is the number as a sentence has it.
+func (c *count) UnmarshalJSON(text []byte) error {
+	n := int64(unknown) // null leaves it
+	err := json.Unmarshal(text, &n)
+	*c = count(max(n, unknown))
+	return err
+}
+
+// int is the number as an int, which may have 32 bits.
+func (c count) int() int { return saturate(int64(c)) }
+
+// String is the number in a sentence.
 func (c count) String() string {
 	if c == unknown {
 		return "unknown"
@@ -101,12 +154,11 @@ func (c count) String() string {
 	return fmt.Sprint(int64(c))
 }
 
-// logCount is a number as log/slog has it.
-func logCount(key string, n int64) slog.Attr {
-	if n == unknown {
-		return slog.String(key, "unknown")
-	}
-	return slog.Int64(key, n)
+// logKnown is a group of attributes for log/slog, without the unknown numbers.
+func logKnown(attrs ...slog.Attr) slog.Value {
+	return slog.GroupValue(slices.DeleteFunc(attrs, func(a slog.Attr) bool {
+		return a.Value.Equal(slog.Int64Value(unknown))
+	})...)
 }
 
 // PredictBacklog says what WithBacklog(n) would get here now, by the kernel's

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -29,8 +28,7 @@ type Listener struct {
 	transport transport
 	strict    bool
 	keepAlive *net.KeepAliveConfig    // of accepted connections; nil is net's default
-	first     Backlog                 // here, and not by itself: one allocation less
-	granted   atomic.Pointer[Backlog] // first, or SetBacklog's; its Ceiling is not kept: it is read when asked for
+	granted   atomic.Pointer[Backlog] // its Ceiling is not kept: it is read when asked for
 	resize    sync.Mutex              // one SetBacklog at a time
 	accepts   gate
 	drains    drains
@@ -100,8 +98,10 @@ func checkNetwork(network string) error {
 //
 // What the first holder asked for is not known, so Requested is -1. Wrap reads
 // the limit where the system tells it. It copies no descriptor and changes
-// nothing. The error matches [syscall.EINVAL] if ln is no listening TCP socket or
-// is of another type, and [net.ErrClosed] if it is closed.
+// nothing. A listener of another type that holds a TCP listener, such as that of
+// [tls.NewListener], cannot be wrapped: wrap the one inside it. The error matches
+// [syscall.EINVAL] if ln is not a listening TCP socket or is of another type, and
+// [net.ErrClosed] if it is closed.
 func Wrap(ln net.Listener) (*Listener, error) {
 	return realSystem.wrap(ln)
 }
@@ -119,8 +119,10 @@ func (sys *system) wrap(ln net.Listener) (*Listener, error) {
 		return fail(errNotListening)
 	case *net.TCPListener:
 		tcp = ln
-	default:
+	case nil, *net.UnixListener:
 		return fail(fmt.Errorf("a %T: %w", ln, errNotListening))
+	default: // TLS's, or one that reads a PROXY header
+		return fail(fmt.Errorf("a %T: wrap the *net.TCPListener inside it instead: %w", ln, errNotListening))
 	}
 	raw, err := tcp.SyscallConn()
 	if err != nil {
@@ -149,8 +151,8 @@ func newListener(sys *system, ln *net.TCPListener, tr transport, account Backlog
 	if err != nil {
 		return nil, cause(err)
 	}
-	l := &Listener{tcp: ln, sys: sys, raw: raw, transport: tr, first: account}
-	l.granted.Store(&l.first)
+	l := &Listener{tcp: ln, sys: sys, raw: raw, transport: tr}
+	l.granted.Store(&account)
 	l.accepts.moved.L = &l.accepts.mu
 	return l, nil
 }
@@ -325,8 +327,7 @@ func (l *Listener) EffectiveBacklog() int {
 // A ceiling that cannot be read is -1. It works after Close.
 func (l *Listener) Backlog() Backlog {
 	if !l.ok() {
-		r, _ := ruleOf(runtime.GOOS)
-		return r.account(-1, unknown, unknown, false)
+		return noBacklog
 	}
 	account := *l.granted.Load()
 	account.Ceiling, _, _ = l.sys.bounds()

@@ -53,8 +53,13 @@ func (s Stats) Utilization() (part float64, known bool) {
 	return float64(s.Queued) / float64(s.Capacity), true
 }
 
-// String says it in one line.
+// String returns the numbers in one line. Stats of which no number is known, such
+// as a zero Stats, are "nothing known".
 func (s Stats) String() string {
+	s = orNothing(s, noStats)
+	if s == noStats {
+		return nothingKnown
+	}
 	var line strings.Builder
 	fmt.Fprintf(&line, "%v queued of %v", count(s.Queued), count(s.Capacity))
 	if part, known := s.Utilization(); known {
@@ -67,28 +72,46 @@ func (s Stats) String() string {
 	return line.String()
 }
 
-// LogValue makes a group of the numbers, for [log/slog]. A number that is
-// unknown is the string "unknown".
+// LogValue returns a group of the numbers, for [log/slog]. An unknown number is left
+// out.
 func (s Stats) LogValue() slog.Value {
-	return slog.GroupValue(
-		logCount("queued", int64(s.Queued)),
-		logCount("incomplete", int64(s.Incomplete)),
-		logCount("limit", int64(s.Limit)),
-		logCount("capacity", int64(s.Capacity)),
-		logCount("drops", s.Drops),
+	s = orNothing(s, noStats)
+	return logKnown(
+		slog.Int("queued", s.Queued),
+		slog.Int("incomplete", s.Incomplete),
+		slog.Int("limit", s.Limit),
+		slog.Int("capacity", s.Capacity),
+		slog.Int64("drops", s.Drops),
 	)
 }
 
-// MarshalJSON writes the numbers with lower-case names. One that is unknown is
-// null.
+// statsJSON is Stats in JSON.
+type statsJSON struct {
+	Queued     count `json:"queued"`
+	Incomplete count `json:"incomplete"`
+	Limit      count `json:"limit"`
+	Capacity   count `json:"capacity"`
+	Drops      count `json:"drops"`
+}
+
+func (s Stats) json() statsJSON {
+	return statsJSON{count(s.Queued), count(s.Incomplete), count(s.Limit), count(s.Capacity), count(s.Drops)}
+}
+
+// MarshalJSON writes the numbers with lower-case names. An unknown number is null.
 func (s Stats) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
-		Queued     count `json:"queued"`
-		Incomplete count `json:"incomplete"`
-		Limit      count `json:"limit"`
-		Capacity   count `json:"capacity"`
-		Drops      count `json:"drops"`
-	}{count(s.Queued), count(s.Incomplete), count(s.Limit), count(s.Capacity), count(s.Drops)})
+	return json.Marshal(orNothing(s, noStats).json())
+}
+
+// UnmarshalJSON reads what MarshalJSON writes. A number that is null, missing or
+// negative is unknown.
+func (s *Stats) UnmarshalJSON(text []byte) error {
+	j := noStats.json()
+	if err := json.Unmarshal(text, &j); err != nil {
+		return err
+	}
+	*s = Stats{j.Queued.int(), j.Incomplete.int(), j.Limit.int(), j.Capacity.int(), int64(j.Drops)}
+	return nil
 }
 
 // noStats is what is known of a queue that tells nothing.
@@ -120,7 +143,7 @@ func (l *Listener) Stats() (Stats, error) {
 // neither copies the descriptor nor changes anything. See [Stats] for what each
 // system tells.
 //
-// The error matches [syscall.EINVAL] if c is no listening TCP socket,
+// The error matches [syscall.EINVAL] if c is not a listening TCP socket,
 // [net.ErrClosed] if it is closed, and [errors.ErrUnsupported] on systems where
 // nothing of the queue can be read.
 func ReadStats(c syscall.Conn) (Stats, error) {
@@ -141,9 +164,9 @@ func ReadStats(c syscall.Conn) (Stats, error) {
 	return noStats, &net.OpError{Op: "stats", Net: "tcp", Err: cause(err)}
 }
 
-// errNotListening is the error of a socket that is no listening TCP socket, with
+// errNotListening is the error of a socket that is not a listening TCP socket, with
 // the number that accept(2) has for it.
-var errNotListening = fmt.Errorf("no listening TCP socket: %w", syscall.EINVAL)
+var errNotListening = fmt.Errorf("not a listening TCP socket: %w", syscall.EINVAL)
 
 // cause is the error below net's own: a method of ours that fails in a call of
 // net's says so in its own name.

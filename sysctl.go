@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"slices"
 	"strconv"
@@ -88,23 +89,66 @@ type System struct {
 	ReqQFullDoCookies int64 // TCPReqQFullDoCookies: SYNs answered with a cookie instead
 }
 
-// MarshalJSON writes the numbers with lower-case names. One that is unknown is
-// null.
-func (s System) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
-		Ceiling           count  `json:"ceiling"`
-		Knob              string `json:"knob"`
-		SYNBacklog        count  `json:"synBacklog"`
-		SYNCookies        count  `json:"synCookies"`
-		AbortOnOverflow   count  `json:"abortOnOverflow"`
-		ListenOverflows   count  `json:"listenOverflows"`
-		ListenDrops       count  `json:"listenDrops"`
-		ReqQFullDrop      count  `json:"reqQFullDrop"`
-		ReqQFullDoCookies count  `json:"reqQFullDoCookies"`
-	}{
+// LogValue returns a group of the numbers and of the knob's name, for [log/slog]. An
+// unknown number is left out.
+func (s System) LogValue() slog.Value {
+	s = orNothing(s, noSystem)
+	return logKnown(
+		slog.Int("ceiling", s.Ceiling),
+		slog.String("knob", s.Knob),
+		slog.Int("synBacklog", s.SYNBacklog),
+		slog.Int("synCookies", s.SYNCookies),
+		slog.Int("abortOnOverflow", s.AbortOnOverflow),
+		slog.Int64("listenOverflows", s.ListenOverflows),
+		slog.Int64("listenDrops", s.ListenDrops),
+		slog.Int64("reqQFullDrop", s.ReqQFullDrop),
+		slog.Int64("reqQFullDoCookies", s.ReqQFullDoCookies),
+	)
+}
+
+// systemJSON is a System in JSON.
+type systemJSON struct {
+	Ceiling           count  `json:"ceiling"`
+	Knob              string `json:"knob"`
+	SYNBacklog        count  `json:"synBacklog"`
+	SYNCookies        count  `json:"synCookies"`
+	AbortOnOverflow   count  `json:"abortOnOverflow"`
+	ListenOverflows   count  `json:"listenOverflows"`
+	ListenDrops       count  `json:"listenDrops"`
+	ReqQFullDrop      count  `json:"reqQFullDrop"`
+	ReqQFullDoCookies count  `json:"reqQFullDoCookies"`
+}
+
+func (s System) json() systemJSON {
+	return systemJSON{
 		count(s.Ceiling), s.Knob, count(s.SYNBacklog), count(s.SYNCookies), count(s.AbortOnOverflow),
 		count(s.ListenOverflows), count(s.ListenDrops), count(s.ReqQFullDrop), count(s.ReqQFullDoCookies),
-	})
+	}
+}
+
+// MarshalJSON writes the numbers with lower-case names. An unknown number is null.
+func (s System) MarshalJSON() ([]byte, error) {
+	return json.Marshal(orNothing(s, noSystem).json())
+}
+
+// UnmarshalJSON reads what MarshalJSON writes. A number that is null, missing or
+// negative is unknown.
+func (s *System) UnmarshalJSON(text []byte) error {
+	j := noSystem.json()
+	if err := json.Unmarshal(text, &j); err != nil {
+		return err
+	}
+	*s = System{
+		j.Ceiling.int(), j.Knob, j.SYNBacklog.int(), j.SYNCookies.int(), j.AbortOnOverflow.int(),
+		int64(j.ListenOverflows), int64(j.ListenDrops), int64(j.ReqQFullDrop), int64(j.ReqQFullDoCookies),
+	}
+	return nil
+}
+
+// noSystem is a System of which nothing is known.
+var noSystem = System{
+	Ceiling: unknown, SYNBacklog: unknown, SYNCookies: unknown, AbortOnOverflow: unknown,
+	ListenOverflows: unknown, ListenDrops: unknown, ReqQFullDrop: unknown, ReqQFullDoCookies: unknown,
 }
 
 // ReadSystem reads what the system says of listening now; nothing is kept. What
@@ -115,10 +159,7 @@ func ReadSystem() (System, error) {
 }
 
 func (sys *system) readSystem() (System, error) {
-	s := System{
-		Ceiling: unknown, SYNBacklog: unknown, SYNCookies: unknown, AbortOnOverflow: unknown,
-		ListenOverflows: unknown, ListenDrops: unknown, ReqQFullDrop: unknown, ReqQFullDoCookies: unknown,
-	}
+	s := noSystem
 	r, known := ruleOf(runtime.GOOS)
 	if !known {
 		return s, errNoRule

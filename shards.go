@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"net"
+	"slices"
+	"strings"
 	"sync"
 )
 
@@ -13,7 +16,7 @@ import (
 // own, over which the kernel spreads new connections: n queues hold n times what
 // the ceiling allows one. See [ListenShards].
 //
-// A method of zero Shards that returns an error returns one.
+// On zero or nil Shards every method that can return an error does.
 type Shards struct {
 	listeners []*Listener
 	closing   sync.Mutex // one Close at a time: Serve calls it too, when the first has closed one
@@ -75,32 +78,108 @@ func (sys *system) shards(ctx context.Context, network, address string, n int, o
 }
 
 // Len returns the number of shards.
-func (s *Shards) Len() int { return len(s.listeners) }
+func (s *Shards) Len() int { return len(s.all()) }
 
 // All yields the shards in the order in which they were made.
-func (s *Shards) All() iter.Seq[*Listener] {
-	return func(yield func(*Listener) bool) {
-		for _, l := range s.listeners {
-			if !yield(l) {
-				return
-			}
-		}
+func (s *Shards) All() iter.Seq[*Listener] { return slices.Values(s.all()) }
+
+func (s *Shards) all() []*Listener {
+	if s == nil {
+		return nil
 	}
+	return s.listeners
 }
 
 // Addr returns the address of all shards; nil for zero Shards.
 func (s *Shards) Addr() net.Addr {
-	if len(s.listeners) == 0 {
-		return nil
+	for l := range s.All() {
+		return l.Addr()
 	}
-	return s.listeners[0].Addr()
+	return nil
+}
+
+// String returns the network, the address and the number of shards, as in
+// "tcp 127.0.0.1:8080, 4 shards".
+func (s *Shards) String() string {
+	if s.Len() == 0 {
+		return "tcp <nil>, no shards"
+	}
+	return fmt.Sprintf("%v, %d shards", s.listeners[0], s.Len())
 }
 
 // EffectiveBacklog returns the sum of what [Listener.EffectiveBacklog] returns, in
 // connections; -1 if one is unknown, and for zero Shards.
 func (s *Shards) EffectiveBacklog() int {
-	sum := sumOf(s.listeners, func(l *Listener) int64 { return int64(l.EffectiveBacklog()) })
+	sum := sumOf(s.all(), func(l *Listener) int64 { return int64(l.EffectiveBacklog()) })
 	return saturate(sum)
+}
+
+// Backlogs returns the account of each shard, see [Listener.Backlog], in the order of
+// [Shards.All].
+func (s *Shards) Backlogs() Backlogs {
+	var all Backlogs
+	for l := range s.All() {
+		all = append(all, l.Backlog())
+	}
+	return all
+}
+
+// Backlogs are the accounts of several accept queues. They are one line in a log and
+// an array in JSON.
+type Backlogs []Backlog
+
+// String returns in one line how many connections all queues hold, and the account of
+// each. Queues with the same account share it.
+func (bs Backlogs) String() string {
+	switch len(bs) {
+	case 0:
+		return nothingKnown
+	case 1:
+		return bs[0].String()
+	}
+	queues := make(map[Backlog]int)
+	for _, b := range bs {
+		queues[b]++
+	}
+	var line strings.Builder
+	fmt.Fprintf(&line, "%d queues hold %v", len(bs), count(bs.sum(func(b Backlog) int { return b.Capacity })))
+	if len(queues) == 1 {
+		fmt.Fprintf(&line, ", each: %v", bs[0])
+		return line.String()
+	}
+	for _, b := range bs {
+		if n := queues[b]; n > 0 {
+			fmt.Fprintf(&line, "; %d: %v", n, b)
+			queues[b] = 0
+		}
+	}
+	return line.String()
+}
+
+// LogValue returns a group for [log/slog]: the number of queues, the ceiling, and the
+// sums of the other numbers. Measured is true if all were, and clamped if one was. An
+// unknown number is left out, and so is a sum with an unknown part.
+func (bs Backlogs) LogValue() slog.Value {
+	ceiling, measured, clamped := unknown, len(bs) > 0, false
+	for _, b := range bs {
+		ceiling = orNothing(b, noBacklog).Ceiling
+		measured = measured && b.Measured
+		clamped = clamped || b.Clamped()
+	}
+	return logKnown(
+		slog.Int("queues", len(bs)),
+		slog.Int("requested", bs.sum(func(b Backlog) int { return b.Requested })),
+		slog.Int("ceiling", ceiling),
+		slog.Int("limit", bs.sum(func(b Backlog) int { return b.Limit })),
+		slog.Int("effective", bs.sum(func(b Backlog) int { return b.Effective })),
+		slog.Int("capacity", bs.sum(func(b Backlog) int { return b.Capacity })),
+		slog.Bool("measured", measured),
+		slog.Bool("clamped", clamped),
+	)
+}
+
+func (bs Backlogs) sum(number func(Backlog) int) int {
+	return saturate(sumOf(bs, func(b Backlog) int64 { return int64(number(orNothing(b, noBacklog))) }))
 }
 
 // Stats reads all queues, one after the other, and returns the sums. A sum with
@@ -128,7 +207,7 @@ func (s *Shards) Stats() (Stats, error) {
 
 // none is the error of zero Shards.
 func (s *Shards) none(op string) error {
-	if len(s.listeners) > 0 {
+	if s.Len() > 0 {
 		return nil
 	}
 	return &net.OpError{Op: op, Net: "tcp", Err: errNotListening}

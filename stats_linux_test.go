@@ -340,6 +340,30 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, 16, b.Limit)
 		})
+		t.Run("by read-back, where no number was asked and the ceiling moved", func(t *testing.T) {
+			sys := realSystem
+			sys.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
+			ln := listen(t, &sys, -1)
+			before := ln.Backlog()
+			require.Equal(t, []int{-1, 16}, []int{before.Requested, before.Limit})
+			defer setSysctl(t, "net.core.somaxconn", 16)
+			for ceiling, limit := range map[int]int{1000: 16, 16: 16, 9: 9} { // a lower one cannot be undone
+				setSysctl(t, "net.core.somaxconn", 16)
+				_, err := ln.SetBacklog(-1)
+				require.NoError(t, err)
+				setSysctl(t, "net.core.somaxconn", ceiling)
+				b, err := ln.SetBacklog(1001)
+				var clamp *ClampError
+				require.ErrorAs(t, err, &clamp)
+				require.Equal(t, ceiling, clamp.Limit)
+				want := Backlog{Requested: -1, Ceiling: unknown, Limit: limit, Effective: limit, Capacity: limit + 1, Measured: true}
+				require.Equal(t, want, b)
+				require.Equal(t, want, ln.Backlog())
+				s, err := ReadStats(ln.TCPListener())
+				require.NoError(t, err)
+				require.Equal(t, limit, s.Limit, "the kernel's own word")
+			}
+		})
 		t.Run("by read-back, where the file lies", func(t *testing.T) {
 			sys := realSystem
 			sys.readFile = func(string) ([]byte, error) { return []byte("4096\n"), nil }
@@ -430,6 +454,17 @@ func TestQueueThatIsNotTold(t *testing.T) {
 			_, err = w.Stats()
 			require.ErrorIs(t, err, net.ErrClosed)
 		})
+	}
+}
+
+// The kernel's numbers have 32 bits without a sign; an int may have 32 with one.
+func TestConnectionsSaturate(t *testing.T) {
+	for _, n := range []uint32{0, 1, 4096, math.MaxInt32, math.MaxInt32 + 1, math.MaxUint32} {
+		want := uint64(n)
+		if want > math.MaxInt {
+			want = math.MaxInt
+		}
+		require.EqualValues(t, want, connections(binary.NativeEndian.AppendUint32(nil, n)), "%d", n)
 	}
 }
 

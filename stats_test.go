@@ -258,6 +258,20 @@ func requireOp(t *testing.T, err error, name string) {
 	require.False(t, errors.As(op.Err, &inner), "an OpError in an OpError: %v", err)
 }
 
+// An error names the address, so that a log of several listeners can be read.
+func TestErrorsNameTheAddress(t *testing.T) {
+	ln := listenForStats(t)
+	require.NoError(t, ln.Close())
+	_, statsErr := ln.Stats()
+	_, resizeErr := ln.SetBacklog(1)
+	for _, err := range []error{statsErr, resizeErr, ln.Close()} {
+		var op *net.OpError
+		require.ErrorAs(t, err, &op)
+		require.Equal(t, ln.Addr(), op.Addr, "%v", err)
+		require.Equal(t, "tcp", op.Net)
+	}
+}
+
 func TestZeroListener(t *testing.T) {
 	var ln Listener
 	s, err := ln.Stats()

@@ -80,11 +80,9 @@ func (sys *system) resolve(ctx context.Context, network, address string) (endpoi
 		return endpoint{}, err
 	}
 	ep.at = op.Addr.(*net.TCPAddr).AddrPort()
-	if host, _, _ := net.SplitHostPort(address); ep.wildcard() {
-		// net turns "::" into 0.0.0.0, which has no zone.
-		if ip, err := netip.ParseAddr(host); err == nil && ip.Zone() != "" {
-			ep.at = netip.AddrPortFrom(ip, ep.at.Port())
-		}
+	host, _, _ := net.SplitHostPort(address)
+	if ip, err := netip.ParseAddr(host); err == nil && ip.Zone() != "" {
+		ep.at = netip.AddrPortFrom(ip, ep.at.Port()) // net turns "::" into 0.0.0.0, which has no zone
 	}
 	if hostless {
 		sys.wildcards.Store(network, endpoint{network: ep.network, v6only: ep.v6only})

@@ -180,7 +180,10 @@ func TestOptionValues(t *testing.T) {
 			require.ErrorContains(t, err, name)
 		}
 	}
-	for _, good := range []Option{WithAcceptFilter(long[:15], long[:239]), WithDeferAccept(math.MaxInt64), WithFastOpen(math.MaxInt)} {
+	for _, good := range []Option{
+		WithAcceptFilter(long[:15], long[:239]), WithDeferAccept(math.MaxInt64), WithFastOpen(math.MaxInt),
+		WithKeepAlive(net.KeepAliveConfig{Idle: math.MaxInt32 * time.Second, Interval: math.MaxInt32 * time.Second, Count: math.MaxInt32}),
+	} {
 		_, err := newOptions([]Option{good})
 		require.NoError(t, err)
 	}

@@ -43,7 +43,7 @@ type Backlog struct {
 // Clamped reports whether the kernel granted less than was asked. It is false
 // where that is unknown, and where as much as allowed was asked.
 func (b Backlog) Clamped() bool {
-	return b.Requested >= 0 && b.Limit != unknown && b.Limit < b.Requested
+	return b.Limit != unknown && b.Limit < b.Requested
 }
 
 // String returns in one line what was asked and granted. If less was granted, or if
@@ -245,7 +245,7 @@ func ruleOf(goos string) (r rule, known bool) {
 			zeroIsMax: true, exact: true,
 		}, true
 	case "netbsd":
-		return rule{compiled: 128, highest: 128, widest: math.MaxInt16}, true
+		return rule{compiled: 128, widest: math.MaxInt16}, true
 	case "openbsd":
 		return rule{
 			knob: "kern.somaxconn", floor: "kern.sominconn", set: "sysctl ",
@@ -321,19 +321,11 @@ func ceilingName(knob string) string {
 // raise is the command after which listen(fd, n) would be granted, as far as
 // the system can; "" if the ceiling is as high as that already.
 func (r rule) raise(n, ceiling int) string {
-	if r.knob == "" || ceiling != unknown && ceiling >= r.wanted(n) {
+	wanted := min(n, r.highest)
+	if r.knob == "" || ceiling != unknown && ceiling >= wanted {
 		return ""
 	}
-	return fmt.Sprintf("%s%s=%d", r.set, r.knob, r.wanted(n))
-}
-
-// wanted is the ceiling under which a request of n is granted, as far as the
-// system can.
-func (r rule) wanted(n int) int {
-	if n < 0 {
-		return r.highest
-	}
-	return min(n, r.highest)
+	return fmt.Sprintf("%s%s=%d", r.set, r.knob, wanted)
 }
 
 // clamp is the error of a strict request of n that got limit.

@@ -110,6 +110,9 @@ func TestLimitsAsMeasured(t *testing.T) {
 		{"netbsd", 128, []int{128, 128, 0, 1, 2, 5, 127, 128, 128, 128, 128, 128}}, // negative: not passed on
 	} {
 		r, _ := ruleOf(tt.system)
+		if r.knob == "" {
+			require.Equal(t, tt.ceiling, r.compiled, tt.system)
+		}
 		for i, n := range requests {
 			require.Equal(t, tt.limits[i], r.limit(n, tt.ceiling, 0), "%s at %d: listen(%d)", tt.system, tt.ceiling, n)
 		}
@@ -215,6 +218,10 @@ func TestDescribe(t *testing.T) {
 		// Raised.
 		{"openbsd", 5, 80, 128, false,
 			"asked 5, granted 80 by the kernel's rule, holds 81; the kernel raised it to its minimum, kern.sominconn"},
+		{"openbsd", 0, 80, 128, false,
+			"asked 0, granted 80 by the kernel's rule, holds 81; the kernel raised it to its minimum, kern.sominconn"},
+		{"openbsd", 100, 100, 128, false,
+			"asked 100, granted 100 by the kernel's rule, holds 101; kern.somaxconn is 128"},
 		{"darwin", 0, 128, 128, false,
 			"asked 0, granted 128 by the kernel's rule, holds 128; the kernel takes 0 for the most; kern.ipc.somaxconn is 128"},
 

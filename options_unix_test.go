@@ -3,6 +3,7 @@
 package acceptq
 
 import (
+	"errors"
 	"math"
 	"net"
 	"syscall"
@@ -65,6 +66,23 @@ func TestKeepAliveNeedsNoOtherFamily(t *testing.T) {
 		})
 		require.NoError(t, err)
 		require.NoError(t, ln.Close())
+	}
+}
+
+// Where the kernel says itself that a buffer is too large, as the BSDs do, the error
+// is that of one that is cut.
+func TestBufferThatTheKernelRefuses(t *testing.T) {
+	sys := realSystem
+	sys.setsockoptInt = func(fd, level, name, value int) error {
+		if level == unix.SOL_SOCKET && (name == unix.SO_RCVBUF || name == unix.SO_SNDBUF) {
+			return unix.ENOBUFS
+		}
+		return realSystem.setsockoptInt(fd, level, name, value)
+	}
+	for _, opt := range []Option{WithReceiveBuffer(8192), WithSendBuffer(8192)} {
+		err := refused(t, func() (*Listener, error) { return sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{opt}) })
+		require.ErrorIs(t, err, errors.ErrUnsupported)
+		require.ErrorIs(t, err, unix.ENOBUFS)
 	}
 }
 

@@ -41,6 +41,39 @@ func TestShardsAreCounted(t *testing.T) {
 	require.Error(t, err, "no TCP")
 }
 
+// The errors of an address are those of Listen, whatever the number of shards.
+func TestShardsOfABadAddress(t *testing.T) {
+	if !spreads() {
+		t.Skip("there are no shards here")
+	}
+	for _, address := range []string{"127.0.0.1", "127.0.0.1:65536", "192.0.2.1:0"} {
+		_, want := ListenTCP(address)
+		for _, n := range []int{1, 2} {
+			s, err := ListenTCPShards(address, n)
+			require.Nil(t, s)
+			requireSameError(t, want, err)
+		}
+	}
+}
+
+// Only FreeBSD bounds the number of shards.
+func TestManyShards(t *testing.T) {
+	if !spreads() {
+		t.Skip("there are no shards here")
+	}
+	before := openDescriptors()
+	s, err := ListenTCPShards("127.0.0.1:0", 257)
+	if runtime.GOOS == "freebsd" {
+		require.Nil(t, s)
+		require.ErrorIs(t, err, errors.ErrUnsupported)
+		require.Equal(t, before, openDescriptors())
+		return
+	}
+	require.NoError(t, err)
+	require.Equal(t, 257, s.Len())
+	require.NoError(t, s.Close())
+}
+
 // One shard is a plain listener, and works on every system.
 func TestOneShard(t *testing.T) {
 	s, err := ListenTCPShards("127.0.0.1:0", 1, WithBacklog(7))

@@ -512,6 +512,44 @@ func TestProtocolThatIsNotTold(t *testing.T) {
 	s, err := w.Stats()
 	require.NoError(t, err)
 	require.Equal(t, Stats{Incomplete: unknown, Limit: 5, Capacity: 6, Drops: unknown}, s)
+
+	sys.getsockoptInt = realSystem.getsockoptInt // it is asked for again
+	s, err = w.Stats()
+	require.NoError(t, err)
+	require.Equal(t, Stats{Incomplete: unknown, Limit: 5, Capacity: 6, Drops: 0}, s)
+}
+
+// Stats of a listener makes two system calls, and the limit in them is the socket's,
+// whoever has set it.
+func TestStatsAsksTheSocket(t *testing.T) {
+	sys := realSystem
+	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(5)})
+	require.NoError(t, err)
+	defer ln.Close()
+	another := mustWrap(t, ln.TCPListener())
+	_, err = another.SetBacklog(3)
+	require.NoError(t, err)
+
+	calls := 0
+	sys.getsockopt = func(fd, level, name int, p []byte) (int, error) {
+		calls++
+		return realSystem.getsockopt(fd, level, name, p)
+	}
+	sys.getsockoptInt = func(fd, level, name int) (int, error) {
+		calls++
+		return realSystem.getsockoptInt(fd, level, name)
+	}
+	s, err := ln.Stats()
+	require.NoError(t, err)
+	require.Equal(t, Stats{Incomplete: unknown, Limit: 3, Capacity: 4, Drops: 0}, s)
+	require.Equal(t, 2, calls)
+}
+
+// A refused getsockopt is an error, and not what the buffer held before.
+func TestGetsockoptFails(t *testing.T) {
+	n, err := getsockopt(-1, unix.IPPROTO_TCP, unix.TCP_INFO, make([]byte, infoQueueEnd))
+	require.ErrorIs(t, err, unix.EBADF)
+	require.Zero(t, n)
 }
 
 func TestReadSystem(t *testing.T) {

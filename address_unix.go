@@ -3,6 +3,7 @@
 package acceptq
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -179,8 +180,5 @@ func (sys *system) localAddr(fd int) (netip.AddrPort, error) {
 // rawInt runs f on the descriptor of c, and names its system call getsockopt.
 func rawInt(c syscall.RawConn, f func(fd int) (int, error)) (v int, err error) {
 	cerr := c.Control(func(fd uintptr) { v, err = f(int(fd)) })
-	if cerr != nil {
-		return 0, cerr
-	}
-	return v, os.NewSyscallError("getsockopt", err)
+	return v, cmp.Or(cerr, os.NewSyscallError("getsockopt", err))
 }

@@ -47,12 +47,10 @@ func (sys *system) setDeferAccept(fd int, d time.Duration) error {
 // all the same when servers may not use it, and cuts the number.
 func (sys *system) setFastOpen(fd, qlen int) error {
 	const server = 2 // the bit of net.ipv4.tcp_fastopen, networking/ip-sysctl.rst
-	text, err := sys.readFile("/proc/sys/net/ipv4/tcp_fastopen")
-	if err == nil {
-		if bits, err := parseSysctl(string(text)); err == nil && bits&server == 0 {
-			return fmt.Errorf("WithFastOpen: net.ipv4.tcp_fastopen is %d, without the server's bit: sysctl -w net.ipv4.tcp_fastopen=%d: %w",
-				bits, bits|server, errors.ErrUnsupported)
-		}
+	text, _ := sys.readFile("/proc/sys/net/ipv4/tcp_fastopen")
+	if bits, err := parseSysctl(string(text)); err == nil && bits&server == 0 {
+		return fmt.Errorf("WithFastOpen: net.ipv4.tcp_fastopen is %d, without the server's bit: sysctl -w net.ipv4.tcp_fastopen=%d: %w",
+			bits, bits|server, errors.ErrUnsupported)
 	}
 	if err := sys.setInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN, min(qlen, math.MaxInt32)); err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"net"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -67,6 +68,32 @@ func TestKeepAliveNeedsNoOtherFamily(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, ln.Close())
 	}
+}
+
+// A kernel that does not tell its own value, as NetBSD may not, cannot leave a
+// connection with it.
+func TestKeepAliveValueThatIsNotTold(t *testing.T) {
+	names, timed := keepAliveNames()
+	if !timed {
+		t.Skip("no value is asked for here")
+	}
+	sys := realSystem
+	sys.getsockoptInt = func(fd, level, name int) (int, error) {
+		if level == unix.IPPROTO_TCP && slices.Contains(names[:], name) {
+			return 0, unix.ENOPROTOOPT
+		}
+		return realSystem.getsockoptInt(fd, level, name)
+	}
+	for _, config := range []net.KeepAliveConfig{{Enable: true, Idle: -1}, {Enable: true, Interval: -1}, {Enable: true, Count: -1}} {
+		err := refused(t, func() (*Listener, error) {
+			return sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithKeepAlive(config)})
+		})
+		require.ErrorIs(t, err, errors.ErrUnsupported)
+		require.ErrorIs(t, err, unix.ENOPROTOOPT)
+	}
+	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: time.Minute})})
+	require.NoError(t, err)
+	require.NoError(t, ln.Close())
 }
 
 // Where the kernel says itself that a buffer is too large, as the BSDs do, the error

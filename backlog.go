@@ -10,16 +10,16 @@ import (
 	"strings"
 )
 
-// unknown stands for a number that the system does not tell. It is never 0:
-// a queue of unknown length is not an empty one.
+// unknown is the value of a number that the system does not tell. It is not 0,
+// because a queue of unknown length is not an empty one.
 const unknown = -1
 
 // Backlog is the account of one listener's accept queue: what was asked of
 // listen(2), what the kernel made of it, and what the system would allow now.
-// All numbers are in connections; -1 stands for unknown, but in Requested.
+// All numbers are in connections. -1 means unknown, except in Requested.
 type Backlog struct {
-	// Requested is the number given to WithBacklog or SetBacklog; -1 is as
-	// much as the system allows, which is also the default.
+	// Requested is the number given to WithBacklog or SetBacklog. -1 is the maximum
+	// that the system allows, which is also the default, and what Wrap says.
 	Requested int
 	// Ceiling is the system-wide maximum at the moment of the call. It may
 	// have changed since the kernel fixed Limit: a listening socket keeps its
@@ -34,14 +34,14 @@ type Backlog struct {
 	// refused: Limit+1 on Linux, 3×Limit/2+1 on FreeBSD, Limit on macOS (with
 	// the unfinished ones), Limit+1 on the other BSDs once a burst is over.
 	Capacity int
-	// Measured says that Limit was read from the socket: TCP_INFO on Linux,
-	// SO_LISTENQLIMIT on FreeBSD. Otherwise it was worked out from the kernel's
-	// rule and the ceiling of that moment, or is unknown.
+	// Measured reports whether Limit was read from the socket: by TCP_INFO on Linux,
+	// by SO_LISTENQLIMIT on FreeBSD. Otherwise Limit follows from the kernel's rule and
+	// the ceiling at that time, or is unknown.
 	Measured bool
 }
 
-// Clamped reports whether the kernel granted less than was asked. It is false
-// where that is unknown, and where as much as allowed was asked.
+// Clamped reports whether the kernel granted less than was asked. It is false if the
+// limit is unknown, and if the maximum was asked for.
 func (b Backlog) Clamped() bool {
 	return b.Limit != unknown && b.Limit < b.Requested
 }
@@ -161,12 +161,12 @@ func logKnown(attrs ...slog.Attr) slog.Value {
 	})...)
 }
 
-// PredictBacklog says what WithBacklog(n) would get here now, by the kernel's
-// rule and the ceiling of this moment; no socket is made and Measured is false.
-// A negative n is as much as the system allows.
+// PredictBacklog returns what WithBacklog(n) would get now, by the kernel's rule and
+// the current ceiling. It makes no socket, so Measured is false. A negative n is the
+// maximum that the system allows.
 //
-// The ceiling is the only thing looked at, and it can be wrong: gVisor's file
-// names another number than its kernel uses. [Listener.Backlog] asks the socket.
+// The prediction is only as good as the ceiling that the system tells: gVisor's file
+// has another number than its kernel uses. [Listener.Backlog] asks the socket.
 // The error is that of reading the ceiling; it matches [errors.ErrUnsupported]
 // on systems whose rule the package does not know.
 func PredictBacklog(n int) (Backlog, error) {
@@ -260,10 +260,10 @@ func ruleOf(goos string) (r rule, known bool) {
 	return rule{}, false
 }
 
-// argument is the number to pass to listen(2) for a request of n. The kernel
-// clamps, not we: only what it would not store as it is, is made smaller. A
-// negative request becomes the largest number, which means the ceiling on every
-// system, where a negative one does not (NetBSD makes it 0).
+// argument is the number to pass to listen(2) for a request of n. The kernel does the
+// clamping; only values that it cannot store are capped here. A negative request
+// becomes the largest number, which means the ceiling on every system; a negative
+// number does not (NetBSD makes it 0).
 func (r rule) argument(n int) int {
 	if n < 0 || n > r.widest || n == 0 && r.zeroIsMax {
 		return r.widest
@@ -271,8 +271,8 @@ func (r rule) argument(n int) int {
 	return n
 }
 
-// limit is what the kernel stores for a request of n under these bounds; floor
-// is 0 where there is none. Of a bound that is unknown nothing follows.
+// limit is what the kernel stores for a request of n under these bounds; floor is 0
+// on a system without one. If a bound is unknown, so is the limit.
 func (r rule) limit(n, ceiling, floor int) int {
 	if ceiling == unknown || floor == unknown {
 		return unknown
@@ -363,7 +363,7 @@ func (r rule) describe(b Backlog) string {
 	case b.Requested >= 0 && b.Limit > b.Requested && r.floor != "":
 		fmt.Fprintf(&s, "the kernel raised it to its minimum, %s", r.floor)
 	case b.Requested == 0 && r.zeroIsMax:
-		fmt.Fprintf(&s, "the kernel takes 0 for the most; %s", ceiling)
+		fmt.Fprintf(&s, "this kernel treats 0 as the maximum; %s", ceiling)
 	case b.Clamped() && raise != "":
 		fmt.Fprintf(&s, "%s: to raise it, %s, then SetBacklog(%d) or a restart", ceiling, raise, b.Requested)
 	case now != unknown && now < b.Limit && r.floor == "":

@@ -223,7 +223,7 @@ func TestDescribe(t *testing.T) {
 		{"openbsd", 100, 100, 128, false,
 			"asked 100, granted 100 by the kernel's rule, holds 101; kern.somaxconn is 128"},
 		{"darwin", 0, 128, 128, false,
-			"asked 0, granted 128 by the kernel's rule, holds 128; the kernel takes 0 for the most; kern.ipc.somaxconn is 128"},
+			"asked 0, granted 128 by the kernel's rule, holds 128; this kernel treats 0 as the maximum; kern.ipc.somaxconn is 128"},
 
 		// The ceiling changed since.
 		{"linux", 4096, 128, 4096, true,

@@ -165,8 +165,9 @@ func logKnown(attrs ...slog.Attr) slog.Value {
 // the current ceiling. It makes no socket, so Measured is false. A negative n is the
 // maximum that the system allows.
 //
-// The prediction is only as good as the ceiling that the system tells: gVisor's file
-// has another number than its kernel uses. [Listener.Backlog] asks the socket.
+// On Linux the ceiling is that of the calling thread's network namespace. The
+// prediction is only as good as the ceiling that the system tells: gVisor's file has
+// another number than its kernel uses. [Listener.Backlog] asks the socket.
 // The error is that of reading the ceiling; it matches [errors.ErrUnsupported]
 // on systems whose rule the package does not know.
 func PredictBacklog(n int) (Backlog, error) {

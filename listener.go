@@ -240,17 +240,16 @@ func (l *Listener) SetDeadline(t time.Time) error {
 	return l.accepts.setDeadline(l.tcp, t)
 }
 
-// SetBacklog asks for an accept queue of n connections on the socket as it
-// listens, by calling listen(2) again, and returns the account after it; a
-// negative n is as much as the system allows, by the ceiling of this moment. What
-// waits in the queue stays, also when the queue is made shorter than that: then
-// no client is let in until it has emptied to the new limit. It may be called
-// beside Accept.
+// SetBacklog asks for an accept queue of n connections on the live socket, by calling
+// listen(2) again, and returns the account after that. A negative n is the maximum
+// that the system allows under the current ceiling. Queued connections are kept, even
+// if the new limit is smaller than their number: no client is let in until the queue
+// has emptied to the new limit. SetBacklog may be called concurrently with Accept.
 //
-// A listener made with [WithStrictBacklog] keeps the limit it had when the kernel
-// would grant less than n, and the error has a [*ClampError]. After Close the
-// error matches [net.ErrClosed]. On systems where net makes the socket it matches
-// [errors.ErrUnsupported]; Windows, one of them, has no second listen.
+// A listener made with [WithStrictBacklog] keeps its limit if the kernel would grant
+// less than n, and the error has a [*ClampError]. After Close the error matches
+// [net.ErrClosed]. On systems where net makes the socket the error matches
+// [errors.ErrUnsupported]; one of them is Windows, which has no second listen.
 func (l *Listener) SetBacklog(n int) (Backlog, error) {
 	if !l.ok() {
 		return l.Backlog(), l.opError("listen", errNotListening)

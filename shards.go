@@ -12,9 +12,9 @@ import (
 	"sync"
 )
 
-// Shards are several listeners on one address, each with an accept queue of its
-// own, over which the kernel spreads new connections: n queues hold n times what
-// the ceiling allows one. See [ListenShards].
+// Shards are several listeners on one address, each with its own accept queue. The
+// kernel spreads new connections over them, so that n queues hold n times what the
+// ceiling allows one. See [ListenShards].
 //
 // On zero or nil Shards every method that can return an error does.
 type Shards struct {
@@ -28,24 +28,23 @@ func ListenTCPShards(addr string, n int, opts ...Option) (*Shards, error) {
 	return ListenShards(context.Background(), "tcp", addr, n, opts...)
 }
 
-// ListenShards listens on a TCP address with n sockets, each made as [Listen]
-// makes one with these options: WithBacklog is for each, and a port of 0 becomes
-// one port for all. When one cannot be made, none is left.
+// ListenShards listens on a TCP address with n sockets, each made as [Listen] makes
+// one with these options. WithBacklog applies to each socket, and a port of 0 becomes
+// the same port for all. If one socket cannot be made, none is left.
 //
 // The shards are exclusive: a second process that listens on the address gets
-// EADDRINUSE, unless it asks for SO_REUSEPORT itself, which on Linux the same
-// user may. With [WithReusePort] the address can be shared on purpose. A
-// [WithControl] function is called for each socket; on FreeBSD and DragonFly there
-// is one more, which claims the address and is closed again.
+// EADDRINUSE, unless it sets SO_REUSEPORT itself, which Linux allows to the same user.
+// With [WithReusePort] the address can be shared on purpose. A [WithControl] function
+// is called for each socket; on FreeBSD and DragonFly there is one more, which claims
+// the address and is closed again.
 //
-// The kernel picks a shard by a hash of the addresses and ports and does not look
-// whether its queue is full: a full shard turns clients away while its neighbour
-// is empty. [Shards.All] shows each.
+// The kernel chooses a shard by a hash of the addresses and ports, even if its queue is
+// full: a full shard turns clients away while another is empty. [Shards.All] shows
+// each.
 //
-// It is an error if n is not positive. Where the system does not spread
-// connections (see [WithReusePort]) and n is more than 1, the error matches
-// [errors.ErrUnsupported]; on FreeBSD also if n is more than 256, the most that
-// its kernel spreads over.
+// It is an error if n is not positive. If n is more than 1 and the system does not
+// spread connections (see [WithReusePort]), the error matches [errors.ErrUnsupported].
+// On FreeBSD so does the error if n is more than 256, the maximum of its kernel.
 func ListenShards(ctx context.Context, network, address string, n int, opts ...Option) (*Shards, error) {
 	return realSystem.shards(ctx, network, address, n, opts)
 }
@@ -107,7 +106,7 @@ func (s *Shards) String() string {
 	return fmt.Sprintf("%v, %d shards", s.listeners[0], s.Len())
 }
 
-// EffectiveBacklog returns the sum of what [Listener.EffectiveBacklog] returns, in
+// EffectiveBacklog returns the sum of [Listener.EffectiveBacklog] over all shards, in
 // connections; -1 if one is unknown, and for zero Shards.
 func (s *Shards) EffectiveBacklog() int {
 	sum := sumOf(s.all(), func(l *Listener) int64 { return int64(l.EffectiveBacklog()) })
@@ -182,9 +181,9 @@ func (bs Backlogs) sum(number func(Backlog) int) int {
 	return saturate(sumOf(bs, func(b Backlog) int64 { return int64(number(orNothing(b, noBacklog))) }))
 }
 
-// Stats reads all queues, one after the other, and returns the sums. A sum with
-// an unknown part is unknown, which is -1. When a queue cannot be read the error
-// is that of [Listener.Stats].
+// Stats reads all queues, one after the other, and returns the sums. A sum with an
+// unknown part is unknown (-1). If a queue cannot be read, the error is that of
+// [Listener.Stats].
 func (s *Shards) Stats() (Stats, error) {
 	if err := s.none("stats"); err != nil {
 		return noStats, err
@@ -213,8 +212,8 @@ func (s *Shards) none(op string) error {
 	return &net.OpError{Op: op, Net: "tcp", Err: errNotListening}
 }
 
-// sumOf adds up one number of each; of none, and with an unknown one among them,
-// it is unknown.
+// sumOf adds up one number of each. The sum is unknown if there is none, or if one is
+// unknown.
 func sumOf[T any](all []T, number func(T) int64) int64 {
 	if len(all) == 0 {
 		return unknown
@@ -230,8 +229,8 @@ func sumOf[T any](all []T, number func(T) int64) int64 {
 	return sum
 }
 
-// SetBacklog calls [Listener.SetBacklog] with n for each shard, up to the first
-// that fails, and returns its error.
+// SetBacklog calls [Listener.SetBacklog] with n for each shard. It stops at the first
+// that fails and returns its error.
 func (s *Shards) SetBacklog(n int) error {
 	if err := s.none("listen"); err != nil {
 		return err

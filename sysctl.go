@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// errNoRule is the error of asking for a ceiling where the package knows of none.
+// errNoRule is the error on a system whose ceiling the package does not know.
 var errNoRule = fmt.Errorf("acceptq: the ceiling of this system: %w", errors.ErrUnsupported)
 
 // parseSysctl reads the text of a /proc/sys file that holds one number of
@@ -56,33 +56,32 @@ func netstatCounter(text, table, column string) int64 {
 	return unknown
 }
 
-// System is what the system says of listening as a whole. The numbers are those
-// of this network namespace on Linux, of the machine on FreeBSD. One that cannot
-// be known, or that the system does not have, is -1.
+// System holds the system-wide settings and counters of listening. On Linux they are
+// those of the calling thread's network namespace. A number that cannot be known, or
+// that the system does not have, is -1.
 type System struct {
-	// Ceiling is the largest limit that listen(2) grants, in connections, and
-	// Knob the name of the setting that holds it; "" where it is compiled in.
+	// Ceiling is the largest limit that listen(2) grants, in connections. Knob is the
+	// name of the setting that holds it, or "" if it is compiled in.
 	Ceiling int
 	Knob    string
-	// SYNBacklog is the number of unfinished handshakes of which three quarters
-	// suffice to refuse clients that are new to the system, when SYN cookies are off:
-	// net.ipv4.tcp_max_syn_backlog. The limit of a socket bounds its SYN queue in any
-	// case. Linux only.
+	// SYNBacklog is net.ipv4.tcp_max_syn_backlog, in in-flight handshakes. It matters
+	// only if SYN cookies are off: the kernel then refuses clients that it does not know
+	// as soon as three quarters of it are in use. The limit of a socket bounds its SYN
+	// queue in any case. Linux only.
 	SYNBacklog int
-	// SYNCookies is 0 when a full SYN queue drops, 1 when it answers with
-	// cookies, 2 when every SYN is answered with one. Linux:
+	// SYNCookies is 0 if the kernel drops a SYN that meets a full SYN queue, 1 if it
+	// answers that SYN with a cookie, and 2 if it answers every SYN with one. Linux:
 	// net.ipv4.tcp_syncookies, tcp(7). FreeBSD: net.inet.tcp.syncookies,
 	// syncookies(4), 0 or 1.
 	SYNCookies int
-	// AbortOnOverflow is 1 when a finished handshake that meets a full accept
-	// queue is reset, 0 when it is left to the client to find out. Linux:
-	// net.ipv4.tcp_abort_on_overflow, tcp(7); a SYN that meets a full queue is
-	// dropped all the same. FreeBSD: net.inet.tcp.syncache.rst_on_sock_fail.
+	// AbortOnOverflow is 1 if the kernel resets a finished handshake that meets a full
+	// accept queue, and 0 if it does not tell the client. Linux:
+	// net.ipv4.tcp_abort_on_overflow, tcp(7); a SYN that meets a full accept queue is
+	// dropped in both cases. FreeBSD: net.inet.tcp.syncache.rst_on_sock_fail.
 	AbortOnOverflow int
 
-	// The counters are those of /proc/net/netstat, TcpExt, by their names there,
-	// since boot or since the namespace was made. Linux only. They count packets,
-	// not clients.
+	// The counters have their names from the TcpExt table of /proc/net/netstat. They
+	// count packets, not clients, since the network namespace was made. Linux only.
 	ListenOverflows   int64 // a full accept queue was met, at the SYN or at the final ACK
 	ListenDrops       int64 // the same, and SYNs dropped for any other reason
 	ReqQFullDrop      int64 // TCPReqQFullDrop: SYNs dropped for a full SYN queue
@@ -151,9 +150,9 @@ var noSystem = System{
 	ListenOverflows: unknown, ListenDrops: unknown, ReqQFullDrop: unknown, ReqQFullDoCookies: unknown,
 }
 
-// ReadSystem reads what the system says of listening now; nothing is kept. What
-// cannot be read is -1 in the answer and no error: the error, which matches
-// [errors.ErrUnsupported], is for systems of which the package can read nothing.
+// ReadSystem reads the current settings and counters. A number that cannot be read is
+// -1 and not an error. The error matches [errors.ErrUnsupported] on systems of which
+// the package can read nothing.
 func ReadSystem() (System, error) {
 	return realSystem.readSystem()
 }

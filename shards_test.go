@@ -218,6 +218,9 @@ func TestShardsInALog(t *testing.T) {
 
 // The error of Close is that of the first shard that has one, and all are closed.
 func TestShardsCloseReturnsTheFirstError(t *testing.T) {
+	if onFakeNet {
+		t.Skip("a second Close does not fail here")
+	}
 	s := apart(t, 4)
 	require.NoError(t, s.listeners[1].Close())
 	require.NoError(t, s.listeners[2].Close())

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -31,8 +30,7 @@ type Listener struct {
 	steers    bool                    // a drain may steer new clients to the other listeners of the address
 	group     []uint32                // those when l had joined them, by inode
 	keepAlive *net.KeepAliveConfig    // of accepted connections; nil is net's default
-	first     Backlog                 // here, and not by itself: one allocation less
-	granted   atomic.Pointer[Backlog] // first, or SetBacklog's; its Ceiling is not kept: it is read when asked for
+	granted   atomic.Pointer[Backlog] // its Ceiling is not kept: it is read when asked for
 	resize    sync.Mutex              // one SetBacklog at a time
 	accepts   gate
 	intake    intake
@@ -106,8 +104,10 @@ func checkNetwork(network string) error {
 // Set deadlines by the Listener from then on: a drain overwrites one that was set
 // before, which net does not tell.
 //
-// The error matches [syscall.EINVAL] if ln is not a listening TCP socket or is of
-// another type, and [net.ErrClosed] if it is closed.
+// A listener of another type that holds a TCP listener, such as that of
+// [crypto/tls.NewListener], cannot be wrapped: wrap the one inside it. The error matches
+// [syscall.EINVAL] if ln is not a listening TCP socket or is of another type, and
+// [net.ErrClosed] if it is closed.
 func Wrap(ln net.Listener) (*Listener, error) {
 	return realSystem.wrap(ln)
 }
@@ -125,8 +125,10 @@ func (sys *system) wrap(ln net.Listener) (*Listener, error) {
 		return fail(errNotListening)
 	case *net.TCPListener:
 		tcp = ln
-	default:
+	case nil, *net.UnixListener:
 		return fail(fmt.Errorf("a %T: %w", ln, errNotListening))
+	default: // TLS's, or one that reads a PROXY header
+		return fail(fmt.Errorf("a %T: wrap the *net.TCPListener inside it instead: %w", ln, errNotListening))
 	}
 	raw, err := tcp.SyscallConn()
 	if err != nil {
@@ -161,8 +163,8 @@ func newListener(sys *system, ln *net.TCPListener, tr transport, account Backlog
 	if err != nil {
 		return nil, cause(err)
 	}
-	l := &Listener{tcp: ln, sys: sys, raw: raw, transport: tr, first: account}
-	l.granted.Store(&l.first)
+	l := &Listener{tcp: ln, sys: sys, raw: raw, transport: tr}
+	l.granted.Store(&account)
 	l.accepts.moved.L = &l.accepts.mu
 	return l, nil
 }
@@ -266,17 +268,16 @@ func (l *Listener) SetDeadline(t time.Time) error {
 	return l.accepts.setDeadline(l.tcp, t)
 }
 
-// SetBacklog asks for an accept queue of n connections on the socket as it
-// listens, by calling listen(2) again, and returns the account after it; a
-// negative n is as much as the system allows, by the ceiling of this moment. What
-// waits in the queue stays, also when the queue is made shorter than that: then
-// no client is let in until it has emptied to the new limit. It may be called
-// beside Accept.
+// SetBacklog asks for an accept queue of n connections on the live socket, by calling
+// listen(2) again, and returns the account after that. A negative n is the maximum
+// that the system allows under the current ceiling. Queued connections are kept, even
+// if the new limit is smaller than their number: no client is let in until the queue
+// has emptied to the new limit. SetBacklog may be called concurrently with Accept.
 //
-// A listener made with [WithStrictBacklog] keeps the limit it had when the kernel
-// would grant less than n, and the error has a [*ClampError]. After Close the
-// error matches [net.ErrClosed]. On systems where net makes the socket it matches
-// [errors.ErrUnsupported]; Windows, one of them, has no second listen.
+// A listener made with [WithStrictBacklog] keeps its limit if the kernel would grant
+// less than n, and the error has a [*ClampError]. After Close the error matches
+// [net.ErrClosed]. On systems where net makes the socket the error matches
+// [errors.ErrUnsupported]; one of them is Windows, which has no second listen.
 func (l *Listener) SetBacklog(n int) (Backlog, error) {
 	if !l.ok() {
 		return l.Backlog(), l.opError("listen", errNotListening)
@@ -373,8 +374,7 @@ func (l *Listener) EffectiveBacklog() int {
 // A ceiling that cannot be read is -1. It works after Close.
 func (l *Listener) Backlog() Backlog {
 	if !l.ok() {
-		r, _ := ruleOf(runtime.GOOS)
-		return r.account(-1, unknown, unknown, false)
+		return noBacklog
 	}
 	account := *l.granted.Load()
 	account.Ceiling = l.ceiling()

@@ -103,7 +103,7 @@ func (*system) setBacklog(_, _ int, _ bool, former Backlog) (Backlog, error) {
 }
 
 func (*system) adopted(int) (transport, Backlog, error) {
-	return transportUnknown, rule{}.account(-1, unknown, unknown, false), nil
+	return transportUnknown, noBacklog, nil
 }
 
 func (*system) describe(*System) {}

@@ -61,7 +61,7 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	keepAlive, err := sys.tryKeepAlive(o.keepAlive)
+	keepAlive, err := sys.tryKeepAlive(ep, o.keepAlive)
 	if err != nil {
 		return nil, err
 	}
@@ -114,11 +114,7 @@ func (sys *system) bindSocket(ep endpoint, o *options) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	domain := unix.AF_INET
-	if ep.network == "tcp6" {
-		domain = unix.AF_INET6
-	}
-	fd, err := sys.socket(domain)
+	fd, err := sys.socket(ep.domain())
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}

@@ -28,6 +28,7 @@ type Listener struct {
 	raw       syscall.RawConn
 	transport transport
 	strict    bool
+	fastOpen  int                     // the qlen of WithFastOpen; 0 without it
 	keepAlive *net.KeepAliveConfig    // of accepted connections; nil is net's default
 	first     Backlog                 // here, and not by itself: one allocation less
 	granted   atomic.Pointer[Backlog] // first, or SetBacklog's; its Ceiling is not kept: it is read when asked for
@@ -246,7 +247,9 @@ func (l *Listener) SetDeadline(t time.Time) error {
 // beside Accept.
 //
 // A listener made with [WithStrictBacklog] keeps the limit it had when the kernel
-// would grant less than n, and the error has a [*ClampError]. After Close the
+// would grant less than n, and the error has a [*ClampError]. So does one made with
+// [WithFastOpen] on FreeBSD when half the new limit is less than its count: the
+// error matches [errors.ErrUnsupported]. After Close the
 // error matches [net.ErrClosed]. On systems where net makes the socket it matches
 // [errors.ErrUnsupported]; Windows, one of them, has no second listen.
 func (l *Listener) SetBacklog(n int) (Backlog, error) {
@@ -258,7 +261,7 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 	account := *l.granted.Load()
 	var operr error
 	err := l.raw.Control(func(fd uintptr) {
-		account, operr = l.sys.setBacklog(int(fd), n, l.strict, account)
+		account, operr = l.sys.setBacklog(int(fd), n, l.strict, l.fastOpen, account)
 	})
 	l.granted.Store(&account)
 	if err := cmp.Or(err, operr); err != nil {

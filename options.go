@@ -111,13 +111,25 @@ func WithStrictBacklog() Option {
 // WithReusePort lets several sockets listen on one address, each with a queue
 // of its own, and the kernel spread new connections over them: SO_REUSEPORT on
 // Linux (socket(7)) and DragonFly, SO_REUSEPORT_LB on FreeBSD (setsockopt(2)).
-// Every socket of the address needs it, and on Linux one user must own them all.
+// Every socket of the address needs it.
 //
 // The kernel picks by a hash of the addresses and ports and does not look
-// whether the queue is full. On systems whose SO_REUSEPORT does not spread
-// (macOS, NetBSD, OpenBSD), where there is none, and on FreeBSD for the wildcard
-// of both families (":8080" on "tcp"), which its kernel does not spread, listening
-// fails with an error that matches [errors.ErrUnsupported].
+// whether the queue is full. Who else may join the address:
+//
+//   - Linux: processes of the same user.
+//   - FreeBSD before 15: of the same user; on a wildcard address with a port that is
+//     not reserved, of every user.
+//   - FreeBSD 15: of the same user.
+//   - DragonFly: not known.
+//
+// On FreeBSD before 15 a socket belongs to the group from bind(2) on, and not from
+// listen(2): the clients that fall to it between the two are refused. Listen calls
+// one right after the other.
+//
+// Listening fails with an error that matches [errors.ErrUnsupported] where the kernel
+// gives all connections to one of the sockets: on macOS, NetBSD and OpenBSD; on
+// FreeBSD on the wildcard of both families (":8080" on "tcp") and, before 13.3, in a
+// jail; on DragonFly on IPv6 and in a jail.
 func WithReusePort() Option {
 	return func(o *options) { o.reusePort = true }
 }
@@ -155,12 +167,15 @@ func WithDeferAccept(d time.Duration) Option {
 
 // WithAcceptFilter has the kernel hold connections back until the filter of that
 // name lets them through: "dataready" until there is data, "httpready" until there
-// is a whole HTTP request. The argument is the filter's own and mostly empty.
+// is a whole GET or HEAD request. Data that cannot begin one of these passes
+// "httpready" at once, a POST too. The argument is the filter's own and usually
+// empty.
 //
-// FreeBSD, NetBSD and DragonFly: SO_ACCEPTFILTER, accept_filter(9). Connections
-// that wait are Incomplete in [Stats], and past the limit the oldest is reset
-// (FreeBSD) or let through (NetBSD). A filter whose module is not loaded gives
-// ENOENT and an error that names the module. Elsewhere, and together with
+// FreeBSD, NetBSD and DragonFly: SO_ACCEPTFILTER, accept_filter(9). Connections that
+// wait are Incomplete in [Stats] on FreeBSD; NetBSD and DragonFly do not tell them.
+// Past the limit the oldest is reset (FreeBSD, DragonFly) or let through (NetBSD). A
+// filter whose module is not loaded gives ENOENT and an error that names the module.
+// FreeBSD 14 takes filters and ignores them: there, elsewhere, and together with
 // [WithDeferAccept], listening fails. A name holds 15 bytes, an argument 239.
 func WithAcceptFilter(name, arg string) Option {
 	return func(o *options) {
@@ -181,6 +196,8 @@ func WithAcceptFilter(name, arg string) Option {
 // make listening fail, the first unless the setting cannot be read. FreeBSD:
 // TCP_FASTOPEN, tcp(4), with net.inet.tcp.fastopen.server_enable; the kernel keeps
 // its own count, half the limit, and listening fails if that is less than qlen.
+// On FreeBSD before 15 each listen(2) on such a socket, and so each
+// [Listener.SetBacklog], leaks one counter in the kernel.
 // Elsewhere the error matches [errors.ErrUnsupported].
 func WithFastOpen(qlen int) Option {
 	return positive("WithFastOpen", qlen, func(o *options) *int { return &o.fastOpen })
@@ -190,7 +207,8 @@ func WithFastOpen(qlen int) Option {
 // connection: SO_RCVBUF, socket(7), set before listen(2), so that the window scale
 // of the handshake fits it. It ends the kernel's own tuning of that buffer. It is
 // an error if n is not positive, and if the kernel grants less: Linux cuts it to
-// net.core.rmem_max and says nothing.
+// net.core.rmem_max and says nothing; FreeBSD grants 8/9 of kern.ipc.maxsockbuf and
+// NetBSD 4/5 of kern.sbmax.
 func WithReceiveBuffer(n int) Option {
 	return positive("WithReceiveBuffer", n, func(o *options) *int { return &o.receiveBuffer })
 }
@@ -211,7 +229,8 @@ func WithSendBuffer(n int) Option {
 // Values that the kernel refuses make listening fail where the package makes the
 // socket; elsewhere net ignores them. OpenBSD has no times to set: there all three
 // are negative, or the error matches [errors.ErrUnsupported], as it does for a
-// negative one on a system that does not tell its own.
+// negative one on a system that does not tell its own, or whose own is less than a
+// second.
 func WithKeepAlive(config net.KeepAliveConfig) Option {
 	return func(o *options) {
 		// The kernel takes 32 bits of each, and net does not look.

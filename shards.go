@@ -30,8 +30,8 @@ func ListenTCPShards(addr string, n int, opts ...Option) (*Shards, error) {
 // one port for all. When one cannot be made, none is left.
 //
 // The shards are exclusive: a second process that listens on the address gets
-// EADDRINUSE, unless it asks for SO_REUSEPORT itself, which on Linux the same
-// user may. With [WithReusePort] the address can be shared on purpose. A
+// EADDRINUSE, unless it asks for SO_REUSEPORT itself. [WithReusePort] says which
+// users may. With [WithReusePort] the address can be shared on purpose. A
 // [WithControl] function is called for each socket; on FreeBSD and DragonFly there
 // is one more, which claims the address and is closed again.
 //
@@ -41,8 +41,8 @@ func ListenTCPShards(addr string, n int, opts ...Option) (*Shards, error) {
 //
 // It is an error if n is not positive. Where the system does not spread
 // connections (see [WithReusePort]) and n is more than 1, the error matches
-// [errors.ErrUnsupported]; on FreeBSD also if n is more than 256, the most that
-// its kernel spreads over.
+// [errors.ErrUnsupported]; on FreeBSD and DragonFly also if n is more than 256, the
+// most that their kernels spread over.
 func ListenShards(ctx context.Context, network, address string, n int, opts ...Option) (*Shards, error) {
 	return realSystem.shards(ctx, network, address, n, opts)
 }

@@ -19,11 +19,13 @@ type Stats struct {
 	//
 	// Linux: TCP_INFO, tcp(7). FreeBSD: SO_LISTENQLEN, getsockopt(2). macOS,
 	// NetBSD, OpenBSD, DragonFly: EVFILT_READ, kqueue(2); macOS counts the
-	// unfinished ones too once one is finished.
+	// unfinished ones too once one is finished. DragonFly tells lengths below
+	// kern.ipc.soavailconn only, 32 by default; a longer queue is unknown.
 	Queued int
 	// Incomplete is how many connections the kernel holds back from Queued.
 	// FreeBSD: those that wait for an accept filter (SO_LISTENINCQLEN); its
-	// unfinished handshakes belong to no listener. Unknown elsewhere.
+	// unfinished handshakes belong to no listener. Unknown elsewhere, also where
+	// there are accept filters: NetBSD and DragonFly do not tell.
 	Incomplete int
 	// Limit is what the kernel stored for this socket, in connections. Linux
 	// and FreeBSD: read from the socket at this moment. Elsewhere: that of the
@@ -45,7 +47,8 @@ type Stats struct {
 
 // Utilization returns Queued as a part of Capacity: 0 is an empty queue, and at 1
 // the next client is turned away. It is false when one of the two is unknown.
-// Concurrent arrivals can take it a little past 1.
+// Concurrent arrivals can take it past 1: a little on Linux, up to 1.5 on NetBSD
+// and DragonFly, up to 3 on OpenBSD.
 func (s Stats) Utilization() (part float64, known bool) {
 	if s.Queued == unknown || s.Capacity <= 0 {
 		return 0, false
@@ -95,8 +98,11 @@ func (s Stats) MarshalJSON() ([]byte, error) {
 var noStats = Stats{Queued: unknown, Incomplete: unknown, Limit: unknown, Capacity: unknown, Drops: unknown}
 
 // Stats reads the accept queue as it is now, from the kernel: two system calls on
-// Linux, three on the BSDs and macOS, and no allocation. It does not disturb
-// Accept.
+// Linux, three on the BSDs and macOS, and no allocation. DragonFly needs more of
+// both when a connection is queued. Stats does not disturb Accept.
+//
+// On macOS, NetBSD, OpenBSD and DragonFly it opens a descriptor for a moment, a
+// kqueue(2). When the process has none left, the error is EMFILE.
 //
 // After Close the error matches [net.ErrClosed]; on systems where nothing of the
 // queue can be read it matches [errors.ErrUnsupported].

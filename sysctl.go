@@ -56,8 +56,10 @@ func netstatCounter(text, table, column string) int64 {
 }
 
 // System is what the system says of listening as a whole. The numbers are those
-// of this network namespace on Linux, of the machine on FreeBSD. One that cannot
-// be known, or that the system does not have, is -1.
+// of this network namespace on Linux. On FreeBSD they are those of the machine or of
+// the jail, if that has a network stack of its own; the ceiling is one for the
+// machine before 15. One that cannot be known, or that the system does not have, is
+// -1.
 type System struct {
 	// Ceiling is the largest limit that listen(2) grants, in connections, and
 	// Knob the name of the setting that holds it; "" where it is compiled in.

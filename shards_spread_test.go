@@ -17,6 +17,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// needSpread skips a test that needs shards.
+func needSpread(t *testing.T) {
+	t.Helper()
+	if !spreads() {
+		t.Skip("this kernel gives all connections to one of several listeners (in a jail FreeBSD before 13.3 does, and DragonFly): run it outside of the jail")
+	}
+}
+
 // childEnv is set in a process that a test has started as another instance; it
 // holds the address.
 const childEnv = "ACCEPTQ_TEST_CHILD"

@@ -21,14 +21,6 @@ func spreads() bool {
 	return slices.Contains([]string{"linux", "android"}, runtime.GOOS) || kernelSpreads()
 }
 
-// needSpread skips a test that needs shards.
-func needSpread(t *testing.T) {
-	t.Helper()
-	if !spreads() {
-		t.Skip("this kernel gives all connections to one of several listeners (in a jail FreeBSD before 13.3 does, and DragonFly): run it outside of the jail")
-	}
-}
-
 // shardClients is how many clients may wait in four shards so that each has some and the
 // length of each queue is known.
 func shardClients() int {

@@ -9,7 +9,8 @@ import (
 )
 
 // Where kernels of one system differ by their release, the difference is data or a
-// function of plain numbers here, so that each is tested on every system.
+// function of plain numbers here, so that each is tested on every system. FreeBSD's
+// number is that of the kernel, unless jail(8) has given this jail another one.
 
 const (
 	releaseKnob = "kern.osreldate"             // FreeBSD's __FreeBSD_version

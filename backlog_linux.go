@@ -19,6 +19,7 @@ type kernel struct {
 	// length, or fails with EINVAL if it is longer than p.
 	getFilter     func(fd int, p []unix.SockFilter) (n int, err error)
 	attachProgram func(fd int, p []unix.SockFilter) error
+	detachProgram func(fd int) error
 	diag          func(ctx context.Context, request []byte) (rows [][]byte, err error)
 	readFile      func(name string) ([]byte, error)
 	unixSocket    func() (fd int, err error)
@@ -33,6 +34,7 @@ var realKernel = kernel{
 	},
 	getFilter:     getFilter,
 	attachProgram: attachProgram,
+	detachProgram: detachProgram,
 	diag:          diag,
 	readFile:      os.ReadFile,
 	unixSocket:    unixSocket,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -76,7 +77,7 @@ type DrainError struct {
 }
 
 func (e *DrainError) Error() string {
-	text := fmt.Sprintf("%v: %d queued, %v in flight", e.err, e.Queued, count(e.InFlight))
+	text := fmt.Sprintf("%v: %v queued, %v in flight", e.err, count(e.Queued), count(e.InFlight))
 	if e.HeldBack > 0 {
 		text += fmt.Sprintf(", %d held back", e.HeldBack)
 	}
@@ -88,6 +89,9 @@ func (e *DrainError) Error() string {
 
 // Unwrap returns the error of the context.
 func (e *DrainError) Unwrap() error { return e.err }
+
+// queuedIsCapped says that a long queue is told as unknown, see Stats.Queued.
+const queuedIsCapped = runtime.GOOS == "dragonfly"
 
 const (
 	drainLook   = 5 * time.Millisecond // how often a drain looks
@@ -106,7 +110,7 @@ func drain(ctx context.Context, listeners []*Listener) (err error) {
 	for _, l := range listeners {
 		if s, err := l.Stats(); err != nil {
 			return fail(err)
-		} else if s.Queued == unknown {
+		} else if s.Queued == unknown && !queuedIsCapped {
 			return fail(fmt.Errorf("the length of the queue: %w", errors.ErrUnsupported))
 		}
 	}
@@ -209,13 +213,9 @@ func (d *draining) look(f *flight, left *DrainError) error {
 		return err
 	}
 	unreturned := d.l.accepts.unreturned()
-	left.Queued += s.Queued
+	left.Queued = sum(left.Queued, s.Queued)
+	left.HeldBack = sum(left.HeldBack, s.Incomplete)
 	left.Accepted += unreturned
-	if s.Incomplete == unknown || left.HeldBack == unknown {
-		left.HeldBack = unknown
-	} else {
-		left.HeldBack += s.Incomplete
-	}
 	if d.done {
 		return nil
 	}
@@ -224,7 +224,7 @@ func (d *draining) look(f *flight, left *DrainError) error {
 		return nil
 	}
 	waiting := d.stop != nil && f.left() != 0 || s.Incomplete > 0
-	if s.Queued > 0 || waiting && !f.over() {
+	if s.Queued != 0 || waiting && !f.over() {
 		d.empty = 0
 		return nil
 	}
@@ -238,6 +238,14 @@ func (d *draining) look(f *flight, left *DrainError) error {
 	// can have come in behind it, unless nothing keeps new clients out.
 	d.done = d.l.accepts.settled(d.l.tcp) || time.Since(d.since) > drainReturn
 	return nil
+}
+
+// sum is unknown if a part of it is.
+func sum(a, b int) int {
+	if a == unknown || b == unknown {
+		return unknown
+	}
+	return a + b
 }
 
 // looks is how many looks in a row must find nobody. The kernel takes a handshake out

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -42,11 +43,17 @@ func (f *flight) over() bool { return time.Now().After(f.until) }
 // no way to do that.
 type steering struct{}
 
-func newSteering([]*Listener, *flight) *steering     { return nil }
-func noteGroup(context.Context, ...*Listener)        {}
-func closingOrder(listeners []*Listener) []*Listener { return listeners }
+func newSteering([]*Listener, *flight) *steering { return nil }
+func noteGroup(context.Context, ...*Listener)    {}
 
 func (*steering) look(context.Context, bool) {}
 func (*steering) off()                       {}
 func (*steering) close(l *Listener) error    { return l.tcp.Close() }
 func (*system) detachProgram(int) error      { return nil }
+
+// closingOrder is the same everywhere, the last one first.
+func closingOrder(listeners []*Listener) []*Listener {
+	order := slices.Clone(listeners)
+	slices.Reverse(order)
+	return order
+}

@@ -208,6 +208,12 @@ func (m *meddler) kernel(sys *system, base system, meddle func() answer) {
 		}
 		return base.attachProgram(fd, p)
 	}
+	sys.detachProgram = func(fd int) error {
+		if m.turn("setsockopt of a program") {
+			return meddle().err
+		}
+		return base.detachProgram(fd)
+	}
 	sys.unixSocket = func() (int, error) {
 		if m.turn("socket of a probe") {
 			return -1, meddle().err

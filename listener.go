@@ -29,6 +29,7 @@ type Listener struct {
 	strict    bool
 	steers    bool                    // a drain may steer new clients to the other listeners of the address
 	group     []uint32                // those when l had joined them, by inode
+	fastOpen  int                     // the qlen of WithFastOpen; 0 without it
 	keepAlive *net.KeepAliveConfig    // of accepted connections; nil is net's default
 	granted   atomic.Pointer[Backlog] // its Ceiling is not kept: it is read when asked for
 	resize    sync.Mutex              // one SetBacklog at a time
@@ -275,9 +276,11 @@ func (l *Listener) SetDeadline(t time.Time) error {
 // has emptied to the new limit. SetBacklog may be called concurrently with Accept.
 //
 // A listener made with [WithStrictBacklog] keeps its limit if the kernel would grant
-// less than n, and the error has a [*ClampError]. After Close the error matches
-// [net.ErrClosed]. On systems where net makes the socket the error matches
-// [errors.ErrUnsupported]; one of them is Windows, which has no second listen.
+// less than n, and the error has a [*ClampError]. So does one made with [WithFastOpen] on
+// FreeBSD if half the new limit would be less than its count, and the error matches
+// [errors.ErrUnsupported]. After Close the error matches [net.ErrClosed]. On systems
+// where net makes the socket the error matches [errors.ErrUnsupported]; one of them is
+// Windows, which has no second listen.
 func (l *Listener) SetBacklog(n int) (Backlog, error) {
 	if !l.ok() {
 		return l.Backlog(), l.opError("listen", errNotListening)
@@ -287,7 +290,7 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 	account := *l.granted.Load()
 	var operr error
 	err := l.raw.Control(func(fd uintptr) {
-		account, operr = l.sys.setBacklog(int(fd), n, l.strict, account)
+		account, operr = l.sys.setBacklog(int(fd), n, l.strict, l.fastOpen, account)
 	})
 	l.granted.Store(&account)
 	if err := cmp.Or(err, operr); err != nil {

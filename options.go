@@ -113,13 +113,26 @@ func WithStrictBacklog() Option {
 // WithReusePort lets several sockets listen on one address, each with its own queue.
 // The kernel spreads new connections over them: by SO_REUSEPORT on Linux (socket(7))
 // and DragonFly, by SO_REUSEPORT_LB on FreeBSD (setsockopt(2)). Every socket of the
-// address needs the option, and on Linux one user must own them all.
+// address needs the option.
 //
 // The kernel chooses a socket by a hash of the addresses and ports, even if its queue
-// is full. Listening fails with an error that matches [errors.ErrUnsupported] on
-// systems whose SO_REUSEPORT does not spread connections (macOS, NetBSD, OpenBSD) or
-// that have none, and on FreeBSD for all addresses of both families (":8080" on
-// "tcp"), over which its kernel does not spread.
+// is full. These may join the address:
+//   - Linux: processes of the same user.
+//   - FreeBSD before 15: processes of the same user; on a wildcard address with a port
+//     that is not reserved, processes of every user.
+//   - FreeBSD 15: processes of the same user.
+//   - DragonFly: not known.
+//
+// On FreeBSD before 15 a socket belongs to the group from bind(2) on, and not from
+// listen(2): clients that fall to it between the two are refused. Listen calls one right
+// after the other.
+//
+// Listening fails with an error that matches [errors.ErrUnsupported] where the kernel
+// gives all connections to one of the sockets:
+//   - on macOS, NetBSD and OpenBSD
+//   - on FreeBSD on the wildcard of both families (":8080" on "tcp") and, before 13.3,
+//     in a jail
+//   - on DragonFly on IPv6 and in a jail
 //
 // On Linux [Listener.Drain] steers new clients to the other listeners of the address by
 // a BPF program on the group (SO_ATTACH_REUSEPORT_CBPF, socket(7)), and a listener that
@@ -171,14 +184,16 @@ func WithDeferAccept(d time.Duration) Option {
 }
 
 // WithAcceptFilter makes the kernel hold connections back until the named filter lets
-// them through: "dataready" waits for data, "httpready" for a whole HTTP request. The
+// them through: "dataready" waits for data, "httpready" for a whole GET or HEAD request.
+// Data that cannot begin such a request passes "httpready" at once, a POST too. The
 // meaning of arg depends on the filter; it is usually empty. A name has at most 15
 // bytes, an argument 239.
 //
-// FreeBSD, NetBSD and DragonFly: SO_ACCEPTFILTER, accept_filter(9). Connections that
-// are held back are Incomplete in [Stats]. Past the limit the oldest is reset
-// (FreeBSD) or let through (NetBSD). If the filter's module is not loaded, the error
-// matches ENOENT and names the module. On other systems, and together with
+// FreeBSD, NetBSD and DragonFly: SO_ACCEPTFILTER, accept_filter(9). Connections that are
+// held back are Incomplete in [Stats] on FreeBSD; NetBSD and DragonFly do not tell them.
+// Past the limit the oldest is reset (FreeBSD, DragonFly) or let through (NetBSD). If the
+// filter's module is not loaded, the error matches ENOENT and names the module. On other
+// systems, on FreeBSD 14, which takes filters and ignores them, and together with
 // [WithDeferAccept], listening fails.
 func WithAcceptFilter(name, arg string) Option {
 	return func(o *options) {
@@ -200,6 +215,8 @@ func WithAcceptFilter(name, arg string) Option {
 //     setting cannot be read.
 //   - FreeBSD: TCP_FASTOPEN, tcp(4), with net.inet.tcp.fastopen.server_enable. The
 //     kernel uses half the limit instead of qlen, and listening fails if that is less.
+//     Before FreeBSD 15 each listen(2) on such a socket, and so each
+//     [Listener.SetBacklog], leaks one counter in the kernel.
 //   - Other systems: the error matches [errors.ErrUnsupported].
 func WithFastOpen(qlen int) Option {
 	return positive("WithFastOpen", qlen, func(o *options) *int { return &o.fastOpen })
@@ -209,7 +226,8 @@ func WithFastOpen(qlen int) Option {
 // connection: SO_RCVBUF, socket(7). It is set before listen(2), so that the window
 // scale of the handshake fits it. The kernel then no longer tunes that buffer itself.
 // It is an error if n is not positive or if the kernel grants less: Linux silently cuts
-// n to net.core.rmem_max.
+// n to net.core.rmem_max, FreeBSD grants a maximum of 8/9 of kern.ipc.maxsockbuf, and
+// NetBSD one of 4/5 of kern.sbmax.
 func WithReceiveBuffer(n int) Option {
 	return positive("WithReceiveBuffer", n, func(o *options) *int { return &o.receiveBuffer })
 }
@@ -232,8 +250,8 @@ func WithSendBuffer(n int) Option {
 // Listening fails if the kernel refuses a value. For that the values are tried on
 // another socket, which is closed again. On systems where net makes the socket, net
 // ignores a refusal. The error matches [errors.ErrUnsupported] on OpenBSD, where no
-// value can be set, unless all three are negative, and for a negative value on a system
-// that does not tell its own.
+// value can be set, unless all three are negative. It does so for a negative value on a
+// system that does not tell its own, or whose own is less than a second.
 func WithKeepAlive(config net.KeepAliveConfig) Option {
 	return func(o *options) {
 		// The kernel takes 32 bits of each, and net does not look.

@@ -37,8 +37,8 @@ func (sys *system) setOptions(fd int, ep endpoint, o *options) error {
 		return err
 	}
 	if o.reusePort {
-		if err := ep.spreads(); err != nil {
-			return err
+		if err := sys.spreads(ep); err != nil {
+			return fmt.Errorf("WithReusePort: %w", err)
 		}
 		if err := sys.setReusePort(fd); err != nil {
 			return err
@@ -116,6 +116,11 @@ func (sys *system) tryKeepAlive(ep endpoint, config *net.KeepAliveConfig) (*net.
 			return n, sys.setInt(fd, unix.IPPROTO_TCP, name, n)
 		case n < 0:
 			n, err := sys.getsockoptInt(fd, unix.IPPROTO_TCP, name)
+			if err == nil && n == 0 {
+				// The kernel rounds a time under a second down to 0, which to net is its
+				// own default.
+				return 0, fmt.Errorf("the system's own value is less than 1, which cannot be set: %w", errors.ErrUnsupported)
+			}
 			return n, os.NewSyscallError("getsockopt", err)
 		}
 		return 0, nil // net's default
@@ -161,16 +166,6 @@ func reusePort() (name int, err error) {
 		return 0x10000, nil // SO_REUSEPORT_LB, sys/socket.h; x/sys has it for FreeBSD only
 	}
 	return 0, notHere("WithReusePort")
-}
-
-// spreads refuses an address over whose listeners the kernel does not spread,
-// though it takes the option: FreeBSD leaves the wildcard of both families out of
-// the group (in_pcbinslbgrouphash in netinet/in_pcb.c) and gives all to one.
-func (ep endpoint) spreads() error {
-	if runtime.GOOS == "freebsd" && ep.network == "tcp6" && !ep.v6only && ep.wildcard() {
-		return fmt.Errorf("%w, listen on tcp4 and on tcp6", notHere("WithReusePort for both families at once"))
-	}
-	return nil
 }
 
 func (sys *system) setInt(fd, level, name, value int) error {

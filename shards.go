@@ -32,10 +32,10 @@ func ListenTCPShards(addr string, n int, opts ...Option) (*Shards, error) {
 // the same port for all. If one socket cannot be made, none is left.
 //
 // The shards are exclusive: a second process that listens on the address gets
-// EADDRINUSE, unless it sets SO_REUSEPORT itself, which Linux allows to the same user.
-// With [WithReusePort] the address can be shared on purpose. A [WithControl] function
-// is called for each socket; on FreeBSD and DragonFly there is one more, which claims
-// the address and is closed again.
+// EADDRINUSE, unless it sets SO_REUSEPORT itself: [WithReusePort] says which users may.
+// With [WithReusePort] the address can be shared on purpose. A [WithControl] function is
+// called for each socket; on FreeBSD and DragonFly there is one more, which claims the
+// address and is closed again.
 //
 // The kernel chooses a shard by a hash of the addresses and ports, even if its queue is
 // full: a full shard turns clients away while another is empty. [Shards.All] shows
@@ -43,7 +43,8 @@ func ListenTCPShards(addr string, n int, opts ...Option) (*Shards, error) {
 //
 // It is an error if n is not positive. If n is more than 1 and the system does not
 // spread connections (see [WithReusePort]), the error matches [errors.ErrUnsupported].
-// On FreeBSD so does the error if n is more than 256, the maximum of its kernel.
+// On FreeBSD and DragonFly so does the error if n is more than 256, the maximum of their
+// kernels.
 func ListenShards(ctx context.Context, network, address string, n int, opts ...Option) (*Shards, error) {
 	return realSystem.shards(ctx, network, address, n, opts)
 }
@@ -290,7 +291,7 @@ func (s *Shards) Resume() error {
 	return join(errs)
 }
 
-// Close closes all shards and returns the first error.
+// Close closes all shards, the last one first, and returns the first error.
 func (s *Shards) Close() error {
 	if err := s.none("close"); err != nil {
 		return err

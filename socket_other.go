@@ -98,7 +98,7 @@ func (*system) stats(int, transport, []byte) (Stats, error) {
 	return noStats, fmt.Errorf("the accept queue of this system: %w", errors.ErrUnsupported)
 }
 
-func (*system) setBacklog(_, _ int, _ bool, former Backlog) (Backlog, error) {
+func (*system) setBacklog(_, _ int, _ bool, _ int, former Backlog) (Backlog, error) {
 	return former, fmt.Errorf("SetBacklog: %w", errors.ErrUnsupported)
 }
 

@@ -18,11 +18,13 @@ type Stats struct {
 	//
 	// Linux: TCP_INFO, tcp(7). FreeBSD: SO_LISTENQLEN, getsockopt(2). macOS,
 	// NetBSD, OpenBSD, DragonFly: EVFILT_READ, kqueue(2). As soon as one handshake is
-	// finished, macOS counts the unfinished ones too.
+	// finished, macOS counts the unfinished ones too. DragonFly tells only lengths below
+	// kern.ipc.soavailconn, 32 by default; a longer queue is unknown.
 	Queued int
 	// Incomplete is how many connections the kernel holds back from Queued. FreeBSD:
 	// the connections that wait for an accept filter (SO_LISTENINCQLEN), without
-	// in-flight handshakes, which belong to no listener there. Unknown elsewhere.
+	// in-flight handshakes, which belong to no listener there. Unknown elsewhere, also
+	// on NetBSD and DragonFly, which have accept filters.
 	Incomplete int
 	// Limit is what the kernel stored for this socket, in connections. Linux and
 	// FreeBSD: read from the socket now. Elsewhere: the limit in [Listener.Backlog],
@@ -44,7 +46,8 @@ type Stats struct {
 
 // Utilization returns Queued divided by Capacity: 0 is an empty queue, and at 1 the
 // next client is turned away. known is false if one of the two is unknown. Clients
-// that connect concurrently can take it slightly above 1.
+// that connect concurrently can take it above 1: slightly on Linux, up to 1.5 on NetBSD
+// and DragonFly, up to 3 on OpenBSD.
 func (s Stats) Utilization() (part float64, known bool) {
 	if s.Queued == unknown || s.Capacity <= 0 {
 		return 0, false
@@ -117,8 +120,11 @@ func (s *Stats) UnmarshalJSON(text []byte) error {
 var noStats = Stats{Queued: unknown, Incomplete: unknown, Limit: unknown, Capacity: unknown, Drops: unknown}
 
 // Stats reads the current accept queue from the kernel, with two system calls on
-// Linux, three on the BSDs and macOS, and without allocation. It may be called
-// concurrently with Accept.
+// Linux, three on the BSDs and macOS, and without allocation. DragonFly needs more of
+// both when a connection is queued. Stats may be called concurrently with Accept.
+//
+// On macOS, NetBSD, OpenBSD and DragonFly it opens a descriptor for a moment, a
+// kqueue(2). If the process has none left, the error is EMFILE.
 //
 // After Close the error matches [net.ErrClosed]. On systems that tell nothing about
 // the queue it matches [errors.ErrUnsupported].

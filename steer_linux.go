@@ -310,8 +310,8 @@ func attachProgram(fd int, p []unix.SockFilter) error {
 
 // detachProgram takes the program off the SO_REUSEPORT group of fd. It is not an error
 // that there is none.
-func (sys *system) detachProgram(fd int) error {
-	err := sys.setInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_REUSEPORT_BPF, 0)
+func detachProgram(fd int) error {
+	err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_REUSEPORT_BPF, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}

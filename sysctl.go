@@ -57,8 +57,10 @@ func netstatCounter(text, table, column string) int64 {
 }
 
 // System holds the system-wide settings and counters of listening. On Linux they are
-// those of the calling thread's network namespace. A number that cannot be known, or
-// that the system does not have, is -1.
+// those of the calling thread's network namespace. On FreeBSD they are those of the
+// machine, or of the jail if it has a network stack of its own; before FreeBSD 15 the
+// ceiling is always the machine's. A number that cannot be known, or that the system
+// does not have, is -1.
 type System struct {
 	// Ceiling is the largest limit that listen(2) grants, in connections. Knob is the
 	// name of the setting that holds it, or "" if it is compiled in.

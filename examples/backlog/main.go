@@ -54,19 +54,33 @@ func run(network, addr string, backlog int) (agrees bool, err error) {
 	fmt.Println("backlog:", account)
 	fmt.Println("effective backlog:", ln.EffectiveBacklog())
 
-	if err := session(ln); err != nil {
+	at := reach(network, ln)
+	if err := session(ln, at); err != nil {
 		return false, err
 	}
-	return fill(ln, account.Capacity)
+	return fill(ln, at, account.Capacity)
 }
 
-// session serves one client: its line comes back with a "!" behind it, and the
+// reach is where a client on this machine reaches ln. Not every system connects to
+// the wildcard address: NetBSD has no route to [::].
+func reach(network string, ln net.Listener) string {
+	addr := *ln.Addr().(*net.TCPAddr)
+	if addr.IP.IsUnspecified() {
+		addr.IP = net.IPv4(127, 0, 0, 1)
+		if network == "tcp6" {
+			addr.IP = net.IPv6loopback
+		}
+	}
+	return addr.String()
+}
+
+// session serves one client, which connects to at: its line comes back with a "!" behind it, and the
 // connection ends in order, the client first.
-func session(ln net.Listener) error {
+func session(ln net.Listener, at string) error {
 	served := make(chan error, 1)
 	go func() { served <- serveOne(ln) }()
 
-	c, err := net.Dial("tcp", ln.Addr().String())
+	c, err := net.Dial("tcp", at)
 	if err != nil {
 		return err
 	}
@@ -112,14 +126,14 @@ func serveOne(ln net.Listener) error {
 
 // fill connects clients that nobody accepts, one at a time, up to one more than
 // should fit, and counts those that the kernel kept for the server.
-func fill(ln *acceptq.Listener, capacity int) (agrees bool, err error) {
+func fill(ln *acceptq.Listener, at string, capacity int) (agrees bool, err error) {
 	tries := capacity + 1
 	if capacity < 0 {
 		tries = unknownLimit
 	}
 	next := "connected too"
 	for i := range tries {
-		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+		c, err := net.DialTimeout("tcp", at, patience)
 		if err != nil {
 			next = fate(err)
 			break

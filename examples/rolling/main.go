@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,6 +36,9 @@ func main() {
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer cancel()
+	if runtime.GOOS != "linux" && *mode != modeClose {
+		fmt.Println("this system has no way to keep new clients out: those that connect between Drain and Close are lost")
+	}
 	saw, err := run(ctx, *mode, *restarts, *clients)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "rolling:", err)

@@ -87,19 +87,21 @@ func stall(out io.Writer, addr string, n, backlog, clients int) (outcome, error)
 
 	fmt.Fprintf(out, "the server is stalled, %d %s connect\n", clients, plural(clients, "client"))
 	conns := connect(shards.Addr(), clients)
+	all := conns
 	defer func() {
-		for _, c := range conns {
+		for _, c := range all {
 			c.Close()
 		}
 	}()
-	o := outcome{clients: clients, in: len(conns)}
+	o := outcome{clients: clients}
 	if o.queues, o.sum, err = look(shards, len(conns)); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return o, err
 	}
+	conns = stillIn(conns) // FreeBSD resets the surplus after it has connected
+	o.in = len(conns)
 	if err == nil {
-		o.in = o.sum.Queued // FreeBSD resets the surplus after it has connected
 		for i, q := range o.queues {
-			fmt.Fprintf(out, "%5d %s %d of %d\n", i+1, bar(q), q.Queued, q.Capacity)
+			fmt.Fprintf(out, "%5d %s %s of %d\n", i+1, bar(q), length(q), q.Capacity)
 		}
 	}
 	fmt.Fprintf(out, "%d of %d got in", o.in, clients)
@@ -169,6 +171,30 @@ func look(shards *acceptq.Shards, connected int) (queues []acceptq.Stats, sum ac
 		queues = append(queues, q)
 	}
 	return queues, sum, nil
+}
+
+// stillIn returns those of conns that have not been reset. The server is stalled, so
+// none of them has anything to read.
+func stillIn(conns []net.Conn) (in []net.Conn) {
+	var mu sync.Mutex
+	each(len(conns), func(i int) {
+		conns[i].SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		if _, err := conns[i].Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		in = append(in, conns[i])
+	})
+	return in
+}
+
+// length is the length of a queue in words: DragonFly does not tell that of a long one.
+func length(q acceptq.Stats) string {
+	if q.Queued < 0 {
+		return "unknown"
+	}
+	return fmt.Sprint(q.Queued)
 }
 
 // serve lets the server go on: each connection gets its byte back. It returns how

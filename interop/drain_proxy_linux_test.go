@@ -1,7 +1,6 @@
 package interop
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -14,7 +13,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/acceptq/acceptq"
 )
@@ -43,14 +41,7 @@ backend back
 // Behind a proxy each server begins to listen beside the one that it follows
 // (SO_REUSEPORT), which then stops by the recipe: no request fails.
 func TestDrainBehindHAProxy(t *testing.T) {
-	haproxy, err := exec.LookPath("haproxy")
-	if err != nil {
-		why := "no haproxy on PATH: apt-get install haproxy"
-		if os.Getenv("CI") != "" {
-			t.Fatal(why)
-		}
-		t.Skip(why)
-	}
+	haproxy := need(t, "haproxy", "haproxy")
 	inEachWay(t, func(t *testing.T) {
 		without := behindHAProxy(t, haproxy, false)
 		t.Logf("Shutdown: %d answered, %d failed, the first: %v", without.ok.Load(), without.lost.Load(), without.failure())
@@ -155,26 +146,4 @@ func (s *server) stop(t *testing.T, drain bool) {
 	if err := <-s.served; !errors.Is(err, http.ErrServerClosed) {
 		t.Error(err)
 	}
-}
-
-func get(addr string) error {
-	c, err := net.DialTimeout("tcp", addr, patience)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(patience))
-	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"); err != nil {
-		return err
-	}
-	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err == nil && (resp.StatusCode != http.StatusOK || string(body) != "served") {
-		err = fmt.Errorf("status %s, %q", resp.Status, body)
-	}
-	return err
 }

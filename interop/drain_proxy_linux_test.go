@@ -97,7 +97,7 @@ func behindHAProxy(t *testing.T, haproxy string, drain bool) *crowd {
 	return clients
 }
 
-type server struct {
+type httpServer struct {
 	ln       *acceptq.Listener
 	srv      http.Server
 	early    sync.Map // connections that have had no answer yet
@@ -105,12 +105,12 @@ type server struct {
 	served   chan error
 }
 
-func newServer(t *testing.T, addr string) *server {
+func newServer(t *testing.T, addr string) *httpServer {
 	ln, err := acceptq.ListenTCP(addr, acceptq.WithReusePort())
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{ln: ln, served: make(chan error, 1)}
+	s := &httpServer{ln: ln, served: make(chan error, 1)}
 	s.srv.ConnState = func(c net.Conn, state http.ConnState) {
 		switch state {
 		case http.StateNew:
@@ -127,7 +127,7 @@ func newServer(t *testing.T, addr string) *server {
 	return s
 }
 
-func (s *server) stop(t *testing.T, drain bool) {
+func (s *httpServer) stop(t *testing.T, drain bool) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if drain {

@@ -278,6 +278,11 @@ func get(addr string) error {
 	if err != nil {
 		return err
 	}
+	return getOver(c)
+}
+
+// getOver makes one HTTP request on c and closes it.
+func getOver(c net.Conn) error {
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"); err != nil {

@@ -87,6 +87,10 @@ func serveUndrained(t *testing.T, newPeer func(ln *acceptq.Listener) peer) {
 	require.NoError(t, err)
 	require.Zero(t, s.Queued)
 	require.Equal(t, limit, s.Limit)
+	// File has said that there is another descriptor, so a drain ends with the socket
+	// open to it.
+	require.NoError(t, drainShared(within(t, patience), ln))
+	require.NoError(t, p.ask(ln.Addr().String()))
 	p.stop()
 	<-served
 }

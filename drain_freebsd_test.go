@@ -1,0 +1,46 @@
+package acceptq
+
+import (
+	"errors"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// A connection that an accept filter holds back is waited for as long as a handshake in
+// flight, and counted when the context ends before that.
+func TestDrainWaitsForWhatIsHeldBack(t *testing.T) {
+	ln, err := ListenTCP("127.0.0.1:0", WithAcceptFilter("dataready", ""))
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, errors.ErrUnsupported) {
+		t.Skip("no accept filters here:", err)
+	}
+	require.NoError(t, err)
+	defer ln.Close()
+	c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+	require.NoError(t, err)
+	defer c.Close()
+	require.Eventually(t, func() bool {
+		s, err := ln.Stats()
+		return err == nil && s.Incomplete == 1
+	}, patience, time.Millisecond)
+
+	var de *DrainError
+	require.ErrorAs(t, ln.Drain(within(t, 100*time.Millisecond)), &de)
+	require.Equal(t, 1, de.HeldBack)
+	require.Zero(t, de.Queued)
+
+	began := time.Now()
+	requireDrained(t, ln.Drain(within(t, patience)))
+	require.GreaterOrEqual(t, time.Since(began), drainFlight, "it stayed silent, and was given up")
+
+	drained := inBackground(t, ln, within(t, patience))
+	_, err = c.Write([]byte("data"))
+	require.NoError(t, err)
+	s, err := ln.Accept()
+	require.NoError(t, err)
+	defer s.Close()
+	requireDrained(t, received(t, drained))
+}

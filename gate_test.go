@@ -1,0 +1,141 @@
+package acceptq
+
+import (
+	"errors"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func newGate() *gate {
+	g := new(gate)
+	g.moved.L = &g.mu
+	return g
+}
+
+func anyListener(t *testing.T) *net.TCPListener {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { ln.Close() })
+	return ln.(*net.TCPListener)
+}
+
+// A call that is sent out may be so late that the gate is open again when it leaves,
+// and so late that the next call has been sent out too. Its deadline is not the user's.
+func TestGateKnowsALateCall(t *testing.T) {
+	ln := anyListener(t)
+	for _, times := range []int{1, 2} {
+		g := newGate()
+		epoch := g.enter(false)
+		for range times {
+			require.False(t, g.settled(ln), "a call is inside")
+		}
+		require.True(t, g.leave(epoch, false), "sent out %d times", times)
+		epoch = g.enter(true)
+		require.False(t, g.leave(epoch, false), "nobody was sent out since")
+		require.True(t, g.settled(ln))
+	}
+}
+
+// The same through Accept: its own deadline has passed, and then it goes on waiting.
+func TestAcceptThatIsLateWaitsOn(t *testing.T) {
+	ln, err := ListenTCP("127.0.0.1:0")
+	require.NoError(t, err)
+	defer ln.Close()
+	accepted := make(chan error, 1)
+	go func() {
+		c, err := ln.Accept()
+		if err == nil {
+			c.Close()
+		}
+		accepted <- err
+	}()
+	g := &ln.accepts
+	require.Eventually(t, func() bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.inside == 1
+	}, patience, time.Millisecond)
+
+	// What sendOut does, with a call that comes out after it has given up.
+	g.mu.Lock()
+	g.shut = true
+	g.epoch++
+	g.shut = false
+	g.mu.Unlock()
+	require.NoError(t, ln.tcp.SetDeadline(time.Unix(1, 0)))
+	require.Eventually(t, func() bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.epoch > 0 && ln.tcp.SetDeadline(time.Time{}) == nil && len(accepted) == 0
+	}, patience, time.Millisecond)
+	c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+	require.NoError(t, err)
+	defer c.Close()
+	require.NoError(t, received(t, accepted), "not i/o timeout")
+}
+
+// A second drain waits until the first has let the calls in again, and so does
+// SetDeadline: or the first would overwrite what they set.
+func TestGateIsShutByOneAtATime(t *testing.T) {
+	ln := anyListener(t)
+	for name, act := range map[string]func(*gate) error{
+		"settled": func(g *gate) error {
+			if g.settled(ln) {
+				return errors.New("settled, with a call inside")
+			}
+			return nil
+		},
+		"setDeadline": func(g *gate) error { return g.setDeadline(ln, time.Now().Add(-time.Second)) },
+		"enter":       func(g *gate) error { g.enter(false); return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGate()
+			g.inside, g.shut = 1, true // the first drain is at it
+			done := make(chan error, 1)
+			go func() { done <- act(g) }()
+			select {
+			case <-done:
+				t.Fatal("it did not wait")
+			case <-time.After(50 * time.Millisecond):
+			}
+			g.mu.Lock()
+			require.True(t, g.shut, "the first drain still has it")
+			require.Zero(t, g.deadline)
+			require.Equal(t, 1, g.inside)
+			g.shut = false
+			g.moved.Broadcast()
+			g.mu.Unlock()
+			require.NoError(t, received(t, done))
+			if name == "setDeadline" {
+				_, err := ln.Accept()
+				require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+			}
+		})
+	}
+}
+
+// A connection that Accept returned counts until a call follows it.
+func TestGateCountsWhatWasAccepted(t *testing.T) {
+	ln := anyListener(t)
+	g := newGate()
+	for range 3 {
+		g.leave(g.enter(true), true)
+	}
+	require.Equal(t, 3, g.unreturned())
+	require.False(t, g.settled(ln))
+	g.leave(g.enter(true), false) // sent out and come again: the user has not called
+	require.Equal(t, 3, g.unreturned())
+	for range 3 {
+		require.False(t, g.settled(ln))
+		g.leave(g.enter(false), false)
+	}
+	require.Zero(t, g.unreturned())
+	require.True(t, g.settled(ln))
+	g.leave(g.enter(false), false)
+	require.Zero(t, g.unreturned(), "a new loop owes nothing")
+}

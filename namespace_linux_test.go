@@ -1,0 +1,208 @@
+package acceptq
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// A visited namespace is one that a thread of this test has made, and in which it does
+// what it is told.
+type visited struct{ do chan func() }
+
+// newVisited makes a network namespace in which lo is up.
+func newVisited(t *testing.T) *visited {
+	t.Helper()
+	v := &visited{do: make(chan func())}
+	made := make(chan error)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
+		made <- unix.Unshare(unix.CLONE_NEWNET)
+		for f := range v.do {
+			f()
+		}
+	}()
+	t.Cleanup(func() { close(v.do); <-ended })
+	require.NoError(t, <-made)
+	v.in(func() { loopbackUp(t) })
+	return v
+}
+
+func (v *visited) in(f func()) {
+	done := make(chan struct{})
+	v.do <- func() { defer close(done); f() }
+	<-done
+}
+
+// A program that listens in another network namespace calls the Listener from any
+// thread. What the kernel says of listening must be that of the socket's namespace.
+func TestListenerInAnotherNamespace(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.core.somaxconn", 100)
+		for _, row := range []struct {
+			name    string
+			sys     func() system
+			entered bool
+		}{
+			{"that can be entered", func() system { return realSystem }, true},
+			{"that cannot be named", func() system {
+				sys := realSystem
+				sys.namespaceFile = func(int) (*os.File, error) { return nil, unix.EPERM }
+				return sys
+			}, false},
+			{"whose file is of no namespace", func() system {
+				sys := realSystem
+				sys.namespaceFile = func(int) (*os.File, error) { return os.Open("/dev/null") }
+				return sys
+			}, false},
+		} {
+			t.Run(row.name, func(t *testing.T) {
+				other := newVisited(t)
+				var ln *Listener
+				other.in(func() {
+					require.NoError(t, os.WriteFile("/proc/sys/net/core/somaxconn", []byte("3000"), 0))
+					sys := row.sys()
+					var err error
+					ln, err = sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(200), WithStrictBacklog()})
+					require.NoError(t, err)
+				})
+				defer ln.Close()
+
+				if row.entered {
+					require.Equal(t, 3000, ln.Backlog().Ceiling)
+				} else {
+					require.Equal(t, unknown, ln.Backlog().Ceiling)
+				}
+				b, err := ln.SetBacklog(2000)
+				require.NoError(t, err, "the ceiling of 100 is not this socket's")
+				require.Equal(t, 2000, b.Limit)
+				_, err = ln.SetBacklog(5000)
+				var clamp *ClampError
+				require.ErrorAs(t, err, &clamp)
+				require.Equal(t, 3000, clamp.Limit)
+				require.Equal(t, 2000, ln.Backlog().Limit, "it is as it was")
+
+				// A handshake in flight there, for longer than the drain that cannot see it.
+				var fd int
+				other.in(func() { fd = deafSocket(t, ln.Addr()) })
+				drained := inBackground(t, ln, within(t, patience))
+				untilStopped(t, ln, way{len(dropSYN), 0, -1})
+				require.ErrorAs(t, ln.Drain(within(t, 100*time.Millisecond)), new(*DrainError))
+				c := hearing(t, fd)
+				s, err := ln.Accept()
+				require.NoError(t, err)
+				defer s.Close()
+				talk(t, c, s)
+				require.NoError(t, ln.SetDeadline(time.Now()))
+				_, err = ln.Accept()
+				require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+				require.NoError(t, received(t, drained))
+			})
+		}
+	})
+}
+
+// deafSocket begins a handshake in the calling thread's namespace, and hears no answer.
+func deafSocket(t *testing.T, addr net.Addr) (fd int) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	require.NoError(t, unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, maxTTL))
+	sa := &unix.SockaddrInet4{Port: addr.(*net.TCPAddr).Port, Addr: [4]byte{127, 0, 0, 1}}
+	require.ErrorIs(t, unix.Connect(fd, sa), unix.EINPROGRESS)
+	for deadline := time.Now().Add(patience); synReceived(t, addr) != 1; runtime.Gosched() { // on this thread
+		require.True(t, time.Now().Before(deadline))
+	}
+	return fd
+}
+
+// hearing has a deafSocket hear, and waits until it is connected.
+func hearing(t *testing.T, fd int) net.Conn {
+	t.Helper()
+	require.NoError(t, unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, 0))
+	require.Eventually(t, func() bool {
+		_, err := unix.Getpeername(fd)
+		return err == nil
+	}, patience, time.Millisecond)
+	f := os.NewFile(uintptr(fd), "client")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// Which namespace a socket is in is found out, or nothing is said of it.
+func TestNamespaceOf(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer ln.Close()
+	of := func(sys system) (ns namespace, err error) {
+		onDescriptor(t, ln.(*net.TCPListener), func(fd int) (int, error) {
+			ns, err = sys.namespaceOf(fd)
+			return 0, nil
+		})
+		return ns, err
+	}
+	ns, err := of(realSystem)
+	require.NoError(t, err)
+	require.Nil(t, ns.file, "the calling thread's")
+
+	old := realSystem
+	old.getsockopt = func(int, int, int, []byte) (int, error) { return 0, unix.ENOPROTOOPT }
+	old.unixSocket = func() (int, error) { return -1, errors.New("not asked") }
+	ns, err = of(old)
+	require.NoError(t, err, "a kernel before 5.14")
+	require.Nil(t, ns.file)
+
+	full := realSystem
+	full.unixSocket = func() (int, error) { return -1, unix.EMFILE }
+	_, err = of(full)
+	require.ErrorIs(t, err, unix.EMFILE)
+}
+
+// A thread that visits a namespace comes back, and an error of what it did is returned.
+func TestNamespaceIsLeft(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		link := func() string {
+			s, err := os.Readlink("/proc/thread-self/ns/net")
+			require.NoError(t, err)
+			return s
+		}
+		home := link()
+		other := newVisited(t)
+		var away string
+		var ln net.Listener
+		other.in(func() {
+			away = link()
+			var err error
+			ln, err = net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+		})
+		defer ln.Close()
+		require.NotEqual(t, home, away)
+		onDescriptor(t, ln.(*net.TCPListener), func(fd int) (int, error) {
+			ns, err := realSystem.namespaceOf(fd)
+			require.NoError(t, err)
+			require.NotNil(t, ns.file)
+			defer ns.close()
+			for range 20 {
+				var seen string
+				require.ErrorIs(t, ns.in(func() error { seen = link(); return io.EOF }), io.EOF)
+				require.Equal(t, away, seen)
+				require.Equal(t, home, link())
+			}
+			return 0, nil
+		})
+	})
+}

@@ -187,14 +187,15 @@ func BenchmarkRead(b *testing.B) {
 
 // BenchmarkProgram builds the smallest program with each library.
 func BenchmarkProgram(b *testing.B) {
-	dirs := []string{"net", "acceptq", "tcplisten", "libp2p", "fasthttp", "nethttp", "acceptqhttp"}
+	programs := []string{"net", "acceptq", "tcplisten", "libp2p", "fasthttp", "webnet", "webacceptq"}
+	dir := build(b)
 	for i, name := range programNames {
 		b.Run("with="+slug(name), func(b *testing.B) {
-			info, err := os.Stat(build(b, dirs[i]))
+			info, err := os.Stat(filepath.Join(dir, programs[i]))
 			if err != nil {
 				b.Fatal(err)
 			}
-			out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "./internal/alone/"+dirs[i]).Output()
+			out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "./internal/alone/"+programs[i]).Output()
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -205,14 +206,14 @@ func BenchmarkProgram(b *testing.B) {
 	}
 }
 
-// build builds a program of internal/alone, without symbols.
-func build(b *testing.B, name string) (file string) {
-	file = filepath.Join(b.TempDir(), name)
-	out, err := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", file, "./internal/alone/"+name).CombinedOutput()
+// build builds the programs of internal/alone, without symbols.
+func build(b *testing.B) (dir string) {
+	dir = b.TempDir()
+	out, err := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir, "./internal/alone/...").CombinedOutput()
 	if err != nil {
 		b.Fatalf("go build: %v\n%s", err, out)
 	}
-	return file
+	return dir
 }
 
 // fill connects n clients, which wait in the queue of ln.

@@ -101,7 +101,7 @@ const (
 var (
 	timeColumns    = []column{{"time", "ns/op", false, ""}, {"CPU time", cpu, false, netDefault}}
 	restartColumns = []column{{"requests", "requests", false, ""}, {"lost", "lost", true, ""}, {"refused", "refused", false, ""},
-		{"reset", "reset", false, ""}, {"stalled", "stalled", true, ""}, {"time", "ns/op", false, ""}}
+		{"reset", "reset", false, ""}, {"stalled", "stalled", true, ""}, {"the old server ends after", "ns/op", false, ""}}
 )
 
 var measurements = []*measurement{
@@ -128,7 +128,7 @@ var measurements = []*measurement{
 	{name: "program",
 		bench: "Program", benchtime: "1x", rounds: 1, code: "*.go go.mod", tables: []table{
 			{"Program", "The smallest program that serves, built without symbols", "Packages: those that are neither Go's nor the program's own.", programNames, []column{
-				{"size", "size-B", false, netDefault}, {"packages", "packages", false, ""}}},
+				{"size", "size-B", false, ""}, {"packages", "packages", false, ""}}},
 		}},
 	{name: "burst", svg: "burst.svg", alt: "5,000 clients at once and a server that is stopped: how many are let in at once, and the time to the first byte, for net.Listen, other libraries, and 1 to 64 shards.",
 		bench: "Burst", benchtime: "1x", rounds: 7,

@@ -20,13 +20,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shuffled runs a benchmark for each name, in a new random order each time, so that
+// shuffled runs a benchmark for each candidate, in a new random order each time, so that
 // no candidate always follows the same neighbour.
-func shuffled(b *testing.B, names []string, run func(b *testing.B, name string)) {
-	for _, i := range rand.Perm(len(names)) {
-		b.Run("with="+slug(names[i]), func(b *testing.B) { run(b, names[i]) })
+func shuffled[T any](b *testing.B, all []T, name func(T) string, run func(*testing.B, T)) {
+	for _, i := range rand.Perm(len(all)) {
+		b.Run("with="+slug(name(all[i])), func(b *testing.B) { run(b, all[i]) })
 	}
 }
+
+func itself(name string) string { return name }
+func nameOf(c candidate) string { return c.name }
 
 func listen(b *testing.B, peer, addr string) net.Listener {
 	ln, err := peers[peer](addr)
@@ -54,7 +57,7 @@ func reportCPU(b *testing.B, used time.Duration) {
 func BenchmarkListen(b *testing.B) {
 	for _, addr := range []struct{ name, addr string }{{"literal", "127.0.0.1:0"}, {"wildcard", ":0"}} {
 		b.Run("addr="+addr.name, func(b *testing.B) {
-			shuffled(b, peerNames, func(b *testing.B, p string) {
+			shuffled(b, peerNames, itself, func(b *testing.B, p string) {
 				start := cpuTime()
 				for range b.N {
 					if err := listen(b, p, addr.addr).Close(); err != nil {
@@ -70,7 +73,7 @@ func BenchmarkListen(b *testing.B) {
 // BenchmarkAccept times Accept while clients wait in the queue. Clients connect
 // while the clock stands still.
 func BenchmarkAccept(b *testing.B) {
-	shuffled(b, peerNames, func(b *testing.B, p string) {
+	shuffled(b, peerNames, itself, func(b *testing.B, p string) {
 		ln := listen(b, p, "127.0.0.1:0")
 		defer ln.Close()
 		conns := make([]net.Conn, 0, 1000)
@@ -106,7 +109,7 @@ func BenchmarkAccept(b *testing.B) {
 // BenchmarkHTTP times one request over a new connection to net/http. The 8 clients
 // run in this process, so all its times include theirs.
 func BenchmarkHTTP(b *testing.B) {
-	shuffled(b, peerNames, func(b *testing.B, p string) {
+	shuffled(b, peerNames, itself, func(b *testing.B, p string) {
 		ln := listen(b, p, "127.0.0.1:0")
 		srv := &http.Server{Handler: http.HandlerFunc(httpHandler)}
 		go srv.Serve(ln)
@@ -133,7 +136,7 @@ func BenchmarkHTTP(b *testing.B) {
 // BenchmarkMemory counts what Listen allocates on Go's heap, and what of it stays
 // while the listener is open. The kernel's memory is not counted.
 func BenchmarkMemory(b *testing.B) {
-	shuffled(b, peerNames, func(b *testing.B, p string) {
+	shuffled(b, peerNames, itself, func(b *testing.B, p string) {
 		listeners := make([]net.Listener, b.N)
 		heap := func() uint64 {
 			var m runtime.MemStats
@@ -169,7 +172,7 @@ func BenchmarkRead(b *testing.B) {
 			defer crowd(b, size)()
 			readers, closeAll := openReaders(b, ln)
 			defer closeAll()
-			shuffled(b, readerNames, func(b *testing.B, name string) {
+			shuffled(b, readerNames, itself, func(b *testing.B, name string) {
 				if program, _, _ := strings.Cut(name, " "); program == "ss" {
 					if _, err := exec.LookPath(program); err != nil {
 						b.Skip(err) // the table then says unknown
@@ -187,15 +190,14 @@ func BenchmarkRead(b *testing.B) {
 
 // BenchmarkProgram builds the smallest program with each library.
 func BenchmarkProgram(b *testing.B) {
-	programs := []string{"net", "acceptq", "tcplisten", "libp2p", "fasthttp", "webnet", "webacceptq"}
 	dir := build(b)
-	for i, name := range programNames {
-		b.Run("with="+slug(name), func(b *testing.B) {
-			info, err := os.Stat(filepath.Join(dir, programs[i]))
+	for _, c := range programs {
+		b.Run("with="+slug(c.name), func(b *testing.B) {
+			info, err := os.Stat(filepath.Join(dir, c.program))
 			if err != nil {
 				b.Fatal(err)
 			}
-			out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "./internal/alone/"+programs[i]).Output()
+			out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "./internal/alone/"+c.program).Output()
 			if err != nil {
 				b.Fatal(err)
 			}

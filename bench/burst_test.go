@@ -25,21 +25,6 @@ const (
 	burstPatience = time.Minute // longer than any client waits here; the others count as unanswered
 )
 
-// burstPrograms has the program of each of burstNames, and its argument.
-var burstPrograms = map[string][]string{
-	netDefault:                 {"net"},
-	netAgain:                   {"net"},
-	"tcplisten":                {"tcplisten"},
-	"go-reuseport":             {"libp2p"},
-	"fasthttp":                 {"fasthttp"},
-	"go-reuseport, 64 by hand": {"libp2p64"},
-	oneQueue:                   {"acceptq"},
-	"acceptq, 4 shards":        {"shards", "4"},
-	"acceptq, 16 shards":       {"shards", "16"},
-	manyQueues:                 {"shards", "64"},
-	longQueue:                  {"acceptq"},
-}
-
 // BenchmarkBurst sends many clients at once to a server that is stopped for a while.
 // The server is a process of its own, whose program uses one library alone.
 func BenchmarkBurst(b *testing.B) {
@@ -48,15 +33,15 @@ func BenchmarkBurst(b *testing.B) {
 		clients = 200
 	}
 	dir := build(b)
-	shuffled(b, burstNames, func(b *testing.B, name string) {
+	shuffled(b, bursts, nameOf, func(b *testing.B, c candidate) {
 		ceiling := 128
-		if name == longQueue {
+		if c.name == longQueue {
 			ceiling = clients
 		}
 		if err := setSysctl("net.core.somaxconn", ceiling); err != nil {
 			b.Fatal(err)
 		}
-		server, addr, err := startServer(filepath.Join(dir, burstPrograms[name][0]), burstPrograms[name][1:])
+		server, addr, err := startServer(filepath.Join(dir, c.program), c.arg)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -94,14 +79,14 @@ func BenchmarkBurst(b *testing.B) {
 }
 
 // startServer starts an echo server and waits until it answers.
-func startServer(program string, args []string) (*exec.Cmd, *net.TCPAddr, error) {
+func startServer(program string, arg string) (*exec.Cmd, *net.TCPAddr, error) {
 	ln, err := net.Listen("tcp4", "127.0.0.1:0") // a port that is free
 	if err != nil {
 		return nil, nil, err
 	}
 	addr := ln.Addr().(*net.TCPAddr)
 	ln.Close()
-	cmd := exec.Command(program, append([]string{addr.String()}, args...)...)
+	cmd := exec.Command(program, addr.String(), arg)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {

@@ -7,7 +7,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -168,25 +167,4 @@ func TestPicture(t *testing.T) {
 			}
 		}
 	}
-}
-
-// TestNames: each row of a table has a benchmark, and the other way round.
-func TestNames(t *testing.T) {
-	for name, keys := range map[string][]string{
-		"peers": keysOf(peers), "ways": keysOf(ways), "burstPrograms": keysOf(burstPrograms),
-	} {
-		rows := map[string][]string{"peers": peerNames, "ways": restartNames, "burstPrograms": burstNames}[name]
-		rows = slices.Sorted(slices.Values(rows))
-		if !slices.Equal(keys, rows) {
-			t.Errorf("%s: %q, rows %q", name, keys, rows)
-		}
-	}
-}
-
-func keysOf[V any](m map[string]V) (keys []string) {
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }

@@ -46,8 +46,6 @@ const (
 
 var peerNames = []string{netDefault, netAgain, netPlain, ours, "tcplisten", "go-reuseport", "fasthttp", "system calls by hand"}
 
-var programNames = []string{netDefault, ours, "tcplisten", "go-reuseport", "fasthttp", "net.Listen with net/http", "acceptq with net/http"}
-
 const (
 	readStats  = "acceptq Stats"
 	readAgain  = "acceptq Stats again (control)"
@@ -65,27 +63,67 @@ const (
 	longQueue  = "acceptq, 1 shard, somaxconn raised"
 )
 
-var burstNames = []string{netDefault, netAgain, "tcplisten", "go-reuseport", "fasthttp", "go-reuseport, 64 by hand",
-	oneQueue, "acceptq, 4 shards", "acceptq, 16 shards", manyQueues, longQueue}
+// A candidate is a row whose server is a program of internal/alone.
+type candidate struct {
+	name, program, arg string
+	inherits           bool // a parent process passes the socket on to its successor
+}
 
-// The name of a way to restart lists all its steps, in order.
+var programs = []candidate{
+	{netDefault, "net", "", false},
+	{ours, "acceptq", "", false},
+	{"tcplisten", "tcplisten", "", false},
+	{"go-reuseport", "libp2p", "", false},
+	{"fasthttp", "fasthttp", "", false},
+	{"net.Listen with net/http", "webnet", "", false},
+	{"acceptq with net/http", "webacceptq", "", false},
+}
+
+var bursts = []candidate{
+	{netDefault, "net", "", false},
+	{netAgain, "net", "", false},
+	{"tcplisten", "tcplisten", "", false},
+	{"go-reuseport", "libp2p", "", false},
+	{"fasthttp", "fasthttp", "", false},
+	{"go-reuseport, 64 by hand", "libp2p64", "", false},
+	{oneQueue, "acceptq", "", false},
+	{"acceptq, 4 shards", "shards", "4", false},
+	{"acceptq, 16 shards", "shards", "16", false},
+	{manyQueues, "shards", "64", false},
+	{longQueue, "acceptq", "", false},
+}
+
 const (
 	restartNet     = "net.Listen: Shutdown, listen again"
-	restartControl = "net.Listen: the same again (control)"
-	restartClose   = "net.Listen: close, listen again, wait, Shutdown"
-	restartPass    = "net.Listen: pass descriptor ¹, Shutdown"
-	restartPassed  = "net.Listen: pass descriptor ¹, close, wait, Shutdown"
-	restartTCP     = "tcplisten: listen beside, close, wait, Shutdown"
-	restartFast    = "fasthttp: listen beside, close, wait, Shutdown"
-	restartReuse   = "go-reuseport: listen beside, close, wait, Shutdown"
 	restartMigrate = "go-reuseport: the same, with tcp_migrate_req ²"
 	restartBeside  = "acceptq: listen beside, Shutdown"
 	restartAlone   = "acceptq: Drain, wait, Shutdown, listen again"
 	restartOurs    = "acceptq: listen beside, Drain, wait, Shutdown"
 )
 
-var restartNames = []string{restartNet, restartControl, restartClose, restartPass, restartPassed, restartTCP, restartFast,
-	restartReuse, restartMigrate, restartBeside, restartAlone, restartOurs}
+// The name of a restart lists all its steps, in order. Every library has the best
+// way that we know: it waits for first answers.
+var restarts = []candidate{
+	{restartNet, "webnet", "shutdown", false},
+	{"net.Listen: the same again (control)", "webnet", "shutdown", false},
+	{"net.Listen: close, listen again, wait, Shutdown", "webnet", "close", false},
+	{"net.Listen: pass descriptor ¹, Shutdown", "webnet", "shutdown", true},
+	{"net.Listen: pass descriptor ¹, close, wait, Shutdown", "webnet", "close", true},
+	{"tcplisten: listen beside, close, wait, Shutdown", "webtcplisten", "close", false},
+	{"fasthttp: listen beside, close, wait, Shutdown", "webfasthttp", "close", false},
+	{"go-reuseport: listen beside, close, wait, Shutdown", "weblibp2p", "close", false},
+	{restartMigrate, "weblibp2p", "close", false},
+	{restartBeside, "webacceptqshared", "shutdown", false},
+	{restartAlone, "webacceptq", "drain", false},
+	{restartOurs, "webacceptqshared", "drain", false},
+}
+
+func names(all []candidate) (names []string) {
+	for _, c := range all {
+		names = append(names, c.name)
+	}
+	return names
+}
 
 const restartNote = "A round is one restart. Lost: refused, reset or unanswered after 20 s; a client that is refused asks again at once, " +
 	"so it can count more than once. Stalled: answered, but only after a packet was sent again. " +
@@ -127,7 +165,7 @@ var measurements = []*measurement{
 		}},
 	{name: "program",
 		bench: "Program", benchtime: "1x", rounds: 1, code: "*.go go.mod", tables: []table{
-			{"Program", "The smallest program that serves, built without symbols", "Packages: those that are neither Go's nor the program's own.", programNames, []column{
+			{"Program", "The smallest program that serves, built without symbols", "Packages: those that are neither Go's nor the program's own.", names(programs), []column{
 				{"size", "size-B", false, ""}, {"packages", "packages", false, ""}}},
 		}},
 	{name: "burst", svg: "burst.svg", alt: "5,000 clients at once and a server that is stopped: how many are let in at once, and the time to the first byte, for net.Listen, other libraries, and 1 to 64 shards.",
@@ -136,7 +174,7 @@ var measurements = []*measurement{
 			{"Burst", "5,000 clients at once, the server is stopped for 0.5 s, somaxconn is 128",
 				"At once: answered, and the client's kernel sent no packet twice. Sent again: answered, but only after a packet was repeated. " +
 					"No wait is cut: each client waits for up to a minute, and \"unanswered\" counts those that waited in vain. " +
-					"somaxconn raised: to 5,000. The CPU time is the server's alone.", burstNames, []column{
+					"somaxconn raised: to 5,000. The CPU time is the server's alone.", names(bursts), []column{
 					{"at once", "at-once", false, ""}, {"sent again", "sent-again", true, ""}, {"unanswered", "unanswered", true, ""},
 					{"packets dropped", "dropped", true, ""}, {"first byte, p50", "p50-ns", false, ""}, {"first byte, p99", p99, true, ""},
 					{"server's CPU time", "server-cpu-ns", false, netDefault}}},
@@ -144,8 +182,8 @@ var measurements = []*measurement{
 	{name: "restart", svg: "restart.svg", alt: "Requests lost and clients stalled in one restart under load, for each way to restart.",
 		bench: "Restart", benchtime: "1x", rounds: 16,
 		code: "drain*.go listener.go shards*.go", tables: []table{
-			{"Restart/clients=busy", "One restart of an HTTP server; 64 clients never rest", restartNote, restartNames, restartColumns},
-			{"Restart/clients=calm", "One restart of an HTTP server; 64 clients rest for about 20 ms after each request", restartNote, restartNames, restartColumns},
+			{"Restart/clients=busy", "One restart of an HTTP server; 64 clients never rest", restartNote, names(restarts), restartColumns},
+			{"Restart/clients=calm", "One restart of an HTTP server; 64 clients rest for about 20 ms after each request", restartNote, names(restarts), restartColumns},
 		}},
 }
 

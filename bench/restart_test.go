@@ -19,30 +19,6 @@ import (
 
 const restartClients = 64 // at the same time
 
-// A way is a program of internal/alone, how it stops, and whether its successor
-// inherits the socket from a parent process.
-type way struct {
-	program, end string
-	inherits     bool
-}
-
-// ways has each of restartNames. Every library has the best way that we know: it
-// waits for first answers.
-var ways = map[string]way{
-	restartNet:     {"webnet", "shutdown", false},
-	restartControl: {"webnet", "shutdown", false},
-	restartClose:   {"webnet", "close", false},
-	restartPass:    {"webnet", "shutdown", true},
-	restartPassed:  {"webnet", "close", true},
-	restartTCP:     {"webtcplisten", "close", false},
-	restartFast:    {"webfasthttp", "close", false},
-	restartReuse:   {"weblibp2p", "close", false},
-	restartMigrate: {"weblibp2p", "close", false},
-	restartBeside:  {"webacceptqshared", "shutdown", false},
-	restartAlone:   {"webacceptq", "drain", false},
-	restartOurs:    {"webacceptqshared", "drain", false},
-}
-
 // BenchmarkRestart replaces a server once while clients come, each with a new
 // connection for every request. Both servers are processes of their own, whose
 // programs use one library alone.
@@ -53,29 +29,29 @@ func BenchmarkRestart(b *testing.B) {
 		rest time.Duration
 	}{{"busy", 0}, {"calm", 20 * time.Millisecond}} {
 		b.Run("clients="+load.name, func(b *testing.B) {
-			shuffled(b, restartNames, func(b *testing.B, name string) {
+			shuffled(b, restarts, nameOf, func(b *testing.B, c candidate) {
 				migrate := 0
-				if name == restartMigrate {
+				if c.name == restartMigrate {
 					migrate = 1
 				}
 				if err := setSysctl("net.ipv4.tcp_migrate_req", migrate); err != nil {
 					b.Fatal(err)
 				}
-				restart(b, filepath.Join(dir, ways[name].program), ways[name], load.rest)
+				restart(b, filepath.Join(dir, c.program), c, load.rest)
 			})
 		})
 	}
 }
 
 // restart restarts a server once, and counts what becomes of the requests.
-func restart(b *testing.B, program string, w way, rest time.Duration) {
+func restart(b *testing.B, program string, c candidate, rest time.Duration) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
 	}
 	addr := ln.Addr()
-	args, socket := []string{addr.String(), w.end}, (*os.File)(nil)
-	if w.inherits {
+	args, socket := []string{addr.String(), c.arg}, (*os.File)(nil)
+	if c.inherits {
 		args[0] = "inherited"
 		if socket, err = ln.(*net.TCPListener).File(); err != nil {
 			b.Fatal(err)

@@ -181,11 +181,11 @@ func bars(rows []string, unit string, loss bool, figures func(row string) []floa
 // drawAll draws four pictures.
 func drawAll(dir string) error {
 	burst := func(title, unit string, loss bool) panel {
-		return panel{title: title, bars: bars(burstNames, unit, loss, func(row string) []float64 { return samples("Burst", row, unit) })}
+		return panel{title: title, bars: bars(names(bursts), unit, loss, func(row string) []float64 { return samples("Burst", row, unit) })}
 	}
 	restart := func(title, bench string) panel {
 		p := panel{title: title}
-		for _, row := range restartNames {
+		for _, row := range names(restarts) {
 			lost, stalled := samples(bench, row, "lost"), samples(bench, row, "stalled")
 			if len(lost) == 0 || len(stalled) == 0 {
 				p.bars = append(p.bars, bar{text: "unknown"})
@@ -210,11 +210,11 @@ func drawAll(dir string) error {
 	for file, svg := range map[string][]byte{
 		"burst.svg": picture("5,000 clients at once: who is let in, and how long the others wait",
 			"The server is stopped for 0.5 s; net.core.somaxconn is 128. At once: no packet was sent twice. Nobody's wait is cut off. Medians with 95 % intervals.",
-			burstNames, burst("Clients let in at once", "at-once", false), burst("Time to the first byte, p99", p99, true)),
+			names(bursts), burst("Clients let in at once", "at-once", false), burst("Time to the first byte, p99", p99, true)),
 		"restart.svg": picture("A restart under load: requests lost and clients stalled",
 			"Red: requests lost, which are refused or reset. Yellow: + stalled by a repeated packet. Medians; in brackets the worst restart. "+
 				"Wait: until no accepted connection is before its first answer. ¹ Needs a parent process or socket activation. ² A sysctl, needs root.",
-			restartNames, restart("64 clients that never rest", "Restart/clients=busy"), restart("64 clients that rest for about 20 ms", "Restart/clients=calm")),
+			names(restarts), restart("64 clients that never rest", "Restart/clients=busy"), restart("64 clients that rest for about 20 ms", "Restart/clients=calm")),
 		"speed.svg": picture("CPU time as a multiple of net.Listen's",
 			"The second row is net.Listen again and shows the noise. Medians with 95 % intervals. The times of net/http include the clients.",
 			peerNames, speed("Listen on 127.0.0.1:0", "Listen/addr=literal"), speed("Listen on :0", "Listen/addr=wildcard"), speed("Accept", "Accept"), speed("net/http, 1 request", "HTTP")),

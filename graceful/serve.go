@@ -75,7 +75,7 @@ type server struct {
 // serving holds the servers that are being served.
 var serving struct {
 	sync.Mutex
-	servers map[*http.Server]bool
+	servers map[*http.Server]*server
 }
 
 var errTwice = errors.New("graceful: the server is being served already")
@@ -104,12 +104,12 @@ func serve(ctx context.Context, srv *http.Server, ln Listener, serve func(net.Li
 	}
 
 	serving.Lock()
-	twice := serving.servers[srv]
+	twice := serving.servers[srv] != nil
 	if !twice {
 		if serving.servers == nil {
-			serving.servers = make(map[*http.Server]bool)
+			serving.servers = make(map[*http.Server]*server)
 		}
-		serving.servers[srv] = true
+		serving.servers[srv] = s
 	}
 	serving.Unlock()
 	if twice {

@@ -61,12 +61,11 @@ func (t *turnAway) header() {
 	}
 }
 
+// status is for informational answers, which come before the header: 101 needs its
+// "Connection: Upgrade".
 func (t *turnAway) status(code int) {
-	switch {
-	case code >= 200:
+	if code >= 200 {
 		t.header()
-	case code == http.StatusSwitchingProtocols:
-		t.done = true // this one needs its "Connection: Upgrade"
 	}
 }
 

@@ -1,6 +1,7 @@
 package graceful
 
 import (
+	"crypto/tls"
 	"net"
 	"net/http"
 	"sync"
@@ -35,8 +36,10 @@ type conns struct {
 	inside   int           // how many are inside
 	hijacked int           // handlers that have hijacked and not returned
 	lastIdle time.Time     // when one became idle
+	loops    int           // loops of the server that call Accept
+	noLoops  chan struct{} // closed when all loops have ended
 	changed  chan struct{} // holds a token when something has changed
-	atEnd    func()        // called once with mu held, when no goroutine of a connection uses the server
+	atEnd    func()        // called once with mu held, when no goroutine of net/http uses the server
 }
 
 func (cs *conns) signal() {
@@ -153,10 +156,21 @@ func (cs *conns) end(c *conn) {
 	cs.signal()
 }
 
-// checkEnd calls atEnd when no goroutine of a connection can read a field of the
+// loopEnded notes that a loop of the server has returned.
+func (cs *conns) loopEnded() {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if cs.loops--; cs.loops == 0 {
+		close(cs.noLoops)
+		cs.checkEnd()
+	}
+	cs.signal()
+}
+
+// checkEnd calls atEnd when no goroutine of net/http can read a field of the
 // server anymore, those in a handler apart, see end.
 func (cs *conns) checkEnd() {
-	if cs.atEnd != nil && len(cs.all) == cs.inside {
+	if cs.atEnd != nil && cs.loops == 0 && len(cs.all) == cs.inside {
 		cs.atEnd()
 		cs.atEnd = nil
 	}
@@ -187,16 +201,27 @@ func (cs *conns) count() counts {
 
 // closeFresh closes the connections on which no request has come, and returns how
 // many there were. Shutdown would wait for them and then drop their request.
-func (cs *conns) closeFresh() (n int) {
+func (cs *conns) closeFresh() int {
+	return cs.close(func(c *conn) bool { return c.state == fresh && !c.greeted })
+}
+
+func (cs *conns) closeAll() {
+	cs.close(func(*conn) bool { return true })
+}
+
+func (cs *conns) close(which func(*conn) bool) int {
 	cs.mu.Lock()
 	var late []net.Conn
 	for nc, c := range cs.all {
-		if c.state == fresh && !c.greeted {
+		if which(c) {
 			late = append(late, nc)
 		}
 	}
 	cs.mu.Unlock()
 	for _, nc := range late {
+		if c, ok := nc.(*tls.Conn); ok {
+			nc = c.NetConn() // or Close would send an alert, and may wait for that
+		}
 		nc.Close()
 	}
 	return len(late)

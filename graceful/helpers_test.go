@@ -28,8 +28,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if run := programs[os.Getenv(programEnv)]; run != nil {
-		if err := run(); err != nil {
+	if os.Getenv(programEnv) != "" {
+		if err := serverProgram(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -38,10 +38,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// programEnv makes the test binary one of the programs that tests start.
+// programEnv makes the test binary a server, which tests start as a process.
 const programEnv = "ACCEPTQ_TEST_GRACEFUL"
-
-var programs = map[string]func() error{}
 
 // patience is how long a test waits for what must happen.
 const patience = 20 * time.Second
@@ -108,8 +106,10 @@ func dial(t *testing.T, addr string) *client {
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
 	require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
-	return &client{t, c, bufio.NewReader(c)}
+	return newClient(t, c)
 }
+
+func newClient(t *testing.T, c net.Conn) *client { return &client{t, c, bufio.NewReader(c)} }
 
 func (c *client) send(request string) {
 	c.t.Helper()

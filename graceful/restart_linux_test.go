@@ -29,10 +29,6 @@ const (
 	howEnv      = programEnv + "_HOW"
 )
 
-func init() {
-	programs["server"] = serverProgram
-}
-
 // serverProgram serves until SIGTERM and prints its address once it listens.
 func serverProgram() error {
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -261,7 +257,6 @@ func TestRestartsOfASharedSocket(t *testing.T) {
 			old.end(t)
 			t.Log(c)
 			require.Zero(t, c.lost.Load(), c)
-			require.Zero(t, c.slow.Load(), c)
 		})
 	}
 }

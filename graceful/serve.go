@@ -99,6 +99,7 @@ func serve(ctx context.Context, srv *http.Server, ln Listener, serve func(net.Li
 	s := &server{options: o, srv: srv}
 	s.conns.all = make(map[net.Conn]*conn)
 	s.conns.changed = make(chan struct{}, 1)
+	s.conns.noLoops = make(chan struct{})
 	if err := s.open(listeners); err != nil {
 		return err
 	}
@@ -116,6 +117,7 @@ func serve(ctx context.Context, srv *http.Server, ln Listener, serve func(net.Li
 		return errTwice
 	}
 	s.replace()
+	s.conns.loops = len(s.doors)
 	restored := make(chan struct{})
 	wait := true
 	defer func() {
@@ -137,13 +139,13 @@ func serve(ctx context.Context, srv *http.Server, ln Listener, serve func(net.Li
 	}()
 
 	results := make(chan error, len(s.doors))
-	var loops sync.WaitGroup
 	for _, d := range s.doors {
-		loops.Go(func() {
+		go func() {
+			defer s.conns.loopEnded()
 			err := serve(d.served)
 			d.served.Close() // ServeTLS does not if it lacks a certificate
 			results <- err
-		})
+		}()
 	}
 	var failed error
 	select {
@@ -151,13 +153,13 @@ func serve(ctx context.Context, srv *http.Server, ln Listener, serve func(net.Li
 	case <-o.abort.Done():
 	case failed = <-results:
 		if errors.Is(failed, http.ErrServerClosed) {
-			loops.Wait() // the others return too
-			wait = false // whoever has called Shutdown waits
+			<-s.conns.noLoops // the others return too
+			wait = false      // whoever has called Shutdown waits
 			return failed
 		}
 		s.logger.ErrorContext(ctx, "graceful: serving ended", "error", failed)
 	}
-	cut := s.stop(ctx, &loops)
+	cut := s.stop(ctx)
 	for range len(s.doors) {
 		select {
 		case err := <-results:
@@ -233,7 +235,7 @@ func (s *server) baseContext(ln net.Listener) context.Context {
 
 // stop goes through the phases. Every phase is gone through in every case: with a
 // context that has ended, it counts what it would have waited for, and ends.
-func (s *server) stop(ctx context.Context, loops *sync.WaitGroup) error {
+func (s *server) stop(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	all, abort := context.WithCancelCause(ctx)
 	defer abort(nil)
@@ -269,8 +271,9 @@ func (s *server) stop(ctx context.Context, loops *sync.WaitGroup) error {
 	rested := func() time.Duration { return s.conns.rested(begin, s.linger) }
 	var cut Error
 
-	if s.shared {
-		s.closeAll(loops)
+	closed := s.shared
+	if closed {
+		s.closeAll()
 	}
 	p.run("turned away", 2*s.linger, func(ctx context.Context) error {
 		s.await(ctx, rested)
@@ -279,16 +282,17 @@ func (s *server) stop(ctx context.Context, loops *sync.WaitGroup) error {
 	if !s.shared {
 		p.run("drained", s.drain, func(ctx context.Context) (err error) {
 			cut.Queued, err = s.drainAll(ctx)
-			if err != nil || s.exposed {
+			if closed = err != nil || s.exposed; closed {
 				// The sooner, the fewer clients come in between.
-				s.closeAll(loops)
+				s.closeAll()
 			}
 			return err
 		})
 	}
 	p.run("first requests", s.first, func(ctx context.Context) error {
 		s.await(ctx, func() time.Duration {
-			if s.conns.inState[fresh] > 0 {
+			// A closed listener may have accepted connections that are not known yet.
+			if s.conns.inState[fresh] > 0 || closed && s.conns.loops > 0 {
 				return forever
 			}
 			return rested()
@@ -306,7 +310,13 @@ func (s *server) stop(ctx context.Context, loops *sync.WaitGroup) error {
 		requests = s.total // which ends first
 	}
 	p.run("shut down", requests, func(ctx context.Context) error {
-		s.srv.Shutdown(ctx)
+		// Shutdown and Close wait for Accept, which may hang: a listener may talk to
+		// the client in there, and a function of the user is called in between.
+		down := inBackground(func() { s.srv.Shutdown(ctx) })
+		select {
+		case <-down:
+		case <-ctx.Done():
+		}
 		s.await(ctx, func() time.Duration {
 			if s.conns.hijacked > 0 {
 				return forever
@@ -317,7 +327,11 @@ func (s *server) stop(ctx context.Context, loops *sync.WaitGroup) error {
 			return nil
 		}
 		cut.Active = s.conns.count().active
-		s.srv.Close()
+		s.conns.closeAll()
+		select {
+		case <-inBackground(func() { s.srv.Close() }):
+		case <-time.After(time.Second / 10):
+		}
 		if cut.Active > 0 {
 			return context.Cause(ctx)
 		}
@@ -362,6 +376,15 @@ func (p *phases) log(level slog.Level, name string, attrs ...slog.Attr) {
 		slog.Int("active", n.active),
 		slog.Int("idle", n.idle))
 	p.logger.LogAttrs(p.ctx, level, "graceful: "+name, attrs...)
+}
+
+func inBackground(f func()) (done <-chan struct{}) {
+	c := make(chan struct{})
+	go func() {
+		defer close(c)
+		f()
+	}()
+	return c
 }
 
 const forever = time.Duration(math.MaxInt64)

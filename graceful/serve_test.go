@@ -1,7 +1,6 @@
 package graceful
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -112,6 +111,44 @@ func TestLinger(t *testing.T) {
 	require.NoError(t, r.wait())
 }
 
+// The same in every protocol: the connection is closed after that answer, or Serve
+// would wait for it until the end of the linger. On HTTP/2 that is a GOAWAY.
+func TestLingerInEveryProtocol(t *testing.T) {
+	for _, protocol := range protocols {
+		t.Run(protocol, func(t *testing.T) {
+			srv, serve := serverOf(protocol, hello)
+			ln := listen(t)
+			r := begin(t, ln, func(ctx context.Context) error {
+				return serve(ctx, srv, ln, WithLinger(time.Minute), WithTimeout(time.Hour))
+			})
+			tr, scheme := transportOf(protocol)
+			defer tr.CloseIdleConnections()
+			var connections atomic.Int64
+			ask := func() {
+				ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) {
+					if !c.Reused {
+						connections.Add(1)
+					}
+				}})
+				req, err := http.NewRequestWithContext(ctx, "GET", scheme+"://"+r.addr, nil)
+				require.NoError(t, err)
+				resp, err := tr.RoundTrip(req)
+				require.NoError(t, err)
+				body, err := io.ReadAll(resp.Body)
+				require.NoError(t, err)
+				resp.Body.Close()
+				require.Equal(t, "hello", string(body))
+			}
+			ask()
+			r.stop()
+			until(t, "the stop", func() bool { return turningAway(t) })
+			ask()
+			require.EqualValues(t, 1, connections.Load())
+			require.NoError(t, r.wait())
+		})
+	}
+}
+
 func TestLingerEnds(t *testing.T) {
 	for _, linger := range []time.Duration{0, 50 * time.Millisecond} {
 		r := start(t, &http.Server{Handler: hello}, listen(t), WithLinger(linger))
@@ -174,14 +211,17 @@ func TestFirstAnswers(t *testing.T) {
 func TestSilentClients(t *testing.T) {
 	for _, protocol := range protocols[:2] {
 		t.Run(protocol, func(t *testing.T) {
-			srv, serve := serverOf(protocol, hello)
+			inside, going := make(chan bool), make(chan bool)
+			srv, serve := serverOf(protocol, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+				close(inside)
+				<-going
+			}))
 			srv.ErrorLog = log.New(io.Discard, "", 0)
 			ln := listen(t)
 			r := begin(t, ln, func(ctx context.Context) error {
 				return serve(ctx, srv, ln, WithFirstAnswerTimeout(100*time.Millisecond))
 			})
-			dial(t, r.addr)
-			slow := dial(t, r.addr)
+			silent, slow := dial(t, r.addr), dial(t, r.addr)
 			var dripping sync.WaitGroup
 			dripping.Go(func() {
 				text := get
@@ -197,8 +237,17 @@ func TestSilentClients(t *testing.T) {
 					<-drip.C
 				}
 			})
+			var busy net.Conn = dial(t, r.addr)
+			if protocol == "HTTPS" {
+				busy = tls.Client(busy, trusting)
+			}
+			_, err := io.WriteString(busy, get)
+			require.NoError(t, err)
+			<-inside
 			r.stop()
-			err := r.wait()
+			silent.closed() // while the server waits for another request
+			close(going)
+			err = r.wait()
 			var cut *Error
 			require.ErrorAs(t, err, &cut)
 			require.Equal(t, Error{BeforeFirstAnswer: 2, err: cut.err}, *cut)
@@ -297,7 +346,7 @@ func TestHandlerThatPanics(t *testing.T) {
 				panic(http.ErrAbortHandler)
 			}))
 			ln := listen(t)
-			r := begin(t, ln, func(ctx context.Context) error { return serve(ctx, srv, ln) })
+			r := begin(t, ln, func(ctx context.Context) error { return serve(ctx, srv, ln, WithLinger(0)) })
 			tr, scheme := transportOf(protocol)
 			defer tr.CloseIdleConnections()
 			lost := make(chan error, 1)
@@ -485,7 +534,7 @@ func TestTheServerStaysTheUsers(t *testing.T) {
 			before := fieldsOf(srv)
 			ln, err := net.Listen("tcp", "127.0.0.1:0") // is wrapped
 			require.NoError(t, err)
-			r := begin(t, ln, func(ctx context.Context) error { return serve(ctx, srv, ln) })
+			r := begin(t, ln, func(ctx context.Context) error { return serve(ctx, srv, ln, WithLinger(0)) })
 			tr, scheme := transportOf(protocol)
 			defer tr.CloseIdleConnections()
 			resp, err := (&http.Client{Transport: tr}).Get(scheme + "://" + r.addr)
@@ -632,7 +681,7 @@ func TestListeners(t *testing.T) {
 				if test.tls {
 					nc = tls.Client(nc, trusting)
 				}
-				c := &client{t, nc, bufio.NewReader(nc)}
+				c := newClient(t, nc)
 				c.send(get)
 				_, body := c.answer()
 				require.Equal(t, "hello", body)
@@ -649,6 +698,70 @@ func TestListeners(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A listener that cannot keep clients out is closed before the first requests are
+// waited for: who connects in that time would be reset.
+func TestExposedListenerIsClosedEarly(t *testing.T) {
+	log := new(journal)
+	ln := listen(t)
+	r := start(t, &http.Server{Handler: hello}, door1{hidden{ln}}, log.option())
+	c := dial(t, r.addr)
+	until(t, "the client", func() bool {
+		serving.Lock()
+		defer serving.Unlock()
+		for _, s := range serving.servers {
+			return s.conns.count().fresh == 1
+		}
+		return false
+	})
+	r.stop()
+	log.after(t, "drained")
+	require.ErrorIs(t, ln.Close(), net.ErrClosed)
+	c.send(get)
+	c.answer()
+	require.NoError(t, r.wait())
+}
+
+// A late listener returns a connection from Accept after it was closed.
+type late struct {
+	net.Listener
+	closed chan bool
+	log    *journal
+	once   *sync.Once
+}
+
+func (l late) Accept() (nc net.Conn, err error) {
+	l.once.Do(func() {
+		nc, err = l.Listener.Accept()
+		<-l.closed
+		for l.log.line("drained") == nil {
+			time.Sleep(time.Millisecond)
+		}
+	})
+	if nc == nil && err == nil {
+		err = net.ErrClosed
+	}
+	return nc, err
+}
+
+func (l late) Close() error {
+	err := l.Listener.Close()
+	if err == nil {
+		close(l.closed)
+	}
+	return err
+}
+
+func TestConnectionAcceptedAfterClose(t *testing.T) {
+	log := new(journal)
+	r := start(t, &http.Server{Handler: hello}, &struct{ late }{late{door1{hidden{listen(t)}}, make(chan bool), log, new(sync.Once)}}, log.option())
+	c := dial(t, r.addr)
+	c.send(get)
+	r.stop()
+	_, body := c.answer()
+	require.Equal(t, "hello", body)
+	require.NoError(t, r.wait())
 }
 
 // A socket that has another holder is closed at once, and what waits in its queue
@@ -755,7 +868,7 @@ func TestResponseWriterHasTheSameMethods(t *testing.T) {
 			}
 			ln := listen(t)
 			srv, serve := serverOf(protocol, handler(&ours))
-			r := begin(t, ln, func(ctx context.Context) error { return serve(ctx, srv, ln) })
+			r := begin(t, ln, func(ctx context.Context) error { return serve(ctx, srv, ln, WithLinger(0)) })
 			ask(r.addr)
 			r.stop()
 			require.NoError(t, r.wait())

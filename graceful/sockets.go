@@ -128,10 +128,9 @@ func (s *server) queued() (sum int, ok bool) {
 	return sum, len(s.sockets) > 0
 }
 
-// closeAll closes the listeners and waits until what they have accepted is known.
-func (s *server) closeAll(loops *sync.WaitGroup) {
+// closeAll closes the listeners.
+func (s *server) closeAll() {
 	for _, d := range s.doors {
 		d.served.Close()
 	}
-	loops.Wait()
 }

@@ -119,7 +119,7 @@ func TestLingerInEveryProtocol(t *testing.T) {
 			srv, serve := serverOf(protocol, hello)
 			ln := listen(t)
 			r := begin(t, ln, func(ctx context.Context) error {
-				return serve(ctx, srv, ln, WithLinger(time.Minute), WithTimeout(time.Hour))
+				return serve(ctx, srv, ln, WithLinger(time.Minute), WithFirstAnswerTimeout(time.Minute), WithTimeout(time.Hour))
 			})
 			tr, scheme := transportOf(protocol)
 			defer tr.CloseIdleConnections()
@@ -245,7 +245,10 @@ func TestSilentClients(t *testing.T) {
 			require.NoError(t, err)
 			<-inside
 			r.stop()
-			silent.closed() // while the server waits for another request
+			// While the server waits for another request. Shutdown by itself would close
+			// it after 5 s.
+			require.NoError(t, silent.SetDeadline(time.Now().Add(4*time.Second)))
+			silent.closed()
 			close(going)
 			err = r.wait()
 			var cut *Error

@@ -115,18 +115,22 @@ func logCount(key string, n int64) slog.Attr {
 //
 // The ceiling is the only thing looked at, and it can be wrong: gVisor's file
 // names another number than its kernel uses. [Listener.Backlog] asks the socket.
+// On Linux the ceiling is that of the calling thread's network namespace.
 // The error is that of reading the ceiling; it matches [errors.ErrUnsupported]
 // on systems whose rule the package does not know.
 func PredictBacklog(n int) (Backlog, error) {
 	return realSystem.predict(n)
 }
 
-func (sys *system) predict(n int) (Backlog, error) {
+func (sys *system) predict(n int) (Backlog, error) { return predict(n, sys.bounds) }
+
+// predict is what n would get under the bounds that are read by bounds.
+func predict(n int, bounds func() (ceiling, floor int, err error)) (Backlog, error) {
 	r, known := ruleOf(runtime.GOOS)
 	if !known {
 		return r.account(n, unknown, unknown, false), errNoRule
 	}
-	ceiling, floor, err := sys.bounds()
+	ceiling, floor, err := bounds()
 	return r.account(n, ceiling, r.limit(n, ceiling, floor), false), err
 }
 

@@ -1,6 +1,7 @@
 package acceptq
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -14,8 +15,14 @@ import (
 type kernel struct {
 	getsockopt   func(fd, level, name int, p []byte) (n int, err error)
 	attachFilter func(fd int, prog *unix.SockFprog) error
-	diag         func(request []byte) (rows [][]byte, err error)
-	readFile     func(name string) ([]byte, error)
+	// getFilter is SO_GET_FILTER: it copies the filter of fd to p and returns its
+	// length, or fails with EINVAL if it is longer than p.
+	getFilter     func(fd int, p []unix.SockFilter) (n int, err error)
+	diag          func(ctx context.Context, request []byte) (rows [][]byte, err error)
+	readFile      func(name string) ([]byte, error)
+	unixSocket    func() (fd int, err error)
+	namespaceFile func(fd int) (*os.File, error)
+	holders       func(file unix.Stat_t) (n int, err error)
 }
 
 var realKernel = kernel{
@@ -23,13 +30,27 @@ var realKernel = kernel{
 	attachFilter: func(fd int, prog *unix.SockFprog) error {
 		return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, prog)
 	},
-	diag:     diag,
-	readFile: os.ReadFile,
+	getFilter:     getFilter,
+	diag:          diag,
+	readFile:      os.ReadFile,
+	unixSocket:    unixSocket,
+	namespaceFile: namespaceFile,
+	holders:       holders,
 }
 
 // getsockopt is getsockopt(2) into a buffer; n is the length of the answer.
 // unix.GetsockoptTCPInfo allocates its answer, and SO_MEMINFO has no call there.
 func getsockopt(fd, level, name int, p []byte) (n int, err error) {
+	return getsockoptCounted(fd, level, name, p)
+}
+
+// getFilter: the length of this option is in instructions, and not in bytes.
+func getFilter(fd int, p []unix.SockFilter) (n int, err error) {
+	return getsockoptCounted(fd, unix.SOL_SOCKET, unix.SO_GET_FILTER, p)
+}
+
+// getsockoptCounted is getsockopt(2) of an option whose length is in elements of p.
+func getsockoptCounted[T any](fd, level, name int, p []T) (n int, err error) {
 	size := uint32(len(p))
 	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
 		uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(unsafe.Pointer(&size)), 0)
@@ -42,7 +63,6 @@ func getsockopt(fd, level, name int, p []byte) (n int, err error) {
 // struct tcp_info of linux/tcp.h, as far as a listener fills it: tcpi_state,
 // and for a socket in that state of 10 its queue (tcp_get_info in net/ipv4/tcp.c).
 const (
-	tcpListen    = 10 // TCP_LISTEN, net/tcp_states.h
 	infoState    = 0  // u8 tcpi_state
 	infoUnacked  = 24 // u32 tcpi_unacked: sk_ack_backlog, the connections queued
 	infoSacked   = 28 // u32 tcpi_sacked: sk_max_ack_backlog, the limit
@@ -114,28 +134,36 @@ func (sys *system) transportOf(fd int) transport {
 
 // describe fills in what Linux says of listening besides the ceiling.
 func (sys *system) describe(s *System) {
-	number := func(name string) int {
-		text, err := sys.readFile("/proc/sys/net/ipv4/" + name)
-		if err != nil {
-			return unknown
-		}
-		n, err := parseSysctl(string(text))
-		if err != nil {
-			return unknown
-		}
-		return n
-	}
-	s.SYNBacklog = number("tcp_max_syn_backlog")
-	s.SYNCookies = number("tcp_syncookies")
-	s.AbortOnOverflow = number("tcp_abort_on_overflow")
+	s.SYNBacklog = sys.ipv4Setting("tcp_max_syn_backlog")
+	s.SYNCookies = sys.ipv4Setting("tcp_syncookies")
+	s.AbortOnOverflow = sys.ipv4Setting("tcp_abort_on_overflow")
 
-	// /proc/net would be the namespace of the process's first thread.
-	text, _ := sys.readFile("/proc/thread-self/net/netstat")
-	counter := func(column string) int64 { return netstatCounter(string(text), "TcpExt", column) }
+	counter := sys.tcpCounters()
 	s.ListenOverflows = counter("ListenOverflows")
 	s.ListenDrops = counter("ListenDrops")
 	s.ReqQFullDrop = counter("TCPReqQFullDrop")
 	s.ReqQFullDoCookies = counter("TCPReqQFullDoCookies")
+}
+
+// ipv4Setting reads a number of net.ipv4 that holds in the calling thread's network
+// namespace.
+func (sys *system) ipv4Setting(name string) int {
+	text, err := sys.readFile("/proc/sys/net/ipv4/" + name)
+	if err != nil {
+		return unknown
+	}
+	n, err := parseSysctl(string(text))
+	if err != nil {
+		return unknown
+	}
+	return n
+}
+
+// tcpCounters reads the counters of the calling thread's network namespace, which are
+// told by their column. /proc/net would be the namespace of the process's first thread.
+func (sys *system) tcpCounters() func(column string) int64 {
+	text, _ := sys.readFile("/proc/thread-self/net/netstat")
+	return func(column string) int64 { return netstatCounter(string(text), "TcpExt", column) }
 }
 
 // bounds reads the ceiling. /proc/sys/net shows the network namespace of the

@@ -5,323 +5,362 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// Drain prepares l for a Close that resets nobody: it takes in no new handshake,
-// waits for those in flight, and returns once Accept has taken all that is queued
-// and has been called again for each, so that every loop that calls it has dealt
-// with the last one it took. It does not close; Close does, or the server's
-// Shutdown.
+// Drain makes l safe to close without resetting connections. It keeps out new
+// clients, waits for the handshakes in flight, and returns once Accept has taken
+// every queued connection and each loop that took one has called Accept again. It
+// does not close l: call Close or the server's Shutdown next.
 //
-// When ctx ends first the error is a [*DrainError], which says what Close would
-// reset now. After Close, or when Close comes meanwhile, the error matches
-// [net.ErrClosed]. Drain may be called again, and by several goroutines.
+// nil means that Close resets nobody. Otherwise the error is a [*net.OpError] and
+// matches
+//   - a [*DrainError] and the error of ctx, when ctx ended first
+//   - [ErrStillOpen], when the wait is over but new clients are let in again
+//   - [net.ErrClosed], when l was closed before or meanwhile
+//   - [errors.ErrUnsupported], when the system does not tell the queue's length
 //
-// On Linux clients that come during a drain are not refused: the kernel drops
-// their first packet, they try again after a second, and reach whoever listens
-// then. A socket filter does that (SO_ATTACH_FILTER, socket(7)), which needs
-// CAP_NET_ADMIN since mid-2026; without it a minimum TTL of 255 (IP_MINTTL, ip(7);
-// IPV6_MINHOPCOUNT), which lets clients in that send 255, and under which what a
-// client sends before it is accepted comes only when it is sent again. Handshakes in flight are
-// looked up by sock_diag(7), and waited for at most 3 seconds: a dead client holds
-// nothing up. The stop stays until the socket closes. If its descriptor may have
-// been copied ([Listener.File], [Listener.SyscallConn], [Wrap]), the stop is
-// lifted just before Drain returns, so that the other holder has its clients; if
-// that fails, so does Drain. Who hands the socket over needs no Drain, since the
-// queue goes with it.
+// New clients are kept out until l is closed or [Listener.Resume] is called, also
+// after an error. Their SYN is dropped, so they retry a second later and reach
+// whichever process listens by then. Drain may be called again, and concurrently.
 //
-// On other systems, and on MPTCP, nothing is changed on the socket: Drain waits
-// for the first moment at which the queue is empty, and who comes between that and
-// Close is lost. Where the queue cannot be seen the error matches
-// [errors.ErrUnsupported].
-//
-// Connections must be taken, deadlines set and the descriptor handed on by the
-// methods of l, not by those of l.TCPListener or of the listener that l wraps: what
-// is accepted during a drain inherits the stop, and l lifts it from each. One
-// that another holder of the socket takes keeps it: a filter does it no harm, with
-// the minimum TTL it hears nothing until that holder sets IP_MINTTL to 0.
-//
-// What Drain cannot do: connections made by SYN cookies, when the queue
-// overflows, have no state to wait for; connections that the kernel holds back
-// ([WithDeferAccept], [WithAcceptFilter]) are not queued, and given up after the 3
-// seconds; SYNs that hash to a draining member of a
-// SO_REUSEPORT group come back after a second; and net/http drops a request that
-// it has read when Shutdown begins, see the example. Behind a load balancer begin
-// when it has let go of the server.
-func (l *Listener) Drain(ctx context.Context) (err error) {
-	if ctx == nil {
-		return l.opError("drain", errors.New("acceptq: nil context"))
-	}
+// Accept connections, set deadlines and copy the descriptor by the methods of l
+// while it drains, not by those of [Listener.TCPListener] or of a listener that l
+// wraps. The section "Draining" of the package comment says how it works and what it
+// cannot do.
+func (l *Listener) Drain(ctx context.Context) error {
 	if !l.ok() {
 		return l.opError("drain", errNotListening)
 	}
-	flight, err := l.beginDrain()
-	if err != nil {
-		return l.opError("drain", err)
-	}
-	defer func() {
-		if stays := l.endDrain(); stays != nil {
-			err = l.opError("drain", errors.Join(stays, err))
-		}
-	}()
-
-	tick := time.NewTicker(drainLook)
-	defer tick.Stop()
-	calm := 0 // looks in a row that have seen nobody
-	for ended := false; ; {
-		inFlight := flight.look()
-		s, err := l.Stats()
-		if err != nil {
-			return l.opError("drain", err)
-		}
-		if s.Queued == unknown {
-			return l.opError("drain", fmt.Errorf("the length of the queue: %w", errors.ErrUnsupported))
-		}
-		if calm++; s.Queued > 0 || inFlight != 0 && !flight.over() {
-			calm = 0
-		}
-		if calm >= flight.looks() && l.accepts.settled(l.tcp) {
-			// One that was on its way through Accept at that moment is counted by
-			// now; none can have come in behind it unless nothing was stopped.
-			return nil
-		}
-		if ended {
-			return &DrainError{Queued: s.Queued, Incomplete: inFlight, err: ctx.Err()}
-		}
-		select {
-		case <-ctx.Done():
-			ended = true // one more look: the error tells of now
-		case <-tick.C:
-		}
-	}
+	return drain(ctx, []*Listener{l})
 }
 
-const (
-	drainLook   = 5 * time.Millisecond // how often a drain looks
-	drainFlight = 3 * time.Second      // how long it waits for handshakes in flight
-)
+// Resume undoes a drain: new clients are let in again. Drains that are waiting end
+// with [ErrStillOpen]. It does nothing if l is not draining.
+//
+// After Close the error matches [net.ErrClosed].
+func (l *Listener) Resume() error {
+	if !l.ok() {
+		return l.opError("resume", errNotListening)
+	}
+	l.intake.mu.Lock()
+	defer l.intake.mu.Unlock()
+	if err := l.open(); err != nil {
+		return l.opError("resume", err)
+	}
+	return nil
+}
 
-// A DrainError says that a drain ended with its context. It unwraps to the
-// context's error. If nothing is queued or in flight, a goroutine that took a
-// connection has not called Accept again, or cannot be brought out of it because
-// the socket was made blocking, see [Listener.File].
+// ErrStillOpen is the error of a drain that waited for every handshake and every
+// queued connection that it could see, but new clients are let in when it returns:
+// Close resets those that connect in between. The reason is in its text:
+//   - The socket has another holder, who must not lose its clients: see
+//     [Listener.File] and [Wrap]. Nobody is lost if that holder goes on listening.
+//   - This system, or MPTCP, has no way to keep them out.
+//   - The kernel refused both ways to keep them out.
+//   - [Listener.Resume] was called.
+var ErrStillOpen = errors.New("new clients are still let in")
+
+// A DrainError says what a drain was still waiting for when its context ended. It
+// unwraps to the context's error. A number that cannot be known is -1.
 type DrainError struct {
-	Queued     int // connections that wait for Accept, and that Close would reset
-	Incomplete int // handshakes in flight since before the drain; -1 if unknown
-	err        error
+	Queued   int // connections that wait for Accept; Close resets them
+	InFlight int // handshakes that began before the drain and are not finished
+	HeldBack int // connections that the kernel holds back from Accept, see Stats.Incomplete
+	Accepted int // connections that Accept returned to a loop that has not called it again
+
+	err error
 }
 
 func (e *DrainError) Error() string {
-	return fmt.Sprintf("drain: %v: %d queued, %v in flight", e.err, e.Queued, count(e.Incomplete))
+	text := fmt.Sprintf("%v: %d queued, %v in flight", e.err, e.Queued, count(e.InFlight))
+	if e.HeldBack > 0 {
+		text += fmt.Sprintf(", %d held back", e.HeldBack)
+	}
+	if e.Accepted > 0 {
+		text += fmt.Sprintf(", %d accepted by a loop that has not called Accept again", e.Accepted)
+	}
+	return text
 }
 
 // Unwrap returns the error of the context.
 func (e *DrainError) Unwrap() error { return e.err }
 
-// drains is the part of a Listener that stops the intake of its socket.
-type drains struct {
-	mu      sync.Mutex
-	running int  // drains that have begun and not ended
-	shared  bool // another descriptor of this socket may exist
-	stopped bool // the stop is in force
-}
+const (
+	drainLook   = 5 * time.Millisecond // how often a drain looks
+	drainFlight = 3 * time.Second      // how long it waits for handshakes in flight
+	drainReturn = time.Second          // and for loops that have not called Accept again
+)
 
-// beginDrain stops the intake, if no drain before has, and notes the handshakes
-// that are in flight after that.
-func (l *Listener) beginDrain() (*flight, error) {
-	d := &l.drains
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if !d.stopped {
-		if err := l.raw.Control(func(fd uintptr) { d.stopped = l.intake.stop(l.sys, int(fd)) }); err != nil {
-			return nil, err
+// drain drains listeners, which are of one port, with one look at its handshakes for
+// all of them.
+func drain(ctx context.Context, listeners []*Listener) (err error) {
+	fail := func(err error) error { return listeners[0].opError("drain", err) }
+	if ctx == nil {
+		return fail(errors.New("nil context"))
+	}
+	// A queue that cannot be read cannot be drained, and nothing is changed then.
+	for _, l := range listeners {
+		if s, err := l.Stats(); err != nil {
+			return fail(err)
+		} else if s.Queued == unknown {
+			return fail(fmt.Errorf("the length of the queue: %w", errors.ErrUnsupported))
 		}
 	}
-	d.running++
-	if !d.stopped {
-		return &flight{}, nil // those in flight cannot be told from those to come
+
+	flight := newFlight(listeners[0])
+	defer flight.close()
+	var drainings []*draining
+	defer func() {
+		errs := []error{cause(err)}
+		for _, d := range drainings {
+			errs = append(errs, d.end(err == nil))
+		}
+		if err = join(errs); err != nil {
+			err = fail(err)
+		}
+	}()
+	for _, l := range listeners {
+		d, err := l.beginDrain(flight)
+		if err != nil {
+			return err
+		}
+		drainings = append(drainings, d)
 	}
-	return newFlight(l.sys, l.Addr().(*net.TCPAddr).Port), nil
+
+	tick := time.NewTicker(drainLook)
+	defer tick.Stop()
+	for ended := false; ; {
+		left := DrainError{InFlight: unknown, err: ctx.Err()}
+		if stopped(drainings) {
+			flight.look(ctx)
+			left.InFlight = flight.left()
+		}
+		done := true
+		for _, d := range drainings {
+			if err := d.look(flight, &left); err != nil {
+				return err
+			}
+			done = done && d.done
+		}
+		if done {
+			return nil
+		}
+		if ended {
+			return &left
+		}
+		select {
+		case <-ctx.Done():
+			ended = true // one more look: the error describes the present
+		case <-tick.C:
+		}
+	}
 }
 
-// endDrain lifts the stop from a shared socket when its last drain ends.
-func (l *Listener) endDrain() error {
-	l.drains.mu.Lock()
-	defer l.drains.mu.Unlock()
-	l.drains.running--
-	return l.liftIfShared()
+// join joins the errors of several listeners or attempts on one line, each text once:
+// 64 shards mostly fail alike. A single error stays as it is.
+func join(errs []error) (joined error) {
+	seen := make(map[string]bool)
+	for _, err := range errs {
+		switch {
+		case err == nil || seen[err.Error()]:
+			continue
+		case joined == nil:
+			joined = err
+		default:
+			joined = fmt.Errorf("%w; %w", joined, err)
+		}
+		seen[err.Error()] = true
+	}
+	return joined
 }
 
-// share notes that there may be another descriptor of the socket from now on, and
-// that its holder must not find it stopped.
-func (l *Listener) share() error {
-	l.drains.mu.Lock()
-	defer l.drains.mu.Unlock()
-	l.drains.shared = true
-	return l.liftIfShared()
+// A draining is one drain of one Listener.
+type draining struct {
+	l     *Listener
+	stop  *stop     // what keeps new clients out; nil if nothing does
+	why   error     // why nothing does
+	empty int       // how many looks in a row have found nobody waiting
+	since time.Time // when the first of them was
+	done  bool
 }
 
-// liftIfShared is tried again at the next occasion if it fails: with the stop on
-// its socket the other holder would never see a client.
-func (l *Listener) liftIfShared() error {
-	d := &l.drains
-	if !d.stopped || !d.shared || d.running > 0 {
+// stopped reports whether new clients are kept out of one at least. Otherwise those in
+// flight cannot be told from those to come.
+func stopped(drainings []*draining) bool {
+	return slices.ContainsFunc(drainings, func(d *draining) bool { return d.stop != nil })
+}
+
+// look looks at the queue once, and adds what it finds to left.
+func (d *draining) look(f *flight, left *DrainError) error {
+	s, err := d.l.Stats()
+	if err != nil {
+		return err
+	}
+	unreturned := d.l.accepts.unreturned()
+	left.Queued += s.Queued
+	left.Accepted += unreturned
+	if s.Incomplete == unknown || left.HeldBack == unknown {
+		left.HeldBack = unknown
+	} else {
+		left.HeldBack += s.Incomplete
+	}
+	if d.done {
 		return nil
 	}
-	var operr error
-	err := l.raw.Control(func(fd uintptr) { operr = l.intake.lift(l.sys, int(fd)) })
-	if err == nil && operr != nil {
-		return fmt.Errorf("new clients are still kept out: %w", operr)
+	if d.stop != nil && !d.l.intake.stoppedBy(d.stop) {
+		d.stop, d.why, d.done = nil, errors.New("Resume was called"), true
+		return nil
 	}
-	d.stopped = false // or the socket is closed
+	waiting := d.stop != nil && f.left() != 0 || s.Incomplete > 0
+	if s.Queued > 0 || waiting && !f.over() {
+		d.empty = 0
+		return nil
+	}
+	if d.empty++; d.empty == 1 {
+		d.since = time.Now()
+	}
+	if d.empty < d.looks() {
+		return nil
+	}
+	// A connection that was on its way out of Accept is counted by now. No other
+	// can have come in behind it, unless nothing keeps new clients out.
+	d.done = d.l.accepts.settled(d.l.tcp) || time.Since(d.since) > drainReturn
 	return nil
 }
 
-// A flight is the handshakes on a port that were unfinished when the intake
-// stopped. Their rows name no listener, so those of another one of this port are
-// among them; what begins later is not. The zero flight has none to wait for.
-type flight struct {
-	sys     *system
-	port    int
-	waiting map[handshake]struct{} // nil if it could not be found out
-	late    bool                   // those that were late for the first look are among them
-	next    time.Time              // when to ask the kernel again
-	pause   time.Duration          // and how long after that: the answer costs it a walk
-	until   time.Time
-}
-
-func newFlight(sys *system, port int) *flight {
-	now := time.Now()
-	f := &flight{sys: sys, port: port, next: now.Add(drainLook), until: now.Add(drainFlight)}
-	f.waiting, _ = sys.handshakes(port)
-	return f
-}
-
-// look returns how many are still unfinished; -1 if that cannot be found out. The
-// second time it adds those whose SYN another processor was about to take in when
-// the intake stopped.
-func (f *flight) look() int {
-	if f.waiting == nil {
-		return unknown
-	}
-	if f.late && len(f.waiting) == 0 || time.Now().Before(f.next) {
-		return len(f.waiting)
-	}
-	now, err := f.sys.handshakes(f.port)
-	if err != nil {
-		return unknown
-	}
-	f.pause = min(2*f.pause+drainLook, 20*drainLook)
-	f.next = time.Now().Add(f.pause)
-	if !f.late {
-		f.waiting, f.late = now, true
-		return len(now)
-	}
-	for h := range f.waiting {
-		if _, unfinished := now[h]; !unfinished {
-			delete(f.waiting, h)
-		}
-	}
-	return len(f.waiting)
-}
-
-// looks is how many in a row must see nobody. The kernel takes a handshake out of
-// its table a moment before it puts the connection into the queue.
-func (f *flight) looks() int {
-	if f.sys == nil {
-		return 1 // nothing was stopped: the first moment will do
+// looks is how many looks in a row must find nobody. The kernel takes a handshake out
+// of its table a moment before it puts the connection into the queue.
+func (d *draining) looks() int {
+	if d.stop == nil {
+		return 1 // the first moment must do: others come in all the time
 	}
 	return 2
 }
 
-// over reports whether they have been waited for long enough.
-func (f *flight) over() bool { return time.Now().After(f.until) }
+// An intake lets new clients into a Listener, or is stopped by a drain. It is the
+// only owner of what a drain changes on the socket.
+type intake struct {
+	mu     sync.Mutex
+	drains int         // running
+	stop   *stop       // what keeps new clients out; nil if nothing does
+	shared bool        // another holder has the socket, or may have it
+	shown  atomic.Bool // someone saw the descriptor, and may have copied it
 
-// A gate stands before net's Accept and knows who is inside. The kernel's queue
-// may be empty while a connection that was in it is still on its way out of there,
-// and no look at the queue can tell.
-type gate struct {
-	mu       sync.Mutex
-	moved    sync.Cond // inside has sunk, or the gate is open again
-	inside   int       // calls of net's Accept
-	shut     bool      // all that are inside are sent out, and nobody comes in
-	deadline time.Time // the user's
-	owed     int       // connections that Accept has returned and no call has followed
+	inherited atomic.Pointer[inheritance]
 }
 
-// enter waits until the gate is open. A call that was sent out and comes again is
-// no new call of the user's.
-func (g *gate) enter(again bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !again && g.owed > 0 {
-		g.owed--
-	}
-	for g.shut {
-		g.moved.Wait()
-	}
-	g.inside++
-}
-
-// leave reports whether the gate is shut: then a deadline that has passed is not
-// the user's.
-func (g *gate) leave(handed bool) (shut bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if handed {
-		g.owed++
-	}
-	g.inside--
-	if g.shut {
-		g.moved.Broadcast()
-	}
-	return g.shut
-}
-
-// settled reports whether a call of Accept has followed each connection that it
-// returned. That there was a call after the last would not do: of several loops one
-// may be back while another is still busy with what it took. (The first call of a
-// new loop cannot be told from the return of another.) It sends out all that are
-// inside, so that none is on its way with one.
-func (g *gate) settled(ln *net.TCPListener) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for g.shut { // by another drain
-		g.moved.Wait()
-	}
-	if g.owed > 0 {
-		return false
-	}
-	if g.inside > 0 {
-		// If someone made the socket blocking, by Fd of a copy as os/exec does, no
-		// deadline brings them out. Then this is tried again, until Drain's ctx ends.
-		tooLong := false
-		defer time.AfterFunc(20*drainLook, func() {
-			g.mu.Lock()
-			defer g.mu.Unlock()
-			tooLong = true
-			g.moved.Broadcast()
-		}).Stop()
-		g.shut = true
-		ln.SetDeadline(time.Unix(1, 0)) // long ago; on a closed one they return anyway
-		for g.inside > 0 && !tooLong {
-			g.moved.Wait()
+// beginDrain stops the intake, if that can be done and no drain before has.
+func (l *Listener) beginDrain(f *flight) (*draining, error) {
+	in := &l.intake
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	d := &draining{l: l}
+	if in.stop == nil {
+		err := l.raw.Control(func(fd uintptr) { in.stop, d.why = l.sys.stopIntake(int(fd), in, f) })
+		if err != nil {
+			return nil, err
 		}
-		ln.SetDeadline(g.deadline)
-		g.shut = false
-		g.moved.Broadcast()
 	}
-	return g.owed == 0 && g.inside == 0
+	d.stop = in.stop
+	in.drains++
+	return d, nil
 }
 
-func (g *gate) setDeadline(ln *net.TCPListener, t time.Time) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for g.shut { // for a moment
-		g.moved.Wait()
+// end ends a drain and says why it does not keep new clients out. With another holder
+// of the socket the last drain lets them in again.
+func (d *draining) end(waited bool) error {
+	in := &d.l.intake
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.drains--
+	if d.stop != nil && (in.shared || in.shown.Load() && d.l.duplicated()) {
+		d.why = errors.New("the socket has another holder")
+		if in.drains == 0 {
+			if err := d.l.open(); err != nil {
+				return err
+			}
+		}
 	}
-	g.deadline = t
-	return ln.SetDeadline(t)
+	if !waited || d.why == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrStillOpen, d.why)
+}
+
+// open lets new clients in again. It is tried again at the next occasion if it fails:
+// another holder of the socket would never see a client.
+func (l *Listener) open() error {
+	in := &l.intake
+	var operr error
+	err := l.raw.Control(func(fd uintptr) {
+		if in.stop != nil {
+			operr = l.sys.lift(int(fd), in.stop)
+		}
+	})
+	if err != nil { // the socket is closed
+		return cause(err)
+	}
+	if operr != nil {
+		return fmt.Errorf("new clients are still kept out: %w", operr)
+	}
+	if in.stop != nil {
+		in.inherited.Store(&inheritance{stop: in.stop, lifted: time.Now()})
+	}
+	in.stop = nil
+	return nil
+}
+
+// share notes that another holder of the socket may exist from now on. New clients
+// are let in again, unless a drain is running and will do that when it ends.
+func (l *Listener) share() error {
+	in := &l.intake
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.shared = true
+	if in.stop == nil || in.drains > 0 {
+		return nil
+	}
+	return l.open()
+}
+
+// stoppedBy reports whether s still keeps new clients out.
+func (in *intake) stoppedBy(s *stop) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.stop == s
+}
+
+// An inheritance is what connections that are accepted may have inherited from a
+// listening socket that was stopped when they were made.
+type inheritance struct {
+	stop   *stop
+	lifted time.Time // when the stop was lifted; zero while it is in force
+	over   bool      // no such connection can be in the queue any more
+}
+
+// inheritanceLast is how long after the lift a connection may still come into the
+// queue that was made before it.
+const inheritanceLast = 100 * time.Millisecond
+
+// clean takes from c, which was accepted just now, what it inherited from a stopped
+// listener. before is what could be inherited when the call of Accept began: the queue
+// may have been seen empty by another call while this one had c already.
+func (l *Listener) clean(c *net.TCPConn, before *inheritance) {
+	now := l.intake.inherited.Load()
+	if now == nil || now.over && before == now {
+		return
+	}
+	if raw, err := c.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { l.sys.clean(int(fd), now.stop) })
+	}
+	if now.over || now.lifted.IsZero() || time.Since(now.lifted) < inheritanceLast {
+		return
+	}
+	if s, err := readStats(l.sys, l.raw, l.transport); err == nil && s.Queued == 0 {
+		l.intake.inherited.CompareAndSwap(now, &inheritance{stop: now.stop, over: true})
+	}
 }

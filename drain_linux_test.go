@@ -149,8 +149,8 @@ func synReceived(t *testing.T, addr net.Addr) int {
 	return len(clients)
 }
 
-// stopped waits until the stop is in force.
-func stopped(t *testing.T, ln *Listener, want way) {
+// untilStopped waits until the stop is in force.
+func untilStopped(t *testing.T, ln *Listener, want way) {
 	t.Helper()
 	require.Eventually(t, func() bool { return wayOf(t, ln.raw) == want }, patience, time.Millisecond)
 }
@@ -205,7 +205,7 @@ func TestDrainedChildren(t *testing.T) {
 				drained := inBackground(t, ln, within(t, patience))
 				stop := v4
 				stop.ttl = max(stop.ttl, row.want.ttl)
-				stopped(t, ln, stop)
+				untilStopped(t, ln, stop)
 				require.Empty(t, drained, "a handshake is in flight")
 				client.hear(t)
 				c := client.connected(t)
@@ -245,7 +245,7 @@ func TestDrainedChildrenDualStack(t *testing.T) {
 		drained := inBackground(t, ln, within(t, patience))
 		v6 := v4
 		v6.hops = v6.ttl
-		stopped(t, ln, v6)
+		untilStopped(t, ln, v6)
 		for _, client := range clients {
 			client.hear(t)
 			c := client.connected(t)
@@ -347,6 +347,29 @@ func requireReachable(t *testing.T, addr net.Addr) {
 	}
 }
 
+// requireStillOpen says that a drain waited for everybody and lets new clients in.
+func requireStillOpen(t *testing.T, err error) {
+	t.Helper()
+	require.ErrorIs(t, err, ErrStillOpen)
+	requireDrainOp(t, err)
+	require.NotNil(t, err.(*net.OpError).Addr)
+}
+
+// duplicate is a second listener over the socket of raw.
+func duplicate(t *testing.T, raw syscall.RawConn) net.Listener {
+	t.Helper()
+	var f *os.File
+	require.NoError(t, raw.Control(func(fd uintptr) {
+		if dup, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			f = os.NewFile(uintptr(dup), "listener")
+		}
+	}))
+	defer f.Close()
+	other, err := net.FileListener(f)
+	require.NoError(t, err)
+	return other
+}
+
 // Whoever else holds the socket finds it as it was, and its clients reach it.
 func TestDrainedSecondHolder(t *testing.T) {
 	if os.Getenv(heirEnv) != "" {
@@ -363,7 +386,7 @@ func TestDrainedSecondHolder(t *testing.T) {
 			require.NoError(t, err)
 			return other
 		}
-		drain := func(t *testing.T, ln *Listener) { require.NoError(t, ln.Drain(within(t, patience))) }
+		drain := func(t *testing.T, ln *Listener) { requireStillOpen(t, ln.Drain(within(t, patience))) }
 		for _, row := range []struct {
 			name string
 			hold func(t *testing.T, ln *Listener, former int) net.Listener // drains too
@@ -374,7 +397,7 @@ func TestDrainedSecondHolder(t *testing.T) {
 				return other
 			}},
 			{"Drain, then File", func(t *testing.T, ln *Listener, _ int) net.Listener {
-				drain(t, ln)
+				require.NoError(t, ln.Drain(within(t, patience)))
 				return file(t, ln)
 			}},
 			{"File during Drain", func(t *testing.T, ln *Listener, former int) net.Listener {
@@ -382,7 +405,7 @@ func TestDrainedSecondHolder(t *testing.T) {
 				drained := inBackground(t, ln, within(t, patience))
 				stop := v4
 				stop.ttl = max(stop.ttl, former)
-				stopped(t, ln, stop)
+				untilStopped(t, ln, stop)
 				other := file(t, ln)
 				c, err := ln.Accept()
 				require.NoError(t, err)
@@ -390,7 +413,7 @@ func TestDrainedSecondHolder(t *testing.T) {
 				require.NoError(t, ln.SetDeadline(time.Now()))
 				_, err = ln.Accept()
 				require.ErrorIs(t, err, os.ErrDeadlineExceeded)
-				require.NoError(t, received(t, drained))
+				requireStillOpen(t, received(t, drained))
 				return other
 			}},
 			{"ctx ends early", func(t *testing.T, ln *Listener, _ int) net.Listener {
@@ -400,18 +423,15 @@ func TestDrainedSecondHolder(t *testing.T) {
 				require.NoError(t, c.Close())
 				return other
 			}},
-			{"SyscallConn", func(t *testing.T, ln *Listener, _ int) net.Listener {
+			{"a duplicate by SyscallConn that is kept", func(t *testing.T, ln *Listener, _ int) net.Listener {
 				raw, err := ln.SyscallConn()
 				require.NoError(t, err)
-				var f *os.File
-				require.NoError(t, raw.Control(func(fd uintptr) {
-					if dup, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err == nil {
-						f = os.NewFile(uintptr(dup), "listener")
-					}
-				}))
-				defer f.Close()
-				other, err := net.FileListener(f)
-				require.NoError(t, err)
+				other := duplicate(t, raw)
+				drain(t, ln)
+				return other
+			}},
+			{"a duplicate by TCPListener().File that is kept", func(t *testing.T, ln *Listener, _ int) net.Listener {
+				other := file(t, &Listener{tcp: ln.TCPListener()})
 				drain(t, ln)
 				return other
 			}},
@@ -485,13 +505,13 @@ func TestDrainedSecondHolderTakesOne(t *testing.T) {
 		defer other.Close()
 		client := newDeafClient(t, ln.Addr())
 		drained := inBackground(t, ln, within(t, patience))
-		stopped(t, ln, v4)
+		untilStopped(t, ln, v4)
 		client.hear(t)
 		c := client.connected(t)
 		s, err := other.Accept()
 		require.NoError(t, err)
 		defer s.Close()
-		require.NoError(t, received(t, drained))
+		requireStillOpen(t, received(t, drained))
 		if v4.ttl == maxTTL {
 			_, err := c.Write([]byte("lost"))
 			require.NoError(t, err)
@@ -531,6 +551,8 @@ func TestDrainKeepsTheUsersOptions(t *testing.T) {
 			{"a filter: the minimum TTL stops", realSystem, []Option{accepting}, way{1, 0, -1}, way{1, maxTTL, -1}, true},
 			{"minimum TTL of 255: the filter stops", realSystem, []Option{require255}, way{0, maxTTL, -1}, way{len(dropSYN), maxTTL, -1}, true},
 			{"minimum TTL of 255, no filter permitted: nothing stops", withoutFilter(), []Option{require255}, way{0, maxTTL, -1}, way{0, maxTTL, -1}, false},
+			{"minimum TTL of 254, no filter permitted: its clients send 255, so nothing stops", withoutFilter(), []Option{withInt(unix.IPPROTO_IP, unix.IP_MINTTL, 254)}, way{0, 254, -1}, way{0, 254, -1}, false},
+			{"minimum TTL of 128: 255 stops", withoutFilter(), []Option{withInt(unix.IPPROTO_IP, unix.IP_MINTTL, 128)}, way{0, 128, -1}, way{0, maxTTL, -1}, true},
 			{"both: nothing stops", realSystem, []Option{accepting, require255}, way{1, maxTTL, -1}, way{1, maxTTL, -1}, false},
 		} {
 			t.Run(row.name, func(t *testing.T) {
@@ -545,7 +567,7 @@ func TestDrainKeepsTheUsersOptions(t *testing.T) {
 				defer c.Close()
 
 				drained := inBackground(t, ln, within(t, patience))
-				stopped(t, ln, row.stopped)
+				untilStopped(t, ln, row.stopped)
 				s, err := ln.AcceptTCP()
 				require.NoError(t, err)
 				defer s.Close()
@@ -556,9 +578,11 @@ func TestDrainKeepsTheUsersOptions(t *testing.T) {
 				require.NoError(t, ln.SetDeadline(time.Now()))
 				_, err = ln.Accept()
 				require.ErrorIs(t, err, os.ErrDeadlineExceeded)
-				require.NoError(t, received(t, drained))
+				if err := received(t, drained); !row.takesNoNewClient {
+					requireStillOpen(t, err)
+				} else {
+					require.NoError(t, err)
 
-				if row.takesNoNewClient {
 					d.Timeout, d.Control = 100*time.Millisecond, nil
 					_, err := d.Dial("tcp", ln.Addr().String())
 					requireDropped(t, err)
@@ -593,7 +617,7 @@ func TestDrainMPTCP(t *testing.T) {
 		var de *DrainError
 		require.ErrorAs(t, err, &de)
 		require.Equal(t, 2, de.Queued)
-		require.Equal(t, unknown, de.Incomplete)
+		require.Equal(t, unknown, de.InFlight)
 
 		drained := inBackground(t, ln, within(t, patience))
 		for range 2 {
@@ -605,7 +629,7 @@ func TestDrainMPTCP(t *testing.T) {
 		require.NoError(t, ln.SetDeadline(time.Now()))
 		_, err = ln.Accept()
 		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
-		require.NoError(t, received(t, drained))
+		requireStillOpen(t, received(t, drained))
 		require.NoError(t, ln.SetDeadline(time.Time{}))
 		require.Equal(t, former, wayOf(t, ln.raw))
 		dialed(t, ln, 1) // nothing was stopped
@@ -634,7 +658,7 @@ func TestDrainOfASilentPeer(t *testing.T) {
 				var de *DrainError
 				require.ErrorAs(t, err, &de)
 				require.Zero(t, de.Queued)
-				require.Equal(t, 1, de.Incomplete)
+				require.Equal(t, 1, de.InFlight)
 
 				began := time.Now()
 				require.NoError(t, ln.Drain(within(t, patience)))
@@ -658,10 +682,10 @@ func TestDrainOfOthersHandshakes(t *testing.T) {
 		require.NoError(t, ln.Drain(within(t, patience)))
 		require.Less(t, time.Since(began), drainFlight)
 
-		rows, err := sys.handshakes(other.Addr().(*net.TCPAddr).Port)
+		rows, err := sys.handshakes(t.Context(), []uint8{unix.AF_INET}, other.Addr().(*net.TCPAddr).Port)
 		require.NoError(t, err)
 		require.Len(t, rows, 1)
-		rows, err = sys.handshakes(ln.Addr().(*net.TCPAddr).Port)
+		rows, err = sys.handshakes(t.Context(), []uint8{unix.AF_INET}, ln.Addr().(*net.TCPAddr).Port)
 		require.NoError(t, err)
 		require.Empty(t, rows)
 	})
@@ -674,15 +698,15 @@ func TestDrainWithoutDiag(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		row := make([]byte, diagMsgSize)
 		failed := errors.New("no sock_diag")
-		answers := func(rows ...[]byte) func([]byte) ([][]byte, error) {
-			return func([]byte) ([][]byte, error) { return rows, nil }
+		answers := func(rows ...[]byte) diagCall {
+			return func(context.Context, []byte) ([][]byte, error) { return rows, nil }
 		}
 		for _, test := range []struct {
 			name       string
-			diag       func([]byte) ([][]byte, error)
+			diag       diagCall
 			incomplete int
 		}{
-			{"an error", func([]byte) ([][]byte, error) { return nil, failed }, unknown},
+			{"an error", func(context.Context, []byte) ([][]byte, error) { return nil, failed }, unknown},
 			{"an error after the first look", failingAfter(2, row, failed), unknown},
 			{"a row that stays", answers(row), 1},
 			{"a row that is too short", answers(row[:diagMsgSize-1]), unknown},
@@ -697,7 +721,7 @@ func TestDrainWithoutDiag(t *testing.T) {
 				var de *DrainError
 				require.ErrorAs(t, err, &de)
 				require.Zero(t, de.Queued)
-				require.Equal(t, test.incomplete, de.Incomplete)
+				require.Equal(t, test.incomplete, de.InFlight)
 
 				began := time.Now()
 				require.NoError(t, ln.Drain(within(t, patience)))
@@ -707,10 +731,12 @@ func TestDrainWithoutDiag(t *testing.T) {
 	})
 }
 
+type diagCall = func(ctx context.Context, request []byte) ([][]byte, error)
+
 // failingAfter is a diag that answers n times, then fails.
-func failingAfter(n int, row []byte, err error) func([]byte) ([][]byte, error) {
+func failingAfter(n int, row []byte, err error) diagCall {
 	var calls int
-	return func([]byte) ([][]byte, error) {
+	return func(context.Context, []byte) ([][]byte, error) {
 		if calls++; calls > n {
 			return nil, err
 		}
@@ -733,8 +759,12 @@ func TestStopIsWholeOrNot(t *testing.T) {
 		return unix.SetsockoptInt(fd, level, name, value)
 	}
 	ln.sys = &sys
-	require.NoError(t, ln.Drain(within(t, patience)))
+	err = ln.Drain(within(t, patience))
+	requireStillOpen(t, err)
+	require.ErrorIs(t, err, unix.EPERM, "of the filter")
+	require.ErrorIs(t, err, unix.EOPNOTSUPP, "of the minimum TTL")
 	require.Equal(t, way{0, 0, 0}, wayOf(t, ln.raw))
+	require.Zero(t, option(t, ln, socketOption{unix.SOL_SOCKET, unix.SO_RXQ_OVFL}), "the mark")
 	require.Nil(t, ln.intake.inherited.Load())
 }
 
@@ -764,12 +794,12 @@ func TestStopThatStaysIsAnError(t *testing.T) {
 		_, err = ln.File()
 		require.ErrorIs(t, err, unix.ENOMEM)
 		requireOp(t, err, "file")
-		_, err = ln.SyscallConn()
+		err = ln.Resume()
 		require.ErrorIs(t, err, unix.ENOMEM)
+		requireOp(t, err, "resume")
 
 		fails = false
-		_, err = ln.SyscallConn()
-		require.NoError(t, err)
+		require.NoError(t, ln.Resume())
 		require.Equal(t, way{0, 0, -1}, wayOf(t, ln.raw))
 		dialed(t, ln, 1)
 
@@ -803,41 +833,79 @@ func TestStopIsLiftedAsFarAsPossible(t *testing.T) {
 	require.Equal(t, way{0, maxTTL, 0}, wayOf(t, ln.raw))
 }
 
-// A connection made by a SYN cookie has no state that could be waited for. This
-// is the loss that the documentation owns up to; with a queue that does not
-// overflow there are no cookies.
+// Where every SYN is answered with a cookie no handshake in flight has state. The filter
+// lets the final ACKs in, and the drain waits for them as long as for any. The minimum
+// TTL would drop them, so nothing keeps new clients out there, and Drain says so.
 func TestDrainAndCookies(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
+	forEachStop(t, func(t *testing.T, sys system, v4 way) {
 		setSysctl(t, "net.ipv4.tcp_syncookies", 2) // always
 		defer setSysctl(t, "net.ipv4.tcp_syncookies", 1)
-		// The client holds its ACK back for 200 ms, in which this has to happen: a
-		// slow machine may need another try.
-		const tries = 20
-		for range tries {
-			ln := listen4(t, sys)
-			d := net.Dialer{Timeout: patience, Control: lateACK}
+		const n = 50
+		ln := listen4(t, sys)
+		var clients []net.Conn
+		d := net.Dialer{Timeout: patience, Control: lateACK}
+		for range n {
 			c, err := d.Dial("tcp", ln.Addr().String())
 			require.NoError(t, err)
-			err = ln.Drain(within(t, 100*time.Millisecond))
-			require.NoError(t, ln.Close())
-			if lost := request(c); err == nil && lost != nil {
-				require.ErrorIs(t, lost, syscall.ECONNRESET)
-				return
-			}
+			clients = append(clients, c)
 		}
-		t.Fatalf("nobody was lost in %d tries: is that so, then the documentation should say it", tries)
+		loop := serveEach(ln)
+		if v4.ttl == maxTTL {
+			requireStillOpen(t, ln.Drain(within(t, patience)))
+			require.Equal(t, way{0, 0, -1}, wayOf(t, ln.raw), "nothing was set")
+		}
+		drained := inBackground(t, ln, within(t, patience))
+		results := requestAll(clients)
+		if err := received(t, drained); v4.ttl != maxTTL {
+			require.NoError(t, err)
+			require.NoError(t, ln.Close())
+		}
+		for range clients {
+			require.NoError(t, received(t, results))
+		}
+		ln.Close()
+		<-loop
 	})
 }
 
-// The queue overflows while the drain goes on. All that it holds is served, and
-// of the rest nobody is lost but those who came by a cookie.
+// serveEach answers one request of each connection until ln is closed.
+func serveEach(ln net.Listener) (done chan struct{}) {
+	done = make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			c.SetDeadline(time.Now().Add(patience))
+			c.Read(make([]byte, 256))
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nserved")
+			c.Close()
+		}
+	}()
+	return done
+}
+
+// requestAll sends a request by each connection.
+func requestAll(conns []net.Conn) (results chan error) {
+	results = make(chan error, len(conns))
+	for _, c := range conns {
+		go func() { results <- request(c) }()
+	}
+	return results
+}
+
+// The accept queue is full when a drain begins, and most clients came by SYN cookies:
+// they go on sending their first data. The filter loses none of them. With the minimum
+// TTL those are lost that came by a cookie.
 func TestDrainOfAnOverflow(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, sys system, v4 way) {
-		const n = 30
+		const n, limit = 40, 16
 		before := kernelCounter(t, "TCPReqQFullDoCookies")
-		ln := listen4(t, sys, WithBacklog(4))
+		ln := listen4(t, sys, WithBacklog(limit))
 		var clients []net.Conn
 		d := net.Dialer{Timeout: 50 * time.Millisecond, Control: lateACK}
 		for range n {
@@ -845,27 +913,11 @@ func TestDrainOfAnOverflow(t *testing.T) {
 				clients = append(clients, c)
 			}
 		}
-		results := make(chan error, n)
-		for _, c := range clients {
-			go func() { results <- request(c) }()
-		}
+		results := requestAll(clients)
+		require.Eventually(t, func() bool { return kernelQueue(t, ln.Addr()) == limit+1 }, patience, time.Millisecond)
 		drained := inBackground(t, ln, within(t, patience))
-		stopped(t, ln, v4)
-		loop := make(chan struct{})
-		go func() {
-			defer close(loop)
-			for {
-				c, err := ln.Accept()
-				if err != nil {
-					return
-				}
-				c.SetDeadline(time.Now().Add(patience))
-				p := make([]byte, 256)
-				c.Read(p)
-				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nserved")
-				c.Close()
-			}
-		}()
+		untilStopped(t, ln, v4)
+		loop := serveEach(ln)
 		require.NoError(t, received(t, drained))
 		require.NoError(t, ln.Close())
 		<-loop
@@ -877,9 +929,12 @@ func TestDrainOfAnOverflow(t *testing.T) {
 		}
 		cookies := kernelCounter(t, "TCPReqQFullDoCookies") - before
 		t.Logf("%d clients connected, %d of them by cookies, %d lost", len(clients), cookies, lost)
-		require.GreaterOrEqual(t, len(clients), 5)
+		require.Greater(t, cookies, int64(10))
+		if v4.ttl != maxTTL {
+			require.Zero(t, lost)
+		}
 		require.LessOrEqual(t, lost, cookies)
-		require.GreaterOrEqual(t, int64(len(clients))-lost, int64(5))
+		require.GreaterOrEqual(t, int64(len(clients))-lost, int64(limit+1))
 	})
 }
 
@@ -955,14 +1010,14 @@ func TestReadDumpEnds(t *testing.T) {
 			return copy(p, [][]byte{row, nil, end}[turn]), nil
 		}, 1, nil},
 		"nothing, for ever": {func(int, []byte) (int, error) { return 0, nil }, 0, unix.EBADMSG},
-		"signals, for ever": {func(int, []byte) (int, error) { return 0, unix.EINTR }, 0, unix.ETIMEDOUT},
-		"no rows, for ever": {func(_ int, p []byte) (int, error) { return copy(p, message(unix.NLMSG_NOOP, nil)), nil }, 0, unix.ETIMEDOUT},
-		"no answer in time": {func(int, []byte) (int, error) { return 0, unix.EAGAIN }, 0, unix.EAGAIN},
+		"signals, for ever": {func(int, []byte) (int, error) { return 0, unix.EINTR }, 0, context.DeadlineExceeded},
+		"no rows, for ever": {func(_ int, p []byte) (int, error) { return copy(p, message(unix.NLMSG_NOOP, nil)), nil }, 0, context.DeadlineExceeded},
+		"no answer in time": {func(int, []byte) (int, error) { return 0, unix.EAGAIN }, 0, context.DeadlineExceeded},
 		"an error half-way": {func(turn int, p []byte) (int, error) { return copy(p, [][]byte{row, end[:9]}[turn]), nil }, 0, unix.EBADMSG},
 	} {
 		t.Run(name, func(t *testing.T) {
 			turn := -1
-			rows, err := readDump(time.Now().Add(10*time.Millisecond), func(p []byte) (int, error) {
+			rows, err := readDump(within(t, 10*time.Millisecond), func(p []byte) (int, error) {
 				turn++
 				return test.receive(turn, p)
 			})
@@ -1000,8 +1055,8 @@ func FuzzParseDump(f *testing.F) {
 		}
 		// Whatever it says, the rows of it are looked at, and no more.
 		sys := realSystem
-		sys.diag = func([]byte) ([][]byte, error) { return rows, nil }
-		if found, err := sys.handshakes(80); err == nil && len(found) > len(rows) {
+		sys.diag = func(context.Context, []byte) ([][]byte, error) { return rows, nil }
+		if found, err := sys.handshakes(t.Context(), []uint8{unix.AF_INET, unix.AF_INET6}, 80); err == nil && len(found) > len(rows) {
 			t.Fatal("more handshakes than rows")
 		}
 	})
@@ -1016,6 +1071,12 @@ func TestDrainOfABlockingSocket(t *testing.T) {
 	require.NoError(t, err)
 	defer f.Close()
 	f.Fd()
+	// Close would wait for the accept(2) below for ever, if the test ends early.
+	t.Cleanup(func() {
+		if c, err := net.DialTimeout("tcp", ln.Addr().String(), patience); err == nil {
+			c.Close()
+		}
+	})
 	accepted := make(chan net.Conn, 2)
 	go func() {
 		for {
@@ -1035,9 +1096,11 @@ func TestDrainOfABlockingSocket(t *testing.T) {
 	require.Eventually(t, inside, patience, time.Millisecond)
 	var de *DrainError
 	require.ErrorAs(t, ln.Drain(within(t, 300*time.Millisecond)), &de)
-	require.Equal(t, DrainError{err: context.DeadlineExceeded}, *de, "nobody is lost")
+	require.Equal(t, DrainError{HeldBack: unknown, err: context.DeadlineExceeded}, *de, "nobody is lost")
+	// With more time it is given up: an Accept that does not come out has nothing to lose.
+	requireStillOpen(t, ln.Drain(within(t, patience)))
 
-	// The accept(2) that waits in the kernel cannot be ended but by a client.
+	// Only a client ends the accept(2) that waits in the kernel.
 	raw, err := f.SyscallConn()
 	require.NoError(t, err)
 	require.NoError(t, raw.Control(func(fd uintptr) { err = unix.SetNonblock(int(fd), true) }))
@@ -1047,7 +1110,7 @@ func TestDrainOfABlockingSocket(t *testing.T) {
 	defer c.Close()
 	(<-accepted).Close()
 	require.Eventually(t, inside, patience, time.Millisecond)
-	require.NoError(t, ln.Drain(within(t, patience)))
+	requireStillOpen(t, ln.Drain(within(t, patience)))
 	require.NoError(t, ln.Close())
 	_, open := <-accepted
 	require.False(t, open)

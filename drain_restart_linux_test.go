@@ -284,7 +284,7 @@ func haveIPv6(t *testing.T) {
 // 30 ms.
 func testDrainLosesNobody(t *testing.T, sys system, v4, v6 way) {
 	blind := sys
-	blind.diag = func([]byte) ([][]byte, error) { return nil, nil } // looks only at the queue
+	blind.diag = func(context.Context, []byte) ([][]byte, error) { return nil, nil } // looks only at the queue
 
 	t.Run("control: Shutdown alone", func(t *testing.T) {
 		c := restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: 40, sys: sys}.run(t)

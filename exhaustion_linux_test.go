@@ -60,7 +60,7 @@ func TestOutOfDescriptors(t *testing.T) {
 			var drained *DrainError
 			require.ErrorAs(t, ln.Drain(ctx), &drained)
 			require.Equal(t, 3, drained.Queued)
-			require.Equal(t, unknown, drained.Incomplete)
+			require.Equal(t, unknown, drained.InFlight)
 			require.ErrorAs(t, s.Drain(ctx), &drained)
 			require.Equal(t, full, openDescriptors())
 		}
@@ -72,8 +72,7 @@ func TestOutOfDescriptors(t *testing.T) {
 			talk(t, c, acceptBy(t, ln, ln.Accept))
 		}
 		for l := range s.All() {
-			_, err := l.SyscallConn() // from here on it is shared, and not stopped
-			require.NoError(t, err)
+			require.NoError(t, l.Resume())
 		}
 		c := dial(t, s.Addr())
 		var taken net.Conn

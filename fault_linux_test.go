@@ -125,7 +125,7 @@ func TestNothingCanBeRead(t *testing.T) {
 // optional says that the option may be missing, and nothing fails for it.
 func optional(level, name int) bool {
 	switch [2]int{level, name} {
-	case [2]int{unix.SOL_SOCKET, unix.SO_PROTOCOL}, [2]int{unix.IPPROTO_IP, unix.IP_MINTTL}, [2]int{unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT}:
+	case [2]int{unix.SOL_SOCKET, unix.SO_PROTOCOL}, [2]int{unix.SOL_SOCKET, unix.SO_RXQ_OVFL}, [2]int{unix.IPPROTO_IP, unix.IP_MINTTL}, [2]int{unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT}:
 		return true
 	}
 	return false
@@ -161,6 +161,13 @@ func kernelAnswers(all map[string][]answer) {
 	}
 	all["setsockopt of a filter"] = refusals(unix.EBADF, unix.EFAULT, unix.EINVAL, unix.ENOMEM, unix.EPERM, unix.EOPNOTSUPP,
 		unix.ENOPROTOOPT, unix.ENOTSOCK)
+	// EINVAL and a length above 0 say that the user has a filter there. That is believed,
+	// since to remove it would be worse than to leave ours.
+	all["getsockopt of a filter"] = append(refusals(unix.EBADF, unix.EFAULT, unix.ENOBUFS, unix.ENOMEM, unix.ENOPROTOOPT, unix.ENOTSOCK,
+		unix.EPERM, unix.EOPNOTSUPP), numbers(0)...)
+	all["socket of a probe"] = refusals(unix.EACCES, unix.EPERM, unix.EAFNOSUPPORT, unix.EMFILE, unix.ENFILE, unix.ENOMEM)
+	all["ioctl"] = refusals(unix.EPERM, unix.ENOTTY, unix.EINVAL, unix.EMFILE)
+	all["descriptors"] = append(refusals(unix.ENOENT, unix.EACCES, unix.EMFILE), numbers(0, 1, 2)...)
 	all["sock_diag"] = refusals(unix.EACCES, unix.EAFNOSUPPORT, unix.EPROTONOSUPPORT, unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM,
 		unix.EAGAIN, unix.EBADMSG, unix.ECONNREFUSED, unix.ENOENT, unix.EPERM, unix.EOPNOTSUPP)
 	for _, rows := range [][][]byte{nil, {nil}, {{1}}, {make([]byte, diagMsgSize-1)}, {make([]byte, diagMsgSize)},
@@ -188,11 +195,35 @@ func (m *meddler) kernel(sys *system, base system, meddle func() answer) {
 		}
 		return base.attachFilter(fd, prog)
 	}
-	sys.diag = func(request []byte) ([][]byte, error) {
+	sys.getFilter = func(fd int, p []unix.SockFilter) (int, error) {
+		if m.turn("getsockopt of a filter") {
+			return meddle().n, meddle().err
+		}
+		return base.getFilter(fd, p)
+	}
+	sys.unixSocket = func() (int, error) {
+		if m.turn("socket of a probe") {
+			return -1, meddle().err
+		}
+		return base.unixSocket()
+	}
+	sys.namespaceFile = func(fd int) (*os.File, error) {
+		if m.turn("ioctl") {
+			return nil, meddle().err
+		}
+		return base.namespaceFile(fd)
+	}
+	sys.holders = func(file unix.Stat_t) (int, error) {
+		if m.turn("descriptors") {
+			return meddle().n, meddle().err
+		}
+		return base.holders(file)
+	}
+	sys.diag = func(ctx context.Context, request []byte) ([][]byte, error) {
 		if m.turn("sock_diag") {
 			return meddle().rows, meddle().err
 		}
-		return base.diag(request)
+		return base.diag(ctx, request)
 	}
 	sys.readFile = func(name string) ([]byte, error) {
 		if m.turn("read") {
@@ -216,7 +247,7 @@ func kernelActs() (acts []act) {
 			}
 			base := stops[name]
 			// The true answer takes the kernel a millisecond, and is in every other test.
-			base.diag = func([]byte) ([][]byte, error) { return nil, nil }
+			base.diag = func(context.Context, []byte) ([][]byte, error) { return nil, nil }
 			acts = append(acts, drainedAlone(name, host, base), drainedShared(name, host, base))
 		}
 	}
@@ -288,7 +319,7 @@ func acceptedStopped() act {
 		name: "Accept of what inherited a stop", op: "accept", base: withoutFilter(),
 		begin: func(t *testing.T, sys *system) (func() error, func(error) error) {
 			h := holdQueue(t, sys, 0)
-			require.NoError(t, drainBriefly(h.ln))
+			require.NoError(t, h.ln.Drain(within(t, patience)))
 			d := net.Dialer{Timeout: patience, Control: control255}
 			c, err := d.Dial("tcp", h.ln.Addr().String())
 			require.NoError(t, err)

@@ -298,6 +298,9 @@ func (a act) shape(err error, call string, w *answer) error {
 	if !ok || op.Op != a.op {
 		return fmt.Errorf("%T: %w", err, err)
 	}
+	if errors.Is(err, ErrStillOpen) { // a drain that could not stop new clients says so
+		return nil
+	}
 	if w.err == nil { // a lie may be found out
 		return nil
 	}

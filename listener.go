@@ -33,7 +33,6 @@ type Listener struct {
 	granted   atomic.Pointer[Backlog] // first, or SetBacklog's; its Ceiling is not kept: it is read when asked for
 	resize    sync.Mutex              // one SetBacklog at a time
 	accepts   gate
-	drains    drains
 	intake    intake
 }
 
@@ -92,16 +91,21 @@ func checkNetwork(network string) error {
 	return nil
 }
 
-// Wrap makes a Listener of one that is listening already: a [*net.TCPListener]
-// (net.Listen's, systemd's, tableflip's), which goes on working beside it, or a
-// *Listener, which is returned as it is. Both have one socket: closing either
-// closes both. Who drains the Listener sets deadlines and accepts by it, see
-// [Listener.Drain].
+// Wrap makes a Listener of one that is listening already: a [*net.TCPListener], such as
+// net.Listen's, systemd's or tableflip's, or a *Listener, which is returned as it is.
+// They share one socket: closing either closes both.
 //
-// What the first holder asked for is not known, so Requested is -1. Wrap reads
-// the limit where the system tells it. It copies no descriptor and changes
-// nothing. The error matches [syscall.EINVAL] if ln is no listening TCP socket or
-// is of another type, and [net.ErrClosed] if it is closed.
+// The Listener counts as shared, since another process may hold the socket, see
+// [ErrStillOpen]. If a process was killed while it drained the socket, Wrap lets new
+// clients in again. Otherwise it changes nothing, and it copies no descriptor.
+// What the first holder asked for is not known, so Requested is -1. Wrap reads the
+// limit where the system tells it.
+//
+// Set deadlines by the Listener from then on: a drain overwrites one that was set
+// before, which net does not tell.
+//
+// The error matches [syscall.EINVAL] if ln is not a listening TCP socket or is of
+// another type, and [net.ErrClosed] if it is closed.
 func Wrap(ln net.Listener) (*Listener, error) {
 	return realSystem.wrap(ln)
 }
@@ -131,7 +135,12 @@ func (sys *system) wrap(ln net.Listener) (*Listener, error) {
 		account Backlog
 		operr   error
 	)
-	err = raw.Control(func(fd uintptr) { tr, account, operr = sys.adopted(int(fd)) })
+	var left *inheritance
+	err = raw.Control(func(fd uintptr) {
+		if tr, account, operr = sys.adopted(int(fd)); operr == nil {
+			left, operr = sys.liftLeft(int(fd))
+		}
+	})
 	if err := cmp.Or(err, operr); err != nil {
 		return fail(err)
 	}
@@ -139,7 +148,8 @@ func (sys *system) wrap(ln net.Listener) (*Listener, error) {
 	if err != nil {
 		return fail(err)
 	}
-	l.drains.shared = true
+	l.intake.shared = true
+	l.intake.inherited.Store(left)
 	return l, nil
 }
 
@@ -155,8 +165,16 @@ func newListener(sys *system, ln *net.TCPListener, tr transport, account Backlog
 	return l, nil
 }
 
+// socket is nil for a zero and a nil Listener; net's methods return an error then.
+func (l *Listener) socket() *net.TCPListener {
+	if l == nil {
+		return nil
+	}
+	return l.tcp
+}
+
 // ok reports whether l has a socket. As in net, one that is closed still has it.
-func (l *Listener) ok() bool { return l != nil && l.tcp != nil }
+func (l *Listener) ok() bool { return l.socket() != nil }
 
 // Addr returns the address that l listens on, a [*net.TCPAddr]; nil for a zero
 // Listener.
@@ -170,7 +188,7 @@ func (l *Listener) Addr() net.Addr {
 // Close stops listening, as [net.TCPListener.Close] does: the kernel resets the
 // connections that are still queued. Call [Listener.Drain] first to serve them.
 func (l *Listener) Close() error {
-	return l.TCPListener().Close()
+	return l.socket().Close()
 }
 
 // String returns the network and the address, as in "tcp 127.0.0.1:8080".
@@ -189,10 +207,10 @@ func (l *Listener) String() string {
 // drain may stay unreadable. Its SetDeadline and File bypass l as well, see
 // [Listener.Drain]. It is nil if l is a zero Listener.
 func (l *Listener) TCPListener() *net.TCPListener {
-	if l == nil {
-		return nil
+	if l.ok() {
+		l.intake.shown.Store(true)
 	}
-	return l.tcp
+	return l.socket()
 }
 
 // Accept waits for the next connection and returns it, a [*net.TCPConn].
@@ -207,16 +225,19 @@ func (l *Listener) Accept() (net.Conn, error) {
 // AcceptTCP waits for the next connection and returns it.
 func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 	if !l.ok() {
-		return l.TCPListener().AcceptTCP() // net's error
+		return l.socket().AcceptTCP() // net's error
 	}
 	for again := false; ; again = true {
-		l.accepts.enter(again)
+		epoch := l.accepts.enter(again)
+		inherited := l.intake.inherited.Load()
 		c, err := l.tcp.AcceptTCP()
-		if sentOut := l.accepts.leave(err == nil); sentOut && errors.Is(err, os.ErrDeadlineExceeded) {
+		if err == nil {
+			l.clean(c, inherited)
+		}
+		if sentOut := l.accepts.leave(epoch, err == nil); sentOut && errors.Is(err, os.ErrDeadlineExceeded) {
 			continue
 		}
 		if err == nil {
-			l.intake.clean(l.sys, c)
 			// These fail on a connection that is over already, as net's own does.
 			switch k := l.keepAlive; {
 			case k == nil:
@@ -233,7 +254,7 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 // SetDeadline sets the deadline of Accept, as [net.TCPListener.SetDeadline] does.
 func (l *Listener) SetDeadline(t time.Time) error {
 	if !l.ok() {
-		return l.TCPListener().SetDeadline(t) // net's error
+		return l.socket().SetDeadline(t) // net's error
 	}
 	return l.accepts.setDeadline(l.tcp, t)
 }
@@ -267,29 +288,33 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 	return l.Backlog(), nil
 }
 
-// File returns a copy of the listening socket, as [net.TCPListener.File] does.
-// From then on a drain leaves the socket as it was, see [Listener.Drain]. Calling
-// Fd on the file, as os/exec does for ExtraFiles, makes l itself blocking, for both
-// have one socket: use SyscallConn of the file.
+// File returns a copy of the listening socket, as [net.TCPListener.File] does. Use it
+// to hand the socket to another process, with the connections in its queue.
+//
+// From then on l counts as shared: [Listener.Drain] lets new clients in again before it
+// returns, and says so by [ErrStillOpen]. If l is draining already, File lets them in.
+//
+// Calling Fd on the file, as os/exec does for ExtraFiles, makes l itself blocking,
+// since they share one socket. Use SyscallConn of the file instead.
 func (l *Listener) File() (*os.File, error) {
 	if l.ok() {
 		if err := l.share(); err != nil {
 			return nil, l.opError("file", err)
 		}
 	}
-	return l.TCPListener().File()
+	return l.socket().File()
 }
 
-// SyscallConn returns a raw connection, as [net.TCPListener.SyscallConn] does.
-// Since it shows the descriptor, which can be copied, a drain from then on leaves
-// the socket as it was, see [Listener.Drain].
+// SyscallConn returns a raw connection, as [net.TCPListener.SyscallConn] does, to read
+// or set options of the listening socket.
+//
+// To hand the socket to another process use [Listener.File]. A descriptor that is
+// duplicated here counts as another holder only while this process has it open.
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	if l.ok() {
-		if err := l.share(); err != nil {
-			return nil, l.opError("raw-control", err)
-		}
+		l.intake.shown.Store(true)
 	}
-	return l.TCPListener().SyscallConn()
+	return l.socket().SyscallConn()
 }
 
 // itself is l, also for a type that embeds it.
@@ -329,6 +354,6 @@ func (l *Listener) Backlog() Backlog {
 		return r.account(-1, unknown, unknown, false)
 	}
 	account := *l.granted.Load()
-	account.Ceiling, _, _ = l.sys.bounds()
+	account.Ceiling = l.ceiling()
 	return account
 }

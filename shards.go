@@ -2,7 +2,6 @@ package acceptq
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"net"
@@ -191,40 +190,25 @@ func (s *Shards) Serve(serve func(net.Listener) error) error {
 	return first
 }
 
-// Drain drains all shards at once, see [Listener.Drain]. When ctx ends first the
-// error is a [*DrainError] with the sum of what is queued.
+// Drain drains all shards together, see [Listener.Drain]. The numbers of a
+// [DrainError] are sums.
 func (s *Shards) Drain(ctx context.Context) error {
 	if err := s.none("drain"); err != nil {
 		return err
 	}
-	errs := make([]error, len(s.listeners))
-	var wait sync.WaitGroup
-	for i, l := range s.listeners {
-		wait.Go(func() { errs[i] = l.Drain(ctx) })
-	}
-	wait.Wait()
+	return drain(ctx, s.listeners)
+}
 
-	var sum *DrainError
-	for _, err := range errs {
-		var e *DrainError
-		switch {
-		case err == nil:
-		case !errors.As(err, &e):
-			return err
-		case sum == nil:
-			sum = e
-		default:
-			sum.Queued += e.Queued
-			// Each counts the handshakes of the port.
-			if sum.Incomplete != unknown && (e.Incomplete == unknown || e.Incomplete > sum.Incomplete) {
-				sum.Incomplete = e.Incomplete
-			}
-		}
+// Resume undoes a drain of all shards, see [Listener.Resume].
+func (s *Shards) Resume() error {
+	if err := s.none("resume"); err != nil {
+		return err
 	}
-	if sum == nil {
-		return nil
+	errs := make([]error, len(s.listeners))
+	for i, l := range s.listeners {
+		errs[i] = l.Resume()
 	}
-	return sum
+	return join(errs)
 }
 
 // Close closes all shards and returns the first error.

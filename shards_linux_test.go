@@ -432,7 +432,7 @@ func TestShardsDrainError(t *testing.T) {
 	var cut *DrainError
 	require.ErrorAs(t, err, &cut)
 	require.Equal(t, clients, cut.Queued)
-	require.Equal(t, 0, cut.Incomplete)
+	require.Equal(t, 0, cut.InFlight)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 
 	// Nobody was lost by that: they are served, and then the drain ends well.

@@ -68,7 +68,7 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 		// Refused before bind where that can be foreseen: nobody sees the port.
 		// What the socket says afterwards is the judge all the same.
 		if b, err := sys.predict(o.backlog); err == nil && b.Clamped() {
-			return nil, sys.tooShort(b)
+			return nil, tooShort(b, sys.bounds)
 		}
 	}
 	file, err := sys.bindSocket(ep, o)
@@ -85,7 +85,7 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 		return nil, err
 	}
 	if o.strict && (account.Clamped() || account.Limit == unknown) {
-		return nil, sys.tooShort(account)
+		return nil, tooShort(account, sys.bounds)
 	}
 
 	ln, err := sys.adopt(file)
@@ -98,6 +98,7 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 		return nil, err
 	}
 	l.strict, l.keepAlive = o.strict, keepAlive
+	l.intake.shown.Store(len(o.controls) > 0)
 	return l, nil
 }
 
@@ -155,26 +156,32 @@ func (sys *system) listenAgain(fd, n int) (Backlog, error) {
 	if limit, ok := sys.limit(fd); ok {
 		return r.account(n, unknown, limit, true), nil
 	}
-	b, _ := sys.predict(n) // what cannot be read is unknown, and no failure
+	b, _ := predict(n, sys.boundsAt(fd)) // what cannot be read is unknown, and not a failure
 	return b, nil
 }
 
+// boundsAt is boundsOf, to be called later.
+func (sys *system) boundsAt(fd int) func() (ceiling, floor int, err error) {
+	return func() (int, int, error) { return sys.boundsOf(fd) }
+}
+
 // tooShort is the error of a strict request that got b.
-func (sys *system) tooShort(b Backlog) error {
+func tooShort(b Backlog, bounds func() (ceiling, floor int, err error)) error {
 	if b.Limit == unknown {
 		return fmt.Errorf("WithStrictBacklog: the limit cannot be known: %w", errors.ErrUnsupported)
 	}
 	r, _ := ruleOf(runtime.GOOS)
-	ceiling, _, _ := sys.bounds()
+	ceiling, _, _ := bounds()
 	return r.clamp(b.Requested, b.Limit, ceiling)
 }
 
 // setBacklog calls listen(2) again on the listening socket fd. A strict one is
 // left with the limit it had when the kernel would grant less than n.
 func (sys *system) setBacklog(fd, n int, strict bool, former Backlog) (Backlog, error) {
+	bounds := sys.boundsAt(fd)
 	if strict {
-		if b, err := sys.predict(n); err == nil && b.Clamped() {
-			return former, sys.tooShort(b)
+		if b, err := predict(n, bounds); err == nil && b.Clamped() {
+			return former, tooShort(b, bounds)
 		}
 	}
 	b, err := sys.listenAgain(fd, n)
@@ -185,7 +192,7 @@ func (sys *system) setBacklog(fd, n int, strict bool, former Backlog) (Backlog, 
 		return b, nil
 	}
 	if former.Limit == unknown {
-		return b, sys.tooShort(b) // there is no way back
+		return b, tooShort(b, bounds) // there is no way back
 	}
 	// It could not be foreseen; the way back is the same call.
 	back, err := sys.listenAgain(fd, former.Limit)
@@ -193,7 +200,7 @@ func (sys *system) setBacklog(fd, n int, strict bool, former Backlog) (Backlog, 
 		return b, err
 	}
 	back.Requested = former.Requested
-	return back, sys.tooShort(b)
+	return back, tooShort(b, bounds)
 }
 
 // adopted finds out what can be known of a listening socket that was not made

@@ -2,7 +2,6 @@ package acceptq
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -127,7 +126,8 @@ func ReadStats(c syscall.Conn) (Stats, error) {
 	if c == nil {
 		return noStats, &net.OpError{Op: "stats", Net: "tcp", Err: errNotListening}
 	}
-	// Its SyscallConn is for those who may copy. What embeds one has the method too.
+	// Its SyscallConn would note that the descriptor was shown. A type that embeds a
+	// Listener has the method too.
 	if l, ok := c.(interface{ itself() *Listener }); ok {
 		return l.itself().Stats()
 	}
@@ -148,8 +148,7 @@ var errNotListening = fmt.Errorf("no listening TCP socket: %w", syscall.EINVAL)
 // cause is the error below net's own: a method of ours that fails in a call of
 // net's says so in its own name.
 func cause(err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) {
+	if op, ok := err.(*net.OpError); ok {
 		return op.Err
 	}
 	return err

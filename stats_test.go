@@ -541,14 +541,14 @@ func TestAllocations(t *testing.T) {
 	require.LessOrEqual(t, testing.AllocsPerRun(200, func() { ReadStats(ln.TCPListener()) }), most, "ReadStats")
 }
 
-// A type that embeds a Listener is read as one: its drain stays as it was.
+// A type that embeds a Listener is read as one: the descriptor is not shown.
 func TestReadStatsOfAnEmbeddedListener(t *testing.T) {
 	ln, err := ListenTCP("127.0.0.1:0")
 	require.NoError(t, err)
 	defer ln.Close()
 	ReadStats(struct{ *Listener }{ln})
 	ReadStats(ln)
-	require.False(t, ln.drains.shared)
+	require.False(t, ln.intake.shown.Load())
 	ln.SyscallConn()
-	require.True(t, ln.drains.shared)
+	require.True(t, ln.intake.shown.Load())
 }

@@ -55,8 +55,8 @@ func netstatCounter(text, table, column string) int64 {
 	return unknown
 }
 
-// System is what the system says of listening as a whole. The numbers are those
-// of this network namespace on Linux, of the machine on FreeBSD. One that cannot
+// System is what the system says of listening as a whole. The numbers are those of the
+// calling thread's network namespace on Linux, of the machine on FreeBSD. One that cannot
 // be known, or that the system does not have, is -1.
 type System struct {
 	// Ceiling is the largest limit that listen(2) grants, in connections, and

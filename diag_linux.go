@@ -1,0 +1,151 @@
+package acceptq
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// This file is a client of sock_diag(7), the netlink interface that lists the
+// sockets of a network namespace. It needs no privilege.
+
+// A handshake is one row of sock_diag: the family, and the ports, addresses and
+// interface of struct inet_diag_sockid, linux/inet_diag.h.
+type handshake [1 + diagID]byte
+
+const (
+	diagFamily  = 0              // u8 idiag_family of struct inet_diag_msg
+	diagSockID  = 4              // its struct inet_diag_sockid
+	diagID      = 2*2 + 2*16 + 4 // without the cookie
+	diagMsgSize = 72             // sizeof(struct inet_diag_msg)
+	diagReqSize = 56             // sizeof(struct inet_diag_req_v2)
+)
+
+// Socket states of net/tcp_states.h.
+const (
+	tcpSynRecv    = 3
+	tcpListen     = 10
+	tcpNewSynRecv = 12
+)
+
+// handshakes returns the unfinished handshakes on a local port, of every listener
+// in the calling thread's network namespace.
+func (sys *system) handshakes(ctx context.Context, families []uint8, port int) (map[handshake]struct{}, error) {
+	found := make(map[handshake]struct{})
+	for _, family := range families {
+		rows, err := sys.diag(ctx, diagRequest(family, uint16(port)))
+		if err != nil {
+			return nil, err
+		}
+		for _, row := range rows {
+			if len(row) < diagMsgSize {
+				return nil, unix.EBADMSG // a short row must not count as no handshake
+			}
+			var h handshake
+			h[0] = row[diagFamily]
+			copy(h[1:], row[diagSockID:diagSockID+diagID])
+			found[h] = struct{}{}
+		}
+	}
+	return found, nil
+}
+
+// diagRequest asks for the unfinished handshakes on a local port. The kernel keeps
+// them in two states: a request has the second, a fast-open connection the first.
+func diagRequest(family uint8, port uint16) []byte {
+	p := make([]byte, unix.SizeofNlMsghdr+diagReqSize)
+	binary.NativeEndian.PutUint32(p[0:], uint32(len(p)))
+	binary.NativeEndian.PutUint16(p[4:], unix.SOCK_DIAG_BY_FAMILY)
+	binary.NativeEndian.PutUint16(p[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	r := p[unix.SizeofNlMsghdr:]
+	r[0], r[1] = family, unix.IPPROTO_TCP
+	binary.NativeEndian.PutUint32(r[4:], 1<<tcpSynRecv|1<<tcpNewSynRecv)
+	binary.BigEndian.PutUint16(r[8:], port)
+	return p
+}
+
+// diagWait is how long one read of an answer blocks before ctx is looked at.
+const diagWait = 100 * time.Millisecond
+
+// diag sends one request for a dump to sock_diag and returns the messages of the
+// answer. The kernel walks its whole table of sockets for each datagram, and ctx is
+// looked at between two of them.
+func diag(ctx context.Context, request []byte) (rows [][]byte, err error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	wait := unix.NsecToTimeval(diagWait.Nanoseconds())
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
+		return nil, err
+	}
+	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return nil, err
+	}
+	// No look is worth more time than the handshakes are given.
+	ctx, cancel := context.WithTimeout(ctx, drainFlight)
+	defer cancel()
+	return readDump(ctx, func(p []byte) (int, error) {
+		n, _, err := unix.Recvfrom(fd, p, 0)
+		return n, err
+	})
+}
+
+// readDump reads datagrams up to the end of a dump, or until ctx ends.
+func readDump(ctx context.Context, receive func(p []byte) (int, error)) (rows [][]byte, err error) {
+	p := make([]byte, 1<<16)
+	for done := false; !done; {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		n, err := receive(p)
+		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if n == 0 {
+			return nil, unix.EBADMSG // this is not the end, and nothing would follow
+		}
+		var more [][]byte
+		if more, done, err = parseDump(p[:n]); err != nil {
+			return nil, err
+		}
+		rows = append(rows, more...)
+	}
+	return rows, nil
+}
+
+// parseDump parses one datagram of a dump, netlink(7), and copies what it returns.
+// It is done at the message that ends the dump.
+func parseDump(p []byte) (rows [][]byte, done bool, err error) {
+	for len(p) > 0 {
+		if len(p) < unix.SizeofNlMsghdr {
+			return nil, false, unix.EBADMSG
+		}
+		size := int64(binary.NativeEndian.Uint32(p))
+		if size < unix.SizeofNlMsghdr || size > int64(len(p)) {
+			return nil, false, unix.EBADMSG
+		}
+		body := p[unix.SizeofNlMsghdr:size]
+		switch binary.NativeEndian.Uint16(p[4:]) {
+		case unix.NLMSG_DONE:
+			return rows, true, nil
+		case unix.NLMSG_ERROR:
+			if len(body) < 4 {
+				return nil, false, unix.EBADMSG
+			}
+			return nil, false, unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
+		case unix.SOCK_DIAG_BY_FAMILY:
+			rows = append(rows, append([]byte(nil), body...))
+		}
+		const align = unix.NLMSG_ALIGNTO - 1
+		p = p[min((size+align)&^align, int64(len(p))):]
+	}
+	return rows, false, nil
+}

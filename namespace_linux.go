@@ -1,0 +1,140 @@
+package acceptq
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// A socket belongs to the network namespace of the thread that made it, and the
+// settings and tables of the kernel are those of the thread that reads them. A
+// program that listens in another namespace calls the methods of its Listener
+// from any thread, so the two must be compared before the kernel is asked.
+
+// A namespace is where to ask about a socket: the calling thread's network
+// namespace if file is nil, else the one that file names.
+type namespace struct{ file *os.File }
+
+func (ns namespace) close() {
+	if ns.file != nil {
+		ns.file.Close()
+	}
+}
+
+// namespaceOf returns the network namespace of the socket fd. Naming one that is
+// not the calling thread's needs CAP_NET_ADMIN in it (SIOCGSKNS).
+//
+// A kernel older than 5.14 has no SO_NETNS_COOKIE. There the two cannot be compared,
+// and the socket is taken to be in the calling thread's namespace.
+func (sys *system) namespaceOf(fd int) (namespace, error) {
+	cookie, err := sys.namespaceCookie(fd)
+	if err != nil {
+		return namespace{}, nil
+	}
+	probe, err := sys.unixSocket()
+	if err != nil {
+		return namespace{}, os.NewSyscallError("socket", err)
+	}
+	own, err := sys.namespaceCookie(probe)
+	unix.Close(probe)
+	if err != nil {
+		return namespace{}, os.NewSyscallError("getsockopt", err)
+	}
+	if own == cookie {
+		return namespace{}, nil
+	}
+	file, err := sys.namespaceFile(fd)
+	if err != nil {
+		return namespace{}, fmt.Errorf("the socket is in another network namespace: %w", os.NewSyscallError("ioctl", err))
+	}
+	return namespace{file}, nil
+}
+
+// namespaceCookie returns the number that the kernel gave to the network namespace
+// of fd. No two namespaces have the same one, also after one is gone.
+func (sys *system) namespaceCookie(fd int) (uint64, error) {
+	var p [8]byte
+	n, err := sys.getsockopt(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE, p[:])
+	if err == nil && n != len(p) {
+		err = unix.EBADMSG
+	}
+	return binary.NativeEndian.Uint64(p[:]), err
+}
+
+// unixSocket makes a socket that serves only to be asked for its namespace.
+func unixSocket() (int, error) {
+	return unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+}
+
+// namespaceFile opens the network namespace of fd, see SIOCGSKNS in net/socket.c.
+func namespaceFile(fd int) (*os.File, error) {
+	ns, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(ns), "network namespace"), nil
+}
+
+// in calls f on a thread in the namespace ns. Entering one that is not the calling
+// thread's needs CAP_SYS_ADMIN (setns(2)).
+func (ns namespace) in(f func() error) error {
+	if ns.file == nil {
+		return f()
+	}
+	done := make(chan error, 1)
+	go func() { done <- ns.visit(f) }()
+	return <-done
+}
+
+// visit is to be called on a goroutine of its own. If the thread cannot come back it
+// stays locked, and the runtime ends it with the goroutine: nothing else ever runs in
+// the other namespace.
+func (ns namespace) visit(f func() error) error {
+	fail := func(call string, err error) error {
+		return fmt.Errorf("the socket is in another network namespace: %w", os.NewSyscallError(call, err))
+	}
+	runtime.LockOSThread()
+	own, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		runtime.UnlockOSThread()
+		return fail("open", err)
+	}
+	defer unix.Close(own)
+	if err := unix.Setns(int(ns.file.Fd()), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fail("setns", err)
+	}
+	err = f()
+	if unix.Setns(own, unix.CLONE_NEWNET) == nil {
+		runtime.UnlockOSThread()
+	}
+	return err
+}
+
+// boundsOf reads the ceiling that holds for the listening socket fd.
+func (sys *system) boundsOf(fd int) (ceiling, floor int, err error) {
+	ns, err := sys.namespaceOf(fd)
+	if err != nil {
+		return unknown, 0, err
+	}
+	defer ns.close()
+	ceiling = unknown
+	err = ns.in(func() (err error) {
+		ceiling, floor, err = sys.bounds()
+		return err
+	})
+	return ceiling, floor, err
+}
+
+// ceiling reads the ceiling that holds for l; -1 if it cannot be read. Of a closed
+// socket the namespace is not known, and the ceiling is the calling thread's.
+func (l *Listener) ceiling() (ceiling int) {
+	err := l.raw.Control(func(fd uintptr) { ceiling, _, _ = l.sys.boundsOf(int(fd)) })
+	if err != nil {
+		ceiling, _, _ = l.sys.bounds()
+	}
+	return ceiling
+}

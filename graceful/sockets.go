@@ -102,6 +102,10 @@ func (s *server) drainAll(ctx context.Context) (queued int, err error) {
 		switch {
 		case drained == nil:
 		case errors.As(drained, &left):
+			if left.Queued == 0 && left.InFlight <= 0 && left.HeldBack <= 0 && left.Accepted == 0 {
+				s.exposed = true // it could not end, but nobody is known to be cut off
+				continue
+			}
 			queued += left.Queued
 			err = errors.Join(err, drained)
 		default:

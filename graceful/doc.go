@@ -47,11 +47,14 @@
 //
 // The fields of the server go on working while Serve runs: Handler, ConnState,
 // ConnContext, BaseContext and all others. Serve replaces some of them and puts
-// them back before it returns. If a handler does not return in time, the server may
-// use it after that, but no field is written anymore.
+// them back before it returns, also if a handler hangs. The methods of the server,
+// such as RegisterOnShutdown and SetKeepAlivesEnabled, work too.
 //
 // The handler gets an [http.ResponseWriter] with the same methods as that of
-// net/http. [http.ResponseController] works with it.
+// net/http, and [http.ResponseController] works with it. One thing differs, as with
+// every ResponseWriter that wraps another: [http.MaxBytesReader] cannot make net/http
+// close the connection when the body is too large. net/http closes it then only if
+// more than 256 KiB of the body are left.
 //
 // # WebSockets and other hijacked connections
 //

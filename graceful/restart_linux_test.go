@@ -84,7 +84,8 @@ func startProcess(t *testing.T, addr, protocol, how string, shared *os.File) *pr
 	self, err := os.Executable()
 	require.NoError(t, err)
 	p := &process{cmd: exec.Command(self), err: new(strings.Builder)}
-	p.cmd.Env = append(os.Environ(), programEnv+"=server", addrEnv+"="+addr, protocolEnv+"="+protocol, howEnv+"="+how)
+	p.cmd.Env = append(os.Environ(), programEnv+"=server", addrEnv+"="+addr, protocolEnv+"="+protocol, howEnv+"="+how,
+		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")) // or each ends a second later under -race
 	p.cmd.Stderr = p.err
 	if shared != nil {
 		p.cmd.ExtraFiles = []*os.File{shared}

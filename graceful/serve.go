@@ -83,26 +83,25 @@ var errTwice = errors.New("graceful: the server is being served already")
 func serve(ctx context.Context, srv *http.Server, ln Listener, serve func(net.Listener) error, opts []Option) error {
 	o, err := newOptions(opts)
 	listeners := append([]Listener{ln}, o.listeners...)
-	defer func() {
-		for _, ln := range listeners {
-			if ln != nil {
-				ln.Close() // net/http has closed most of them
-			}
-		}
-	}()
-	if err != nil {
-		return err
-	}
-	if ctx == nil || srv == nil {
-		return errors.New("graceful: nil context or server")
+	if err == nil && (ctx == nil || srv == nil) {
+		err = errors.New("graceful: nil context or server")
 	}
 	s := &server{options: o, srv: srv}
+	if err == nil {
+		err = s.open(listeners)
+	}
+	if err != nil {
+		for _, ln := range listeners {
+			if ln != nil {
+				ln.Close()
+			}
+		}
+		return err
+	}
+	defer s.closeAll()
 	s.conns.all = make(map[net.Conn]*conn)
 	s.conns.changed = make(chan struct{}, 1)
 	s.conns.noLoops = make(chan struct{})
-	if err := s.open(listeners); err != nil {
-		return err
-	}
 
 	serving.Lock()
 	twice := serving.servers[srv] != nil
@@ -275,7 +274,7 @@ func (s *server) stop(ctx context.Context) error {
 	if closed {
 		s.closeAll()
 	}
-	p.run("turned away", 2*s.linger, func(ctx context.Context) error {
+	p.run("turned away", max(2*s.linger, s.linger), func(ctx context.Context) error {
 		s.await(ctx, rested)
 		return nil
 	})

@@ -704,7 +704,7 @@ func TestListeners(t *testing.T) {
 }
 
 // A listener that cannot keep clients out is closed before the first requests are
-// waited for: who connects in that time would be reset.
+// waited for: a client that connects in that time would be reset.
 func TestExposedListenerIsClosedEarly(t *testing.T) {
 	log := new(journal)
 	ln := listen(t)
@@ -749,11 +749,8 @@ func (l late) Accept() (nc net.Conn, err error) {
 }
 
 func (l late) Close() error {
-	err := l.Listener.Close()
-	if err == nil {
-		close(l.closed)
-	}
-	return err
+	close(l.closed) // twice, it would panic
+	return l.Listener.Close()
 }
 
 func TestConnectionAcceptedAfterClose(t *testing.T) {
@@ -894,6 +891,25 @@ func TestResponseWriterHasTheSameMethods(t *testing.T) {
 	}
 }
 
+// The certificate comes from files.
+func TestServeTLS(t *testing.T) {
+	certFile, keyFile := certFiles(t)
+	srv := &http.Server{Handler: hello}
+	before := fieldsOf(srv)
+	ln := listen(t)
+	r := begin(t, ln, func(ctx context.Context) error { return ServeTLS(ctx, srv, ln, certFile, keyFile) })
+	tr, _ := transportOf("HTTP/2")
+	defer tr.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: tr}).Get("https://" + r.addr)
+	require.NoError(t, err)
+	resp.Body.Close()
+	require.Equal(t, 2, resp.ProtoMajor)
+	tr.CloseIdleConnections()
+	r.stop()
+	require.NoError(t, r.wait())
+	require.Equal(t, before, fieldsOf(srv))
+}
+
 func TestOptionsAsterisk(t *testing.T) {
 	for _, off := range []bool{false, true} {
 		var calls atomic.Int64
@@ -957,9 +973,12 @@ func TestLog(t *testing.T) {
 }
 
 func TestWrongUse(t *testing.T) {
-	var none *acceptq.Listener
+	var none struct {
+		ctx context.Context
+		ln  *acceptq.Listener
+	}
 	for name, use := range map[string]func(ln Listener) error{
-		"no context":        func(ln Listener) error { return Serve(nil, &http.Server{}, ln) }, //nolint
+		"no context":        func(ln Listener) error { return Serve(none.ctx, &http.Server{}, ln) },
 		"no server":         func(ln Listener) error { return Serve(t.Context(), nil, ln) },
 		"no TLS server":     func(ln Listener) error { return ServeTLS(t.Context(), nil, ln, "", "") },
 		"no listener":       func(ln Listener) error { return Serve(t.Context(), &http.Server{}, nil, WithListener(ln)) },
@@ -973,8 +992,8 @@ func TestWrongUse(t *testing.T) {
 		"negative first":    func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithFirstAnswerTimeout(-1)) },
 		"negative requests": func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithRequestTimeout(-1)) },
 		"no time":           func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithTimeout(0)) },
-		"no abort":          func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithAbort(nil)) }, //nolint
-		"no socket":         func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithSocket(none)) },
+		"no abort":          func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithAbort(none.ctx)) },
+		"no socket":         func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithSocket(none.ln)) },
 		"no certificate":    func(ln Listener) error { return ServeTLS(t.Context(), &http.Server{}, ln, "", "") },
 	} {
 		t.Run(name, func(t *testing.T) {

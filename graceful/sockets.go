@@ -18,10 +18,22 @@ type socket interface {
 	Stats() (acceptq.Stats, error)
 }
 
-// A door is a listener that is served. It is the one that the user has given, unless
-// that is wrapped.
+// A door is a listener that is served, and what the user has given for it.
 type door struct {
 	given, served net.Listener
+}
+
+// A closer closes a listener once: net/http closes it too, and not every type
+// stands that.
+type closer struct {
+	net.Listener
+	once sync.Once
+	err  error
+}
+
+func (c *closer) Close() error {
+	c.once.Do(func() { c.err = c.Listener.Close() })
+	return c.err
 }
 
 // open sorts the listeners into those to serve and those to drain.
@@ -42,7 +54,7 @@ func (s *server) open(listeners []Listener) error {
 			s.sockets = append(s.sockets, l)
 			s.exposed = true
 		case net.Listener:
-			s.doors = append(s.doors, door{ln, ln})
+			s.doors = append(s.doors, door{ln, &closer{Listener: ln}})
 			if l := below(ln); l != nil {
 				s.sockets = append(s.sockets, l)
 			} else if len(s.named) == 0 {

@@ -139,6 +139,7 @@ func (sys *system) describe(s *System) {
 	s.SYNBacklog = sys.ipv4Setting("tcp_max_syn_backlog")
 	s.SYNCookies = sys.ipv4Setting("tcp_syncookies")
 	s.AbortOnOverflow = sys.ipv4Setting("tcp_abort_on_overflow")
+	s.MigrateRequests = sys.ipv4Setting("tcp_migrate_req")
 
 	counter := sys.tcpCounters()
 	s.ListenOverflows = counter("ListenOverflows")

@@ -178,6 +178,7 @@ func TestReadSystemOfFreeBSD(t *testing.T) {
 		SYNBacklog:      unknown,
 		SYNCookies:      sysctl("net.inet.tcp.syncookies"),
 		AbortOnOverflow: sysctl("net.inet.tcp.syncache.rst_on_sock_fail"),
+		MigrateRequests: unknown,
 		ListenOverflows: unknown, ListenDrops: unknown, ReqQFullDrop: unknown, ReqQFullDoCookies: unknown,
 	}, s)
 }

@@ -575,6 +575,7 @@ func TestReadSystem(t *testing.T) {
 				"ipv4/tcp_max_syn_backlog":   s.SYNBacklog,
 				"ipv4/tcp_syncookies":        s.SYNCookies,
 				"ipv4/tcp_abort_on_overflow": s.AbortOnOverflow,
+				"ipv4/tcp_migrate_req":       s.MigrateRequests,
 			} {
 				text, err := os.ReadFile("/proc/sys/net/" + name)
 				require.NoError(t, err)
@@ -587,8 +588,9 @@ func TestReadSystem(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_max_syn_backlog", 4321)
 		setSysctl(t, "net.ipv4.tcp_syncookies", 2)
 		setSysctl(t, "net.ipv4.tcp_abort_on_overflow", 1)
+		setSysctl(t, "net.ipv4.tcp_migrate_req", 1)
 		require.Equal(t, System{
-			Ceiling: 77, Knob: "net.core.somaxconn", SYNBacklog: 4321, SYNCookies: 2, AbortOnOverflow: 1,
+			Ceiling: 77, Knob: "net.core.somaxconn", SYNBacklog: 4321, SYNCookies: 2, AbortOnOverflow: 1, MigrateRequests: 1,
 		}, read(), "nothing of the first reading is kept")
 
 		// Each counter by what moves it.
@@ -647,11 +649,12 @@ func TestReadSystemWithoutFiles(t *testing.T) {
 		"/proc/sys/net/ipv4/tcp_max_syn_backlog":   "2048\n",
 		"/proc/sys/net/ipv4/tcp_syncookies":        "1\n",
 		"/proc/sys/net/ipv4/tcp_abort_on_overflow": "0\n",
+		"/proc/sys/net/ipv4/tcp_migrate_req":       "1\n",
 		"/proc/thread-self/net/netstat": "TcpExt: SyncookiesSent ListenOverflows ListenDrops TCPReqQFullDoCookies TCPReqQFullDrop\n" +
 			"TcpExt: 9 11 12 13 14\n",
 	}
 	all := System{
-		Ceiling: 4096, Knob: "net.core.somaxconn", SYNBacklog: 2048, SYNCookies: 1, AbortOnOverflow: 0,
+		Ceiling: 4096, Knob: "net.core.somaxconn", SYNBacklog: 2048, SYNCookies: 1, AbortOnOverflow: 0, MigrateRequests: 1,
 		ListenOverflows: 11, ListenDrops: 12, ReqQFullDrop: 14, ReqQFullDoCookies: 13,
 	}
 	without := map[string]func(*System){
@@ -660,6 +663,7 @@ func TestReadSystemWithoutFiles(t *testing.T) {
 		"/proc/sys/net/ipv4/tcp_max_syn_backlog":   func(s *System) { s.SYNBacklog = unknown },
 		"/proc/sys/net/ipv4/tcp_syncookies":        func(s *System) { s.SYNCookies = unknown },
 		"/proc/sys/net/ipv4/tcp_abort_on_overflow": func(s *System) { s.AbortOnOverflow = unknown },
+		"/proc/sys/net/ipv4/tcp_migrate_req":       func(s *System) { s.MigrateRequests = unknown },
 		"/proc/thread-self/net/netstat": func(s *System) {
 			s.ListenOverflows, s.ListenDrops, s.ReqQFullDrop, s.ReqQFullDoCookies = unknown, unknown, unknown, unknown
 		},

@@ -461,7 +461,7 @@ func TestSystemAnswers(t *testing.T) {
 	if !systemTells() {
 		require.ErrorIs(t, err, errors.ErrUnsupported)
 		require.Equal(t, System{
-			Ceiling: unknown, SYNBacklog: unknown, SYNCookies: unknown, AbortOnOverflow: unknown,
+			Ceiling: unknown, SYNBacklog: unknown, SYNCookies: unknown, AbortOnOverflow: unknown, MigrateRequests: unknown,
 			ListenOverflows: unknown, ListenDrops: unknown, ReqQFullDrop: unknown, ReqQFullDoCookies: unknown,
 		}, s)
 	} else {
@@ -475,11 +475,11 @@ func TestSystemAnswers(t *testing.T) {
 	var log bytes.Buffer
 	slog.New(slog.NewTextHandler(&log, nil)).Info("", "system", some)
 	require.Contains(t, log.String(), "system.ceiling=128 system.knob=k system.synCookies=0 system.abortOnOverflow=0 "+
-		"system.listenOverflows=0 system.reqQFullDrop=0 system.reqQFullDoCookies=0\n")
+		"system.migrateRequests=0 system.listenOverflows=0 system.reqQFullDrop=0 system.reqQFullDoCookies=0\n")
 	text, err := json.Marshal(some)
 	require.NoError(t, err)
 	require.Equal(t, `{"ceiling":128,"knob":"k","synBacklog":null,"synCookies":0,"abortOnOverflow":0,`+
-		`"listenOverflows":0,"listenDrops":null,"reqQFullDrop":0,"reqQFullDoCookies":0}`, string(text))
+		`"migrateRequests":0,"listenOverflows":0,"listenDrops":null,"reqQFullDrop":0,"reqQFullDoCookies":0}`, string(text))
 }
 
 // Eight goroutines call everything at once; half-way one of them closes.

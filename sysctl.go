@@ -81,6 +81,10 @@ type System struct {
 	// net.ipv4.tcp_abort_on_overflow, tcp(7); a SYN that meets a full accept queue is
 	// dropped in both cases. FreeBSD: net.inet.tcp.syncache.rst_on_sock_fail.
 	AbortOnOverflow int
+	// MigrateRequests is 1 if the connections and in-flight handshakes of a listener that
+	// closes move to another listener of its SO_REUSEPORT group, 0 if they are reset.
+	// Linux only: net.ipv4.tcp_migrate_req, since 5.14.
+	MigrateRequests int
 
 	// The counters have their names from the TcpExt table of /proc/net/netstat. They
 	// count packets, not clients, since the network namespace was made. Linux only.
@@ -100,6 +104,7 @@ func (s System) LogValue() slog.Value {
 		slog.Int("synBacklog", s.SYNBacklog),
 		slog.Int("synCookies", s.SYNCookies),
 		slog.Int("abortOnOverflow", s.AbortOnOverflow),
+		slog.Int("migrateRequests", s.MigrateRequests),
 		slog.Int64("listenOverflows", s.ListenOverflows),
 		slog.Int64("listenDrops", s.ListenDrops),
 		slog.Int64("reqQFullDrop", s.ReqQFullDrop),
@@ -114,6 +119,7 @@ type systemJSON struct {
 	SYNBacklog        count  `json:"synBacklog"`
 	SYNCookies        count  `json:"synCookies"`
 	AbortOnOverflow   count  `json:"abortOnOverflow"`
+	MigrateRequests   count  `json:"migrateRequests"`
 	ListenOverflows   count  `json:"listenOverflows"`
 	ListenDrops       count  `json:"listenDrops"`
 	ReqQFullDrop      count  `json:"reqQFullDrop"`
@@ -122,7 +128,7 @@ type systemJSON struct {
 
 func (s System) json() systemJSON {
 	return systemJSON{
-		count(s.Ceiling), s.Knob, count(s.SYNBacklog), count(s.SYNCookies), count(s.AbortOnOverflow),
+		count(s.Ceiling), s.Knob, count(s.SYNBacklog), count(s.SYNCookies), count(s.AbortOnOverflow), count(s.MigrateRequests),
 		count(s.ListenOverflows), count(s.ListenDrops), count(s.ReqQFullDrop), count(s.ReqQFullDoCookies),
 	}
 }
@@ -140,7 +146,7 @@ func (s *System) UnmarshalJSON(text []byte) error {
 		return err
 	}
 	*s = System{
-		j.Ceiling.int(), j.Knob, j.SYNBacklog.int(), j.SYNCookies.int(), j.AbortOnOverflow.int(),
+		j.Ceiling.int(), j.Knob, j.SYNBacklog.int(), j.SYNCookies.int(), j.AbortOnOverflow.int(), j.MigrateRequests.int(),
 		int64(j.ListenOverflows), int64(j.ListenDrops), int64(j.ReqQFullDrop), int64(j.ReqQFullDoCookies),
 	}
 	return nil
@@ -148,7 +154,7 @@ func (s *System) UnmarshalJSON(text []byte) error {
 
 // noSystem is a System of which nothing is known.
 var noSystem = System{
-	Ceiling: unknown, SYNBacklog: unknown, SYNCookies: unknown, AbortOnOverflow: unknown,
+	Ceiling: unknown, SYNBacklog: unknown, SYNCookies: unknown, AbortOnOverflow: unknown, MigrateRequests: unknown,
 	ListenOverflows: unknown, ListenDrops: unknown, ReqQFullDrop: unknown, ReqQFullDoCookies: unknown,
 }
 

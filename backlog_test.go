@@ -372,7 +372,7 @@ func TestJSONComesBack(t *testing.T) {
 		require.Equal(t, s, decoded(t, Stats{Queued: 7, Drops: 7}, string(text)))
 	}
 	for _, s := range []System{
-		{1, "k", 2, 3, 4, 5, 6, 7, math.MaxInt64}, {Ceiling: 128, SYNBacklog: unknown, ListenDrops: unknown}, noSystem,
+		{1, "k", 2, 3, 4, 9, 5, 6, 7, math.MaxInt64}, {Ceiling: 128, SYNBacklog: unknown, ListenDrops: unknown}, noSystem,
 	} {
 		text, err := json.Marshal(s)
 		require.NoError(t, err)

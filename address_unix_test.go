@@ -166,3 +166,21 @@ func TestRawIntOfAClosedSocket(t *testing.T) {
 	_, err := rawInt(ln.raw, func(int) (int, error) { panic("there is no descriptor") })
 	require.ErrorIs(t, err, net.ErrClosed)
 }
+
+// What is taken apart here is a literal for net too, with the same meaning.
+func FuzzLiteralIsNets(f *testing.F) {
+	for _, address := range []string{"127.0.0.1:0", "[::1]:80", "[fe80::1%lo]:1", "1.2.3.4:065", "[::ffff:1.2.3.4]:5", "[::]:+1", "0.0.0.0:65535"} {
+		for _, network := range []string{"tcp", "tcp4", "tcp6", "udp"} {
+			f.Add(network, address)
+		}
+	}
+	f.Fuzz(func(t *testing.T, network, address string) {
+		ep, ok := literal(network, address)
+		if !ok {
+			return
+		}
+		want, err := net.ResolveTCPAddr(network, address)
+		require.NoError(t, err)
+		require.Equal(t, want.String(), ep.addr().String())
+	})
+}

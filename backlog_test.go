@@ -15,12 +15,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// most is a capacity of one more than listen(2) can ask for, where int holds it.
-var most = saturate(math.MaxInt32 + 1)
-
-// beyond is a number that listen(2) would take for 5, where int holds it.
-var beyond = saturate(1<<32 + 5)
-
 // What each kernel makes of the number given to listen(2), and how long the
 // queue gets: the whole way from the request to the capacity.
 func TestRules(t *testing.T) {

@@ -40,26 +40,6 @@ func answers(n int, err error, info ...byte) func(sys *system) {
 	}
 }
 
-// hidden are kernels whose ceiling cannot be read.
-var hidden = map[string]func(sys *system){
-	"ENOENT":          ceilingFile("", os.ErrNotExist),
-	"EACCES":          ceilingFile("", os.ErrPermission),
-	"EIO":             ceilingFile("", unix.EIO),
-	"empty":           ceilingFile("", nil),
-	"a newline":       ceilingFile("\n", nil),
-	"words":           ceilingFile("lots\n", nil),
-	"two numbers":     ceilingFile("128 4096\n", nil),
-	"negative":        ceilingFile("-1\n", nil),
-	"33 bits":         ceilingFile("4294967296\n", nil),
-	"a NUL behind it": ceilingFile("128\x00", nil),
-}
-
-func ceilingFile(text string, err error) func(sys *system) {
-	return func(sys *system) {
-		sys.readFile = func(string) ([]byte, error) { return []byte(text), err }
-	}
-}
-
 // What a socket does not tell is worked out by the rule, and said to be; no
 // reason not to listen.
 func TestLimitThatCannotBeReadIsByTheRule(t *testing.T) {

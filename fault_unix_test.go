@@ -331,31 +331,6 @@ func (a act) shape(err error, call string, w *answer) error {
 	return nil
 }
 
-// freeDescriptor is the number that the next one gets. One that leaks takes it; one
-// that is closed twice makes it smaller.
-func freeDescriptor() int {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
-	if err == nil {
-		unix.Close(fd)
-	}
-	return fd
-}
-
-// freeNow says whether nothing holds the address.
-func freeNow(address string) error {
-	var err error
-	if eventually(func() bool {
-		var ln net.Listener
-		if ln, err = net.Listen("tcp", address); err == nil {
-			ln.Close()
-		}
-		return err == nil
-	}) {
-		return nil
-	}
-	return err
-}
-
 // everyOption is all that can be had at once on an address of network; how many
 // calls they make is for the system.
 func everyOption(network string) (opts []Option) {
@@ -367,16 +342,6 @@ func everyOption(network string) (opts []Option) {
 		opts = append(opts, WithReusePort())
 	}
 	return append(opts, kernelOptions()...)
-}
-
-// aFreeAddress is one on host that nobody holds; "" if there is no such host.
-func aFreeAddress(network, host string) string {
-	ln, err := net.Listen(network, net.JoinHostPort(host, "0"))
-	if err != nil {
-		return ""
-	}
-	defer ln.Close()
-	return ln.Addr().String()
 }
 
 var listeningCalls = []string{"socket", "setsockopt", "getsockopt", "getsockname", "bind", "listen", "fcntl"}
@@ -546,24 +511,6 @@ func TestEveryCallMayGoWrong(t *testing.T) {
 		}),
 	)
 	testActs(t, append(acts, kernelActs()...))
-}
-
-// noteBound binds, and says to what.
-func noteBound(t *testing.T, bound *string) func(fd int, sa unix.Sockaddr) error {
-	return func(fd int, sa unix.Sockaddr) error {
-		if err := realSystem.bind(fd, sa); err != nil {
-			return err
-		}
-		sa, err := unix.Getsockname(fd)
-		require.NoError(t, err)
-		switch sa := sa.(type) {
-		case *unix.SockaddrInet4:
-			*bound = (&net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}).String()
-		case *unix.SockaddrInet6:
-			*bound = (&net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}).String()
-		}
-		return nil
-	}
 }
 
 // requireLayers checks that err is an OpError with the network and an address,

@@ -2,6 +2,7 @@ package acceptq
 
 import (
 	"errors"
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -50,24 +51,6 @@ func TestFastOpenIsNotTakenInVain(t *testing.T) {
 	require.NotZero(t, v)
 	_, err = ListenTCP("127.0.0.1:0", WithBacklog(10), WithFastOpen(6))
 	require.ErrorIs(t, err, errors.ErrUnsupported, "the kernel's own count is half the limit")
-}
-
-// A shorter queue would take the count of fast open with it: SetBacklog refuses that
-// and changes nothing.
-func TestSetBacklogKeepsFastOpen(t *testing.T) {
-	sys := willing()
-	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(10), WithFastOpen(5)})
-	require.NoError(t, err)
-	defer ln.Close()
-	before := ln.Backlog()
-	b, err := ln.SetBacklog(4)
-	require.ErrorIs(t, err, errors.ErrUnsupported)
-	require.ErrorContains(t, err, "WithFastOpen(5): granted 2")
-	require.Equal(t, before, b)
-	require.Equal(t, 10, queueOption(t, ln, unix.SO_LISTENQLIMIT))
-	b, err = ln.SetBacklog(11)
-	require.NoError(t, err)
-	require.Equal(t, 11, b.Limit)
 }
 
 // A buffer may have 8/9 of the setting, and the error names that bound.
@@ -233,4 +216,43 @@ func incomplete(t *testing.T, ln *Listener) int {
 	s, err := ln.Stats()
 	require.NoError(t, err)
 	return s.Incomplete
+}
+
+func TestReusePortSpreads(t *testing.T) {
+	needSpread(t)
+	first := bsdListen(t, "127.0.0.1:0", WithReusePort())
+	second := bsdListen(t, first.Addr().String(), WithReusePort())
+	_, err := ListenTCP(first.Addr().String())
+	require.ErrorIs(t, err, unix.EADDRINUSE)
+
+	accepted := make(chan int, 2)
+	for _, ln := range []*Listener{first, second} {
+		go func() {
+			n := 0
+			defer func() { accepted <- n }()
+			for {
+				conn, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				n++
+				conn.Write([]byte("!"))
+				conn.Close()
+			}
+		}()
+	}
+	const clients = 64 // that one listener gets them all has a chance of 1 in 2^63
+	for range clients {
+		client, err := bsdDial(t, first)
+		require.NoError(t, err)
+		require.NoError(t, client.SetReadDeadline(time.Now().Add(tooLong)))
+		_, err = io.ReadFull(client, make([]byte, 1))
+		require.NoError(t, err)
+	}
+	first.Close()
+	second.Close()
+	a, b := <-accepted, <-accepted
+	require.Equal(t, clients, a+b)
+	require.NotZero(t, a)
+	require.NotZero(t, b)
 }

@@ -437,13 +437,6 @@ func acceptOne(t *testing.T, ln interface {
 	return acceptBy(t, ln, method)
 }
 
-func instead(want, plain int) int {
-	if want == unchanged {
-		return plain
-	}
-	return want
-}
-
 func tcpInfo(t *testing.T, c syscall.Conn) (info *unix.TCPInfo) {
 	t.Helper()
 	raw, err := c.SyscallConn()

@@ -135,16 +135,6 @@ func TestRecipesExist(t *testing.T) {
 	}
 }
 
-// requireListenError requires what a failed call of listening returns.
-func requireListenError(t *testing.T, ln *Listener, err error) {
-	t.Helper()
-	require.Nil(t, ln)
-	var op *net.OpError
-	require.ErrorAs(t, err, &op)
-	require.Equal(t, "listen", op.Op)
-	require.Equal(t, "tcp", op.Net)
-}
-
 // Values that make no sense are errors on every system, and are named.
 func TestOptionValues(t *testing.T) {
 	long := strings.Repeat("x", 256)

@@ -168,10 +168,6 @@ func reusePort() (name int, err error) {
 	return 0, notHere("WithReusePort")
 }
 
-func (sys *system) setInt(fd, level, name, value int) error {
-	return os.NewSyscallError("setsockopt", sys.setsockoptInt(fd, level, name, value))
-}
-
 func boolInt(b bool) int {
 	if b {
 		return 1

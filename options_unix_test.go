@@ -122,42 +122,19 @@ func TestSeconds(t *testing.T) {
 	}
 }
 
-// listen listens until the test ends.
-func listen(t *testing.T, opts ...Option) *Listener {
-	t.Helper()
-	ln, err := ListenTCP("127.0.0.1:0", opts...)
-	require.NoError(t, err)
-	t.Cleanup(func() { ln.Close() })
-	return ln
-}
-
-func dial(t *testing.T, addr net.Addr) *net.TCPConn {
-	t.Helper()
-	d := net.Dialer{Timeout: 10 * time.Second}
-	c, err := d.Dial(addr.Network(), addr.String())
-	require.NoError(t, err)
-	t.Cleanup(func() { c.Close() })
-	return c.(*net.TCPConn)
-}
-
-// acceptBy takes one connection, by a method of ln.
-func acceptBy(t *testing.T, ln interface{ SetDeadline(time.Time) error }, method func() (net.Conn, error)) *net.TCPConn {
-	t.Helper()
-	require.NoError(t, ln.SetDeadline(time.Now().Add(10*time.Second)))
-	c, err := method()
-	require.NoError(t, err)
-	t.Cleanup(func() { c.Close() })
-	return c.(*net.TCPConn)
-}
-
-// eventually waits for what the kernel is about to do, at most 10 seconds.
-func eventually(done func() bool) bool {
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(10 * time.Second); !done(); <-tick.C {
-		if time.Now().After(end) {
-			return false
-		}
+// The system's own value of keep-alive that net would take for "not given" is an
+// error and not net's default.
+func TestKeepAliveTooShortToSetAgain(t *testing.T) {
+	if _, timed := keepAliveNames(); !timed {
+		t.Skip("this system has no times of keep-alive")
 	}
-	return true
+	sys := realSystem
+	sys.getsockoptInt = func(int, int, int) (int, error) { return 0, nil }
+	for _, config := range []net.KeepAliveConfig{
+		{Enable: true, Idle: -1}, {Enable: true, Interval: -1}, {Enable: true, Count: -1},
+	} {
+		_, err := sys.tryKeepAlive(endpoint{network: "tcp4"}, &config)
+		require.ErrorIs(t, err, errors.ErrUnsupported, "%+v", config)
+		require.ErrorContains(t, err, "WithKeepAlive")
+	}
 }

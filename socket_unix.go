@@ -5,45 +5,12 @@ package acceptq
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"runtime"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
-
-// system is what the package asks of the kernel. It is handed down, so that a
-// test can put a failing call in the place of one of them.
-type system struct {
-	socket        func(domain int) (fd int, err error) // a stream socket, close-on-exec
-	setsockoptInt func(fd, level, name, value int) error
-	getsockoptInt func(fd, level, name int) (int, error)
-	getsockname   func(fd int) (unix.Sockaddr, error)
-	getpeername   func(fd int) (unix.Sockaddr, error)
-	bind          func(fd int, sa unix.Sockaddr) error
-	listenCall    func(fd, backlog int) error
-	adopt         func(*os.File) (net.Listener, error)
-	// What net makes of an address without a host: an endpoint without an address,
-	// by network. net looks at the system for it once in the life of a process, so it
-	// is asked once.
-	wildcards *sync.Map
-	kernel    // what one system only has
-}
-
-var realSystem = system{
-	socket:        streamSocket,
-	setsockoptInt: unix.SetsockoptInt,
-	getsockoptInt: unix.GetsockoptInt,
-	getsockname:   unix.Getsockname,
-	getpeername:   unix.Getpeername,
-	bind:          unix.Bind,
-	listenCall:    unix.Listen,
-	adopt:         net.FileListener,
-	wildcards:     new(sync.Map),
-	kernel:        realKernel,
-}
 
 // listen makes the socket, from the address to the adoption by net.
 func (sys *system) listen(ctx context.Context, network, address string, o *options) (*Listener, error) {
@@ -148,71 +115,6 @@ func (sys *system) bindSocket(ep endpoint, o *options) (*os.File, error) {
 	return file, nil
 }
 
-// listenAgain calls listen(2) for a request of n connections, on a bound socket
-// or on one that listens already, and finds out what was granted. The ceiling
-// in the account is unknown, for it is read when asked for, except where the
-// rule needed it.
-func (sys *system) listenAgain(fd, n int) (Backlog, error) {
-	r, _ := ruleOf(runtime.GOOS)
-	if err := sys.listenCall(fd, r.argument(n)); err != nil {
-		return Backlog{}, os.NewSyscallError("listen", err)
-	}
-	if limit, ok := sys.limit(fd); ok {
-		return r.account(n, unknown, limit, true), nil
-	}
-	b, _ := predict(n, sys.boundsAt(fd)) // what cannot be read is unknown, and not a failure
-	return b, nil
-}
-
-// boundsAt is boundsOf, to be called later.
-func (sys *system) boundsAt(fd int) func() (ceiling, floor int, err error) {
-	return func() (int, int, error) { return sys.boundsOf(fd) }
-}
-
-// tooShort is the error of a strict request that got b.
-func tooShort(b Backlog, bounds func() (ceiling, floor int, err error)) error {
-	if b.Limit == unknown {
-		return fmt.Errorf("WithStrictBacklog: the limit cannot be known: %w", errors.ErrUnsupported)
-	}
-	r, _ := ruleOf(runtime.GOOS)
-	ceiling, _, _ := bounds()
-	return r.clamp(b.Requested, b.Limit, ceiling)
-}
-
-// setBacklog calls listen(2) again on the listening socket fd. A strict one is
-// left with the limit it had when the kernel would grant less than n. So is one with TCP
-// Fast Open whose count of pending connections would become too small.
-func (sys *system) setBacklog(fd, n int, strict bool, fastOpen int, former Backlog) (Backlog, error) {
-	bounds := sys.boundsAt(fd)
-	if strict || fastOpen != 0 {
-		if b, err := predict(n, bounds); err == nil {
-			if strict && b.Clamped() {
-				return former, tooShort(b, bounds)
-			}
-			if err := fastOpenFits(runtime.GOOS, fastOpen, b.Limit); err != nil {
-				return former, err
-			}
-		}
-	}
-	b, err := sys.listenAgain(fd, n)
-	if err != nil {
-		return former, err // what was granted before is granted still
-	}
-	if !strict || !b.Clamped() && b.Limit != unknown {
-		return b, nil
-	}
-	if former.Limit == unknown {
-		return b, tooShort(b, bounds) // there is no way back
-	}
-	// It could not be foreseen; the way back is the same call.
-	back, err := sys.listenAgain(fd, former.Limit)
-	if err != nil {
-		return b, err
-	}
-	back.Requested = former.Requested
-	return back, tooShort(b, bounds)
-}
-
 // adopted finds out what can be known of a listening socket that was not made
 // here.
 func (sys *system) adopted(fd int) (transport, Backlog, error) {
@@ -222,18 +124,6 @@ func (sys *system) adopted(fd int) (transport, Backlog, error) {
 	}
 	limit, ok := sys.limit(fd)
 	return sys.transportOf(fd), r.account(-1, unknown, limit, ok), nil
-}
-
-// fastOpenFits refuses a limit that is too small for qlen pending connections of
-// TCP Fast Open. FreeBSD allows half the limit, and does not store qlen
-// (tcp_fastopen_alloc_counter and syncache_add in netinet). On Linux the count
-// does not depend on the limit.
-func fastOpenFits(goos string, qlen, limit int) error {
-	if goos != "freebsd" || limit == unknown || qlen <= limit/2 {
-		return nil
-	}
-	return fmt.Errorf("WithFastOpen(%d): granted %d, half the limit; ask for a backlog of %d: %w",
-		qlen, limit/2, saturate(2*int64(qlen)), errors.ErrUnsupported)
 }
 
 // mustListen refuses a socket that is not a listening TCP socket. SO_ACCEPTCONN is

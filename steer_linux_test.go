@@ -154,34 +154,6 @@ func TestSteeringFollowsTheGroup(t *testing.T) {
 	}
 }
 
-func TestParseMember(t *testing.T) {
-	row := make([]byte, diagMsgSize)
-	row[diagFamily], row[diagSource], row[diagInterface], row[diagUID], row[diagInode] = unix.AF_INET6, 9, 1, 2, 3
-	if row[diagInode+3] != 0 {
-		t.Skip("big-endian")
-	}
-	want := member{3, group{family: unix.AF_INET6, addr: [16]byte{9}, device: 1, uid: 2}}
-	attribute := func(kind byte, value ...byte) []byte {
-		p := append([]byte{byte(4 + len(value)), 0, kind, 0}, value...)
-		return append(p, make([]byte, -len(p)&3)...)
-	}
-	got, err := parseMember(row)
-	require.NoError(t, err)
-	require.Equal(t, want, got)
-	got, err = parseMember(slices.Concat(row, attribute(1, 1, 2, 3), attribute(diagSKV6Only, 1)))
-	require.NoError(t, err)
-	want.group.v6only = 1
-	require.Equal(t, want, got)
-	for name, p := range map[string][]byte{
-		"short":                   row[:diagMsgSize-1],
-		"an attribute too short":  slices.Concat(row, []byte{3, 0, 1, 0}),
-		"an attribute beyond all": slices.Concat(row, []byte{9, 0, 1, 0}),
-	} {
-		_, err := parseMember(p)
-		require.ErrorIs(t, err, unix.EBADMSG, name)
-	}
-}
-
 // A generation is what one process of a rolling restart has.
 type generation struct {
 	shards *Shards

@@ -1,10 +1,12 @@
 package acceptq
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"runtime"
 	"slices"
 	"strconv"
@@ -176,3 +178,18 @@ func (sys *system) readSystem() (System, error) {
 	sys.describe(&s)
 	return s, nil
 }
+
+// sysctlNumber is an unsigned number of sysctl(3), or a truth value, which has one
+// byte.
+func sysctlNumber(raw []byte) (n uint32, ok bool) {
+	switch len(raw) {
+	case 1:
+		return uint32(raw[0]), true
+	case 4:
+		return binary.NativeEndian.Uint32(raw), true
+	}
+	return 0, false
+}
+
+// sysctlCount is the unsigned number of sysctl(3) as a number of connections.
+func sysctlCount(n uint32) int { return int(min(n, math.MaxInt32)) }

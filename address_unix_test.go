@@ -119,12 +119,12 @@ func TestWhatNetIsAsked(t *testing.T) {
 	if aFreeAddress("tcp", "::1") == "" {
 		t.Skip("no IPv6 here")
 	}
-	sys := realSystem
-	sys.wildcards = new(sync.Map)
+	k := realKernel
+	k.withoutHost = new(sync.Map)
 	asked := 0
-	sys.getsockoptInt = func(fd, level, name int) (int, error) {
+	k.getsockoptInt = func(fd, level, name int) (int, error) {
 		asked++
-		return realSystem.getsockoptInt(fd, level, name)
+		return realKernel.getsockoptInt(fd, level, name)
 	}
 	literalsAreNets := runtime.GOOS == "openbsd" || runtime.GOOS == "dragonfly"
 	for _, tt := range []struct {
@@ -140,7 +140,7 @@ func TestWhatNetIsAsked(t *testing.T) {
 		{"tcp6", "[::]:80", true},
 	} {
 		asked = 0
-		ep, err := sys.resolve(t.Context(), tt.network, tt.address)
+		ep, err := k.resolve(t.Context(), tt.network, tt.address)
 		require.NoError(t, err)
 		require.Equal(t, tt.asked, asked == 1, "%s %s", tt.network, tt.address)
 		require.Equal(t, "tcp6", ep.network)

@@ -20,11 +20,11 @@ const (
 
 // limit reads the limit of the listening socket fd. FreeBSD alone has an option
 // that tells it (getsockopt(2)).
-func (sys *system) limit(fd int) (limit int, ok bool) {
+func (k *kernel) limit(fd int) (limit int, ok bool) {
 	if runtime.GOOS != "freebsd" {
 		return unknown, false
 	}
-	n, err := sys.getsockoptInt(fd, unix.SOL_SOCKET, soListenQueueLimit)
+	n, err := k.getInt(fd, unix.SOL_SOCKET, soListenQueueLimit)
 	if err != nil || n < 0 {
 		return unknown, false
 	}
@@ -33,16 +33,16 @@ func (sys *system) limit(fd int) (limit int, ok bool) {
 
 // stats reads the accept queue of fd. One whose transport is known was looked at
 // when its Listener was made. The buffer is Linux's need.
-func (sys *system) stats(fd int, tr transport, _ []byte) (Stats, error) {
+func (k *kernel) stats(fd int, tr transport, _ []byte) (Stats, error) {
 	if tr == transportUnknown {
-		if err := sys.mustListen(fd); err != nil {
+		if err := k.mustListen(fd); err != nil {
 			return noStats, err
 		}
 	}
 	s := noStats
 	if runtime.GOOS != "freebsd" {
 		var err error
-		s.Queued, err = sys.queueLength(fd)
+		s.Queued, err = k.queueLength(fd)
 		return s, err
 	}
 	for _, q := range []struct {
@@ -53,13 +53,13 @@ func (sys *system) stats(fd int, tr transport, _ []byte) (Stats, error) {
 		{soListenIncompleteQueue, &s.Incomplete},
 		{soListenQueueLimit, &s.Limit},
 	} {
-		n, err := sys.getsockoptInt(fd, unix.SOL_SOCKET, q.name)
+		n, err := k.getInt(fd, unix.SOL_SOCKET, q.name)
 		if err != nil {
-			return noStats, os.NewSyscallError("getsockopt", err)
+			return noStats, err
 		}
 		*q.to = n
 	}
-	r, _ := ruleOf(runtime.GOOS)
+	r := hostRule()
 	s.Capacity = r.capacity(s.Limit)
 	return s, nil
 }
@@ -67,12 +67,12 @@ func (sys *system) stats(fd int, tr transport, _ []byte) (Stats, error) {
 // queueLength is the length of the accept queue of fd as kqueue(2) tells it; -1 if
 // it is too long for that. DragonFly alone has a bound (filt_solisten in
 // kern/uipc_socket.c); a kernel that does not know its name is from before it.
-func (sys *system) queueLength(fd int) (int, error) {
-	n, err := sys.readable(fd)
+func (k *kernel) queueLength(fd int) (int, error) {
+	n, err := k.readable(fd)
 	if err != nil || n == 0 || runtime.GOOS != "dragonfly" {
 		return n, err
 	}
-	most, err := sys.readSysctl(availKnob)
+	most, err := k.readSysctl(availKnob)
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return n, nil
@@ -107,4 +107,4 @@ func readable(fd int) (int, error) {
 }
 
 // transportOf: there is no MPTCP below net's listeners here.
-func (sys *system) transportOf(int) transport { return plainTCP }
+func (k *kernel) transportOf(int) transport { return plainTCP }

@@ -2,7 +2,6 @@ package acceptq
 
 import (
 	"encoding/binary"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,8 +18,8 @@ const (
 // queue reads the accept queue of the listening socket fd. It is not ok where
 // TCP_INFO is refused, or is answered as if the socket did not listen: gVisor
 // fills it with zeros.
-func (sys *system) queue(fd int, p []byte) (queued, limit int, ok bool) {
-	n, err := sys.getsockopt(fd, unix.IPPROTO_TCP, unix.TCP_INFO, p)
+func (k *kernel) queue(fd int, p []byte) (queued, limit int, ok bool) {
+	n, err := k.getsockopt(fd, unix.IPPROTO_TCP, unix.TCP_INFO, p)
 	if err != nil || n < infoQueueEnd || p[infoState] != tcpListen {
 		return unknown, unknown, false
 	}
@@ -31,9 +30,9 @@ func (sys *system) queue(fd int, p []byte) (queued, limit int, ok bool) {
 func connections(p []byte) int { return saturate(int64(binary.NativeEndian.Uint32(p))) }
 
 // limit reads the limit of the listening socket fd.
-func (sys *system) limit(fd int) (limit int, ok bool) {
+func (k *kernel) limit(fd int) (limit int, ok bool) {
 	var p [infoQueueEnd]byte
-	_, limit, ok = sys.queue(fd, p[:])
+	_, limit, ok = k.queue(fd, p[:])
 	return limit, ok
 }
 
@@ -44,22 +43,22 @@ const (
 )
 
 // stats reads the accept queue of fd; p is room for one answer of the kernel.
-func (sys *system) stats(fd int, tr transport, p []byte) (Stats, error) {
+func (k *kernel) stats(fd int, tr transport, p []byte) (Stats, error) {
 	s := noStats
 	var ok bool
-	if s.Queued, s.Limit, ok = sys.queue(fd, p); !ok {
+	if s.Queued, s.Limit, ok = k.queue(fd, p); !ok {
 		// TCP_INFO of a listener that does not say so is gVisor's.
-		if err := sys.mustListen(fd); err != nil {
+		if err := k.mustListen(fd); err != nil {
 			return noStats, err
 		}
 	}
-	r, _ := ruleOf(runtime.GOOS)
+	r := hostRule()
 	s.Capacity = r.capacity(s.Limit)
 	if tr == transportUnknown {
-		tr = sys.transportOf(fd)
+		tr = k.transportOf(fd)
 	}
 	if tr == plainTCP {
-		if n, err := sys.getsockopt(fd, unix.SOL_SOCKET, unix.SO_MEMINFO, p); err == nil && n >= memInfoEnd {
+		if n, err := k.getsockopt(fd, unix.SOL_SOCKET, unix.SO_MEMINFO, p); err == nil && n >= memInfoEnd {
 			s.Drops = int64(binary.NativeEndian.Uint32(p[memInfoDrops:]))
 		}
 	}
@@ -67,8 +66,8 @@ func (sys *system) stats(fd int, tr transport, p []byte) (Stats, error) {
 }
 
 // transportOf tells MPTCP, which net.Listen uses by default, from plain TCP.
-func (sys *system) transportOf(fd int) transport {
-	switch proto, err := sys.getsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); {
+func (k *kernel) transportOf(fd int) transport {
+	switch proto, err := k.getInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); {
 	case err != nil:
 		return transportUnknown
 	case proto == unix.IPPROTO_TCP:

@@ -183,22 +183,22 @@ func TestStrict(t *testing.T) {
 		const command = "sysctl -w net.core.somaxconn=4"
 		for _, tc := range []struct {
 			rule    string
-			ceiling func(sys *system)
+			ceiling func(k *kernel)
 			said    int
 			raise   string // "" where the command would lower what it said
 			bound   bool   // refused by what the socket said
 		}{
-			{rule: "before bind where the ceiling can be read", ceiling: func(*system) {}, said: 3, raise: command},
+			{rule: "before bind where the ceiling can be read", ceiling: func(*kernel) {}, said: 3, raise: command},
 			{rule: "by the socket where it is hidden", ceiling: hidden["ENOENT"], said: -1, raise: command, bound: true},
 			{rule: "by the socket where it lies", ceiling: ceilingFile("1000\n", nil), said: 1000, bound: true},
 		} {
 			t.Run("refused "+tc.rule, func(t *testing.T) {
-				sys := realSystem
-				tc.ceiling(&sys)
+				k := realKernel
+				tc.ceiling(&k)
 				var bound string
-				sys.bind = noteBound(t, &bound)
+				k.bind = noteBound(t, &bound)
 				err := refused(t, func() (*Listener, error) {
-					return sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(4), WithStrictBacklog()})
+					return k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(4), WithStrictBacklog()})
 				})
 				var clamp *ClampError
 				require.ErrorAs(t, err, &clamp)

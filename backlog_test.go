@@ -254,7 +254,7 @@ func TestDescribe(t *testing.T) {
 }
 
 func TestStringIsOfThisSystem(t *testing.T) {
-	r, _ := ruleOf(runtime.GOOS)
+	r := hostRule()
 	for _, b := range []Backlog{r.account(4096, 128, 128, true), r.account(-1, unknown, unknown, false)} {
 		require.Equal(t, r.describe(b), b.String())
 		require.Equal(t, r.describe(b), fmt.Sprint(b))
@@ -500,7 +500,7 @@ func TestStrictSaysWhatIsMissing(t *testing.T) {
 	var op *net.OpError
 	require.True(t, errors.As(err, &op))
 	require.Equal(t, "listen", op.Op)
-	r, _ := ruleOf(runtime.GOOS)
+	r := hostRule()
 	var clamp *ClampError
 	require.True(t, errors.As(err, &clamp))
 	require.Equal(t, r.clamp(math.MaxInt, b.Limit, b.Ceiling), clamp)

@@ -9,25 +9,25 @@ import (
 	"runtime"
 )
 
-// listenAgain calls listen(2) for a request of n connections, on a bound socket
+// listenFor calls listen(2) for a request of n connections, on a bound socket
 // or on one that listens already, and finds out what was granted. The ceiling
 // in the account is unknown, for it is read when asked for, except where the
 // rule needed it.
-func (sys *system) listenAgain(fd, n int) (Backlog, error) {
-	r, _ := ruleOf(runtime.GOOS)
-	if err := sys.listenCall(fd, r.argument(n)); err != nil {
+func (k *kernel) listenFor(fd, n int) (Backlog, error) {
+	r := hostRule()
+	if err := k.listenCall(fd, r.argument(n)); err != nil {
 		return Backlog{}, os.NewSyscallError("listen", err)
 	}
-	if limit, ok := sys.limit(fd); ok {
+	if limit, ok := k.limit(fd); ok {
 		return r.account(n, unknown, limit, true), nil
 	}
-	b, _ := predict(n, sys.boundsAt(fd)) // what cannot be read is unknown, and not a failure
+	b, _ := predict(n, k.boundsAt(fd)) // what cannot be read is unknown, and not a failure
 	return b, nil
 }
 
 // boundsAt is boundsOf, to be called later.
-func (sys *system) boundsAt(fd int) func() (ceiling, floor int, err error) {
-	return func() (int, int, error) { return sys.boundsOf(fd) }
+func (k *kernel) boundsAt(fd int) func() (ceiling, floor int, err error) {
+	return func() (int, int, error) { return k.boundsOf(fd) }
 }
 
 // tooShort is the error of a strict request that got b.
@@ -35,7 +35,7 @@ func tooShort(b Backlog, bounds func() (ceiling, floor int, err error)) error {
 	if b.Limit == unknown {
 		return fmt.Errorf("WithStrictBacklog: the limit cannot be known: %w", errors.ErrUnsupported)
 	}
-	r, _ := ruleOf(runtime.GOOS)
+	r := hostRule()
 	ceiling, _, _ := bounds()
 	return r.clamp(b.Requested, b.Limit, ceiling)
 }
@@ -43,8 +43,8 @@ func tooShort(b Backlog, bounds func() (ceiling, floor int, err error)) error {
 // setBacklog calls listen(2) again on the listening socket fd. A strict one is
 // left with the limit it had when the kernel would grant less than n. So is one with TCP
 // Fast Open whose count of pending connections would become too small.
-func (sys *system) setBacklog(fd, n int, strict bool, fastOpen int, former Backlog) (Backlog, error) {
-	bounds := sys.boundsAt(fd)
+func (k *kernel) setBacklog(fd, n int, strict bool, fastOpen int, former Backlog) (Backlog, error) {
+	bounds := k.boundsAt(fd)
 	if strict || fastOpen != 0 {
 		if b, err := predict(n, bounds); err == nil {
 			if strict && b.Clamped() {
@@ -55,7 +55,7 @@ func (sys *system) setBacklog(fd, n int, strict bool, fastOpen int, former Backl
 			}
 		}
 	}
-	b, err := sys.listenAgain(fd, n)
+	b, err := k.listenFor(fd, n)
 	if err != nil {
 		return former, err // what was granted before is granted still
 	}
@@ -66,7 +66,7 @@ func (sys *system) setBacklog(fd, n int, strict bool, fastOpen int, former Backl
 		return b, tooShort(b, bounds) // there is no way back
 	}
 	// It could not be foreseen; the way back is the same call.
-	back, err := sys.listenAgain(fd, former.Limit)
+	back, err := k.listenFor(fd, former.Limit)
 	if err != nil {
 		return b, err
 	}

@@ -29,7 +29,7 @@ func requireAdopted(t *testing.T, c syscall.Conn) {
 
 // The socket that is made here is close-on-exec before net has its copy.
 func TestSocketIsCloseOnExecFromTheStart(t *testing.T) {
-	fd, err := realSystem.socket(unix.AF_INET)
+	fd, err := realKernel.socket(unix.AF_INET)
 	require.NoError(t, err)
 	defer unix.Close(fd)
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)

@@ -36,10 +36,10 @@ const (
 
 // handshakes returns the unfinished handshakes on a local port, of every listener
 // in the calling thread's network namespace.
-func (sys *system) handshakes(ctx context.Context, families []uint8, port int) (map[handshake]struct{}, error) {
+func (k *kernel) handshakes(ctx context.Context, families []uint8, port int) (map[handshake]struct{}, error) {
 	found := make(map[handshake]struct{})
 	for _, family := range families {
-		rows, err := sys.diag(ctx, diagRequest(family, port, 1<<tcpSynRecv|1<<tcpNewSynRecv))
+		rows, err := k.diag(ctx, diagRequest(family, port, 1<<tcpSynRecv|1<<tcpNewSynRecv))
 		if err != nil {
 			return nil, err
 		}
@@ -178,13 +178,13 @@ const (
 
 // listeners lists the listeners of l's port and family, in the order in which they
 // called listen(2). The kernel lists those of IPv4 newest first.
-func (sys *system) listeners(ctx context.Context, l *Listener) (all []member, err error) {
+func (k *kernel) listeners(ctx context.Context, l *Listener) (all []member, err error) {
 	addr := l.Addr().(*net.TCPAddr)
 	family := uint8(unix.AF_INET6)
 	if addr.IP.To4() != nil {
 		family = unix.AF_INET
 	}
-	rows, err := sys.diag(ctx, diagRequest(family, addr.Port, 1<<tcpListen))
+	rows, err := k.diag(ctx, diagRequest(family, addr.Port, 1<<tcpListen))
 	if err != nil {
 		return nil, err
 	}
@@ -202,8 +202,8 @@ func (sys *system) listeners(ctx context.Context, l *Listener) (all []member, er
 }
 
 // groupOf lists the group of l in the order of listen(2), by inode.
-func (sys *system) groupOf(ctx context.Context, l *Listener, inode uint32) (inodes []uint32, err error) {
-	rows, err := sys.listeners(ctx, l)
+func (k *kernel) groupOf(ctx context.Context, l *Listener, inode uint32) (inodes []uint32, err error) {
+	rows, err := k.listeners(ctx, l)
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,7 @@ import (
 // Their rows do not name a listener, so those of another listener of this port are
 // among them. Handshakes that begin later are not.
 type flight struct {
-	sys      *system
+	kernel   *kernel
 	where    namespace
 	lost     error // why the listener's namespace cannot be asked
 	port     int
@@ -33,18 +33,18 @@ type flight struct {
 }
 
 func newFlight(l *Listener) *flight {
-	f := &flight{sys: l.sys, until: time.Now().Add(drainFlight), limit: unknown, cookies: unknown}
+	f := &flight{kernel: l.kernel, until: time.Now().Add(drainFlight), limit: unknown, cookies: unknown}
 	addr := l.Addr().(*net.TCPAddr)
 	f.port, f.families = addr.Port, families(addr)
-	if err := l.raw.Control(func(fd uintptr) { f.where, f.lost = l.sys.namespaceOf(int(fd)) }); err != nil {
+	if err := l.raw.Control(func(fd uintptr) { f.where, f.lost = l.kernel.namespaceOf(int(fd)) }); err != nil {
 		f.lost = err
 	}
 	if s, err := l.Stats(); err == nil {
 		f.limit, f.full = s.Limit, s.Queued >= s.Capacity
 	}
 	f.ask(func() error {
-		f.cookiesOnly = l.sys.ipv4Setting("tcp_syncookies") == 2
-		f.cookies = l.sys.tcpCounters()("TCPReqQFullDoCookies")
+		f.cookiesOnly = l.kernel.ipv4Setting("tcp_syncookies") == 2
+		f.cookies = l.kernel.tcpCounters()("TCPReqQFullDoCookies")
 		return nil
 	})
 	return f
@@ -79,8 +79,8 @@ func (f *flight) look(ctx context.Context) {
 	var now map[handshake]struct{}
 	cookies := int64(unknown)
 	err := f.ask(func() (err error) {
-		now, err = f.sys.handshakes(ctx, f.families, f.port)
-		cookies = f.sys.tcpCounters()("TCPReqQFullDoCookies")
+		now, err = f.kernel.handshakes(ctx, f.families, f.port)
+		cookies = f.kernel.tcpCounters()("TCPReqQFullDoCookies")
 		return err
 	})
 	if ctx.Err() != nil {

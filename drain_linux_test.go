@@ -21,7 +21,7 @@ import (
 // first one shows that it had it.
 func TestDrainedChildren(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		t.Parallel()
 		for _, row := range []struct {
 			name   string
@@ -37,7 +37,7 @@ func TestDrainedChildren(t *testing.T) {
 		} {
 			t.Run(row.name, func(t *testing.T) {
 				t.Parallel()
-				ln := listen4(t, sys, row.opts...)
+				ln := listen4(t, k, row.opts...)
 				client := newDeafClient(t, ln.Addr())
 				drained := inBackground(t, ln, within(t, patience))
 				stop := v4
@@ -68,10 +68,10 @@ func TestDrainedChildren(t *testing.T) {
 // On a dual-stack socket connections of both families are taken clean.
 func TestDrainedChildrenDualStack(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		t.Parallel()
 		haveIPv6(t)
-		ln, err := sys.listenWith(t.Context(), "tcp", ":0", nil)
+		ln, err := k.listenWith(t.Context(), "tcp", ":0", nil)
 		require.NoError(t, err)
 		defer ln.Close()
 		port := ln.Addr().(*net.TCPAddr).Port
@@ -107,8 +107,8 @@ func TestDrainedChildrenDualStack(t *testing.T) {
 // and a client that comes meanwhile is dropped; File lifts it.
 func TestDrainedOwned(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
-		ln := listen4(t, sys)
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
+		ln := listen4(t, k)
 		former := wayOf(t, ln.raw)
 		require.NoError(t, ln.Drain(within(t, patience)))
 		require.Equal(t, v4, wayOf(t, ln.raw))
@@ -191,7 +191,7 @@ func TestDrainedSecondHolder(t *testing.T) {
 		return
 	}
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		file := func(t *testing.T, ln *Listener) net.Listener {
 			f, err := ln.File()
 			require.NoError(t, err)
@@ -255,7 +255,7 @@ func TestDrainedSecondHolder(t *testing.T) {
 				defer f.Close()
 				other, err := net.FileListener(f)
 				require.NoError(t, err)
-				wrapped, err := sys.wrap(ln.TCPListener())
+				wrapped, err := k.wrap(ln.TCPListener())
 				require.NoError(t, err)
 				drain(t, wrapped)
 				return other
@@ -267,7 +267,7 @@ func TestDrainedSecondHolder(t *testing.T) {
 					if former != 0 {
 						opts = append(opts, withInt(unix.IPPROTO_IP, unix.IP_MINTTL, former))
 					}
-					ln := listen4(t, sys, opts...)
+					ln := listen4(t, k, opts...)
 					other := row.hold(t, ln, former)
 					var answered sync.WaitGroup
 					answered.Go(func() { answerAll(other) })
@@ -280,7 +280,7 @@ func TestDrainedSecondHolder(t *testing.T) {
 			}
 		}
 		t.Run("a child by exec", func(t *testing.T) {
-			ln := listen4(t, sys)
+			ln := listen4(t, k)
 			f, err := ln.File()
 			require.NoError(t, err)
 			self, err := os.Executable()
@@ -308,9 +308,9 @@ func TestDrainedSecondHolder(t *testing.T) {
 // documentation owns up to, and the holder can heal.
 func TestDrainedSecondHolderTakesOne(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		t.Parallel()
-		ln := listen4(t, sys)
+		ln := listen4(t, k)
 		f, err := ln.File()
 		require.NoError(t, err)
 		defer f.Close()
@@ -348,7 +348,7 @@ func TestDrainKeepsTheUsersOptions(t *testing.T) {
 	accepting := WithControl(func(_, _ string, c syscall.RawConn) (err error) {
 		pass := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff}}
 		cerr := c.Control(func(fd uintptr) {
-			err = realSystem.attachFilter(int(fd), &unix.SockFprog{Len: 1, Filter: &pass[0]})
+			err = realKernel.attachFilter(int(fd), &unix.SockFprog{Len: 1, Filter: &pass[0]})
 		})
 		return errors.Join(cerr, err)
 	})
@@ -357,20 +357,20 @@ func TestDrainKeepsTheUsersOptions(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		for _, row := range []struct {
 			name             string
-			sys              system
+			kernel           kernel
 			opts             []Option
 			former, stopped  way
 			takesNoNewClient bool
 		}{
-			{"a filter: the minimum TTL stops", realSystem, []Option{accepting}, way{1, 0, -1}, way{1, maxTTL, -1}, true},
-			{"minimum TTL of 255: the filter stops", realSystem, []Option{require255}, way{0, maxTTL, -1}, way{len(dropSYN), maxTTL, -1}, true},
+			{"a filter: the minimum TTL stops", realKernel, []Option{accepting}, way{1, 0, -1}, way{1, maxTTL, -1}, true},
+			{"minimum TTL of 255: the filter stops", realKernel, []Option{require255}, way{0, maxTTL, -1}, way{len(dropSYN), maxTTL, -1}, true},
 			{"minimum TTL of 255, no filter permitted: nothing stops", withoutFilter(), []Option{require255}, way{0, maxTTL, -1}, way{0, maxTTL, -1}, false},
 			{"minimum TTL of 254, no filter permitted: its clients send 255, so nothing stops", withoutFilter(), []Option{withInt(unix.IPPROTO_IP, unix.IP_MINTTL, 254)}, way{0, 254, -1}, way{0, 254, -1}, false},
 			{"minimum TTL of 128: 255 stops", withoutFilter(), []Option{withInt(unix.IPPROTO_IP, unix.IP_MINTTL, 128)}, way{0, 128, -1}, way{0, maxTTL, -1}, true},
-			{"both: nothing stops", realSystem, []Option{accepting, require255}, way{1, maxTTL, -1}, way{1, maxTTL, -1}, false},
+			{"both: nothing stops", realKernel, []Option{accepting, require255}, way{1, maxTTL, -1}, way{1, maxTTL, -1}, false},
 		} {
 			t.Run(row.name, func(t *testing.T) {
-				ln := listen4(t, row.sys, row.opts...)
+				ln := listen4(t, row.kernel, row.opts...)
 				require.Equal(t, row.former, wayOf(t, ln.raw))
 				d := net.Dialer{Timeout: patience, Control: func(_, _ string, c syscall.RawConn) (err error) {
 					cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TTL, 255) })
@@ -413,12 +413,12 @@ func TestDrainKeepsTheUsersOptions(t *testing.T) {
 // Nothing can be set on an MPTCP listener: an empty queue ends the drain.
 func TestDrainMPTCP(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
+	forEachStop(t, func(t *testing.T, k kernel, _ way) {
 		var lc net.ListenConfig
 		lc.SetMultipathTCP(true)
 		inner, err := lc.Listen(t.Context(), "tcp4", "127.0.0.1:0")
 		require.NoError(t, err)
-		ln, err := sys.wrap(inner)
+		ln, err := k.wrap(inner)
 		require.NoError(t, err)
 		defer ln.Close()
 		if ln.transport != multipathTCP {
@@ -487,19 +487,19 @@ func TestDrainOfASilentPeer(t *testing.T) {
 // listener of this port, hold nothing up.
 func TestDrainOfOthersHandshakes(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
+	forEachStop(t, func(t *testing.T, k kernel, _ way) {
 		t.Parallel()
-		other := listen4(t, sys)
+		other := listen4(t, k)
 		newDeafClient(t, other.Addr())
-		ln := listen4(t, sys)
+		ln := listen4(t, k)
 		began := time.Now()
 		require.NoError(t, ln.Drain(within(t, patience)))
 		require.Less(t, time.Since(began), drainFlight)
 
-		rows, err := sys.handshakes(t.Context(), []uint8{unix.AF_INET}, other.Addr().(*net.TCPAddr).Port)
+		rows, err := k.handshakes(t.Context(), []uint8{unix.AF_INET}, other.Addr().(*net.TCPAddr).Port)
 		require.NoError(t, err)
 		require.Len(t, rows, 1)
-		rows, err = sys.handshakes(t.Context(), []uint8{unix.AF_INET}, ln.Addr().(*net.TCPAddr).Port)
+		rows, err = k.handshakes(t.Context(), []uint8{unix.AF_INET}, ln.Addr().(*net.TCPAddr).Port)
 		require.NoError(t, err)
 		require.Empty(t, rows)
 	})
@@ -528,9 +528,9 @@ func TestDrainWithoutDiag(t *testing.T) {
 		} {
 			t.Run(test.name, func(t *testing.T) {
 				t.Parallel()
-				sys := withoutFilter()
-				sys.diag = test.diag
-				ln := listen4(t, sys)
+				k := withoutFilter()
+				k.diag = test.diag
+				ln := listen4(t, k)
 				err := ln.Drain(within(t, 50*time.Millisecond))
 				var de *DrainError
 				require.ErrorAs(t, err, &de)
@@ -565,14 +565,14 @@ func TestStopIsWholeOrNot(t *testing.T) {
 		t.Skip("no IPv6 here:", err)
 	}
 	defer ln.Close()
-	sys := withoutFilter()
-	sys.setsockoptInt = func(fd, level, name, value int) error {
+	k := withoutFilter()
+	k.setsockoptInt = func(fd, level, name, value int) error {
 		if level == unix.IPPROTO_IPV6 && value == maxTTL {
 			return unix.EOPNOTSUPP
 		}
 		return unix.SetsockoptInt(fd, level, name, value)
 	}
-	ln.sys = &sys
+	ln.kernel = &k
 	err = ln.Drain(within(t, patience))
 	requireStillOpen(t, err)
 	require.ErrorIs(t, err, unix.EPERM, "of the filter")
@@ -585,16 +585,16 @@ func TestStopIsWholeOrNot(t *testing.T) {
 // A stop that cannot be lifted would leave the other holder without clients: Drain
 // says so, and it is tried again at each occasion.
 func TestStopThatStaysIsAnError(t *testing.T) {
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		fails := true
-		set := sys.setsockoptInt
-		sys.setsockoptInt = func(fd, level, name, value int) error {
+		set := k.setsockoptInt
+		k.setsockoptInt = func(fd, level, name, value int) error {
 			if fails && value == 0 { // IP_MINTTL as it was, and SO_DETACH_FILTER
 				return unix.ENOMEM
 			}
 			return set(fd, level, name, value)
 		}
-		ln := listen4(t, sys)
+		ln := listen4(t, k)
 		f, err := ln.File()
 		require.NoError(t, err)
 		defer f.Close()
@@ -633,17 +633,17 @@ func TestStopIsLiftedAsFarAsPossible(t *testing.T) {
 		t.Skip("no IPv6 here:", err)
 	}
 	defer ln.Close()
-	sys := withoutFilter()
-	sys.setsockoptInt = func(fd, level, name, value int) error {
+	k := withoutFilter()
+	k.setsockoptInt = func(fd, level, name, value int) error {
 		if level == unix.IPPROTO_IP && value == 0 {
 			return unix.ENOMEM
 		}
 		return unix.SetsockoptInt(fd, level, name, value)
 	}
-	ln.sys = &sys
+	ln.kernel = &k
 	require.NoError(t, ln.Drain(within(t, patience)))
 	require.Equal(t, way{0, maxTTL, maxTTL}, wayOf(t, ln.raw))
-	require.ErrorIs(t, ln.share(), unix.ENOMEM)
+	require.ErrorIs(t, ln.markShared(), unix.ENOMEM)
 	require.Equal(t, way{0, maxTTL, 0}, wayOf(t, ln.raw))
 }
 
@@ -652,11 +652,11 @@ func TestStopIsLiftedAsFarAsPossible(t *testing.T) {
 // TTL would drop them, so nothing keeps new clients out there, and Drain says so.
 func TestDrainAndCookies(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		setSysctl(t, "net.ipv4.tcp_syncookies", 2) // always
 		defer setSysctl(t, "net.ipv4.tcp_syncookies", 1)
 		const n = 50
-		ln := listen4(t, sys)
+		ln := listen4(t, k)
 		var clients []net.Conn
 		d := net.Dialer{Timeout: patience, Control: lateACK}
 		for range n {
@@ -716,10 +716,10 @@ func requestAll(conns []net.Conn) (results chan error) {
 // TTL those are lost that came by a cookie.
 func TestDrainOfAnOverflow(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		const n, limit = 40, 16
 		before := kernelCounter(t, "TCPReqQFullDoCookies")
-		ln := listen4(t, sys, WithBacklog(limit))
+		ln := listen4(t, k, WithBacklog(limit))
 		var clients []net.Conn
 		d := net.Dialer{Timeout: 50 * time.Millisecond, Control: lateACK}
 		for range n {
@@ -779,9 +779,9 @@ func TestDrainOfABlockingSocket(t *testing.T) {
 		}
 	}()
 	inside := func() bool {
-		ln.accepts.mu.Lock()
-		defer ln.accepts.mu.Unlock()
-		return ln.accepts.inside == 1
+		ln.gate.mu.Lock()
+		defer ln.gate.mu.Unlock()
+		return ln.gate.inside == 1
 	}
 	require.Eventually(t, inside, patience, time.Millisecond)
 	var de *DrainError

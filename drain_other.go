@@ -14,14 +14,14 @@ import (
 // (FreeBSD), and listen(fd, 0) keeps nobody out on any of them.
 type stop struct{}
 
-func (*system) stopIntake(int, *intake, *flight) (*stop, error) {
+func (*kernel) stopIntake(int, *intake, *flight) (*stop, error) {
 	return nil, fmt.Errorf("on this system: %w", errors.ErrUnsupported)
 }
 
-func (*system) lift(int, *stop) error { return nil }
-func (*system) clean(int, *stop)      {}
+func (*kernel) lift(int, *stop) error      { return nil }
+func (*kernel) removeInherited(int, *stop) {}
 
-func (*system) liftLeft(int) (*inheritance, error) { return nil, nil }
+func (*kernel) liftLeft(int) (*inheritance, error) { return nil, nil }
 
 func (*Listener) duplicated() bool { return false }
 

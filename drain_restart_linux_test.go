@@ -64,7 +64,7 @@ type restarts struct {
 	dial          []string // the hosts that clients dial
 	n             int
 	slow          bool // requests take longer than a drain
-	sys           system
+	kernel        kernel
 	drain         bool // by the recipe; else Shutdown at once
 	checkStop     func(t *testing.T, ln *Listener)
 }
@@ -80,7 +80,7 @@ func (r restarts) run(t *testing.T) *crowd {
 	addr := r.addr
 	began := time.Now()
 	for i := range r.n {
-		ln, err := r.sys.listenWith(t.Context(), r.network, addr, nil)
+		ln, err := r.kernel.listenWith(t.Context(), r.network, addr, nil)
 		require.NoError(t, err)
 		addr = ln.Addr().String()
 		var answered atomic.Int64
@@ -144,16 +144,16 @@ func (r restarts) run(t *testing.T) *crowd {
 
 // The rows that every way has to pass, with clients whose handshakes take up to
 // 30 ms.
-func testDrainLosesNobody(t *testing.T, sys system, v4, v6 way) {
-	blind := sys
+func testDrainLosesNobody(t *testing.T, k kernel, v4, v6 way) {
+	blind := k
 	blind.diag = func(context.Context, []byte) ([][]byte, error) { return nil, nil } // looks only at the queue
 
 	t.Run("control: Shutdown alone", func(t *testing.T) {
-		c := restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: 40, sys: sys}.run(t)
+		c := restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: 40, kernel: k}.run(t)
 		require.Greater(t, c.lost.Load(), int64(100))
 	})
 	t.Run("control: a drain that looks only at the queue", func(t *testing.T) {
-		c := restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: 40, sys: blind, drain: true}.run(t)
+		c := restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: 40, kernel: blind, drain: true}.run(t)
 		require.Greater(t, c.lost.Load(), int64(40))
 	})
 	for _, row := range []struct {
@@ -172,7 +172,7 @@ func testDrainLosesNobody(t *testing.T, sys system, v4, v6 way) {
 				want = v6
 			}
 			r := row.restarts
-			r.sys, r.drain = sys, true
+			r.kernel, r.drain = k, true
 			r.checkStop = func(t *testing.T, ln *Listener) {
 				if w := wayOf(t, ln.raw); w != want {
 					t.Errorf("stopped by %+v, not by %+v", w, want)
@@ -188,7 +188,7 @@ func testDrainLosesNobody(t *testing.T, sys system, v4, v6 way) {
 func TestDrainLosesNobody(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		testDrainLosesNobody(t, realSystem, way{len(dropSYN), 0, -1}, way{len(dropSYN), 0, 0})
+		testDrainLosesNobody(t, realKernel, way{len(dropSYN), 0, -1}, way{len(dropSYN), 0, 0})
 	})
 }
 
@@ -205,12 +205,12 @@ func TestDrainLosesNobodyUnprivileged(t *testing.T) {
 				require.Zero(t, set&(1<<unix.CAP_NET_ADMIN), "still privileged")
 			}
 		}
-		sys := realSystem
+		k := realKernel
 		if filterPermitted(t) {
 			t.Log("this kernel is older than mid-2026 and lets anyone set a filter: refused by the test instead")
-			sys.attachFilter = func(int, *unix.SockFprog) error { return unix.EPERM }
+			k.attachFilter = func(int, *unix.SockFprog) error { return unix.EPERM }
 		}
-		testDrainLosesNobody(t, sys, way{0, 255, -1}, way{0, 255, 255})
+		testDrainLosesNobody(t, k, way{0, 255, -1}, way{0, 255, 255})
 	})
 }
 
@@ -219,7 +219,7 @@ func filterPermitted(t *testing.T) bool {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	require.NoError(t, err)
 	defer unix.Close(fd)
-	err = realSystem.attachFilter(fd, &unix.SockFprog{Len: uint16(len(dropSYN)), Filter: &dropSYN[0]})
+	err = realKernel.attachFilter(fd, &unix.SockFprog{Len: uint16(len(dropSYN)), Filter: &dropSYN[0]})
 	if err != nil {
 		require.ErrorIs(t, err, unix.EPERM)
 	}

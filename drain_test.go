@@ -119,13 +119,13 @@ func TestDrainBesideClose(t *testing.T) {
 	require.Eventually(t, func() bool {
 		ln.intake.mu.Lock()
 		defer ln.intake.mu.Unlock()
-		return ln.intake.drains == 4
+		return ln.intake.running == 4
 	}, patience, time.Millisecond)
 	require.NoError(t, ln.Close())
 	for _, d := range drained {
 		require.ErrorIs(t, received(t, d), net.ErrClosed)
 	}
-	require.Zero(t, ln.intake.drains)
+	require.Zero(t, ln.intake.running)
 }
 
 func TestDrainOfNothing(t *testing.T) {
@@ -232,9 +232,9 @@ func acceptLoops(t *testing.T, ln *Listener, n int, deal func(net.Conn)) (runnin
 		})
 	}
 	require.Eventually(t, func() bool {
-		ln.accepts.mu.Lock()
-		defer ln.accepts.mu.Unlock()
-		return ln.accepts.inside == n
+		ln.gate.mu.Lock()
+		defer ln.gate.mu.Unlock()
+		return ln.gate.inside == n
 	}, patience, time.Millisecond)
 	return running
 }
@@ -330,9 +330,9 @@ func TestDrainConcurrently(t *testing.T) {
 		defer c.Close()
 	}
 	require.Eventually(t, func() bool {
-		ln.accepts.mu.Lock()
-		defer ln.accepts.mu.Unlock()
-		return ln.accepts.accepted == 4
+		ln.gate.mu.Lock()
+		defer ln.gate.mu.Unlock()
+		return ln.gate.accepted == 4
 	}, patience, time.Millisecond)
 	dialed(t, ln, 24) // DragonFly tells fewer than 32
 	close(start)
@@ -396,7 +396,7 @@ func TestDrainOfLoopsThatDoNotComeBack(t *testing.T) {
 		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
 		require.NoError(t, err)
 		defer c.Close()
-		require.Eventually(t, func() bool { return ln.accepts.unreturned() == 1 }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { return ln.gate.unreturned() == 1 }, patience, time.Millisecond)
 		requireDrained(t, ln.Drain(within(t, patience)))
 		require.NoError(t, ln.Close())
 		<-room

@@ -325,33 +325,33 @@ func haveIPv6(t *testing.T) {
 // stops are the two ways of stopping the intake. In a namespace of its own a test
 // may use the filter; refused, Drain takes the other.
 var stops = []struct {
-	name string
-	sys  func() system
-	v4   way // in force on a socket that had nothing
+	name   string
+	kernel func() kernel
+	v4     way // in force on a socket that had nothing
 }{
-	{"filter", func() system { return realSystem }, way{len(dropSYN), 0, -1}},
+	{"filter", func() kernel { return realKernel }, way{len(dropSYN), 0, -1}},
 	{"minimum TTL", withoutFilter, way{0, maxTTL, -1}},
 }
 
-func withoutFilter() system {
-	sys := realSystem
-	sys.attachFilter = func(int, *unix.SockFprog) error { return unix.EPERM }
-	return sys
+func withoutFilter() kernel {
+	k := realKernel
+	k.attachFilter = func(int, *unix.SockFprog) error { return unix.EPERM }
+	return k
 }
 
 // forEachStop runs f in a namespace, once with each way.
-func forEachStop(t *testing.T, f func(t *testing.T, sys system, v4 way)) {
+func forEachStop(t *testing.T, f func(t *testing.T, k kernel, v4 way)) {
 	t.Helper()
 	inNamespace(t, func(t *testing.T) {
 		for _, stop := range stops {
-			t.Run(stop.name, func(t *testing.T) { f(t, stop.sys(), stop.v4) })
+			t.Run(stop.name, func(t *testing.T) { f(t, stop.kernel(), stop.v4) })
 		}
 	})
 }
 
-func listen4(t *testing.T, sys system, opts ...Option) *Listener {
+func listen4(t *testing.T, k kernel, opts ...Option) *Listener {
 	t.Helper()
-	ln, err := sys.listenWith(t.Context(), "tcp4", "127.0.0.1:0", opts)
+	ln, err := k.listenWith(t.Context(), "tcp4", "127.0.0.1:0", opts)
 	require.NoError(t, err)
 	t.Cleanup(func() { ln.Close() })
 	return ln
@@ -506,7 +506,7 @@ func duplicate(t *testing.T, raw syscall.RawConn) net.Listener {
 }
 
 // hidden are kernels whose ceiling cannot be read.
-var hidden = map[string]func(sys *system){
+var hidden = map[string]func(k *kernel){
 	"ENOENT":          ceilingFile("", os.ErrNotExist),
 	"EACCES":          ceilingFile("", os.ErrPermission),
 	"EIO":             ceilingFile("", unix.EIO),
@@ -519,9 +519,9 @@ var hidden = map[string]func(sys *system){
 	"a NUL behind it": ceilingFile("128\x00", nil),
 }
 
-func ceilingFile(text string, err error) func(sys *system) {
-	return func(sys *system) {
-		sys.readFile = func(string) ([]byte, error) { return []byte(text), err }
+func ceilingFile(text string, err error) func(k *kernel) {
+	return func(k *kernel) {
+		k.readFile = func(string) ([]byte, error) { return []byte(text), err }
 	}
 }
 

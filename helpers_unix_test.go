@@ -119,7 +119,7 @@ func aFreeAddress(network, host string) string {
 // noteBound binds, and says to what.
 func noteBound(t *testing.T, bound *string) func(fd int, sa unix.Sockaddr) error {
 	return func(fd int, sa unix.Sockaddr) error {
-		if err := realSystem.bind(fd, sa); err != nil {
+		if err := realKernel.bind(fd, sa); err != nil {
 			return err
 		}
 		sa, err := unix.Getsockname(fd)

@@ -4,14 +4,14 @@ package acceptq
 
 import "golang.org/x/sys/unix"
 
-// kernel is what the package asks of the BSDs and macOS only.
-type kernel struct {
+// ownCalls are the calls that the package makes on the BSDs and macOS only.
+type ownCalls struct {
 	sysctl           func(name string) (uint32, error)
 	readable         func(fd int) (int, error)
 	setsockoptString func(fd, level, name int, value string) error
 }
 
-var realKernel = kernel{
+var realOwnCalls = ownCalls{
 	sysctl:           sysctlUnsigned,
 	readable:         readable,
 	setsockoptString: unix.SetsockoptString,

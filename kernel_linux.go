@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernel is what the package asks of Linux only.
-type kernel struct {
+// ownCalls are the calls that the package makes on Linux only.
+type ownCalls struct {
 	getsockopt   func(fd, level, name int, p []byte) (n int, err error)
 	attachFilter func(fd int, prog *unix.SockFprog) error
 	// getFilter is SO_GET_FILTER: it copies the filter of fd to p and returns its
@@ -24,7 +24,7 @@ type kernel struct {
 	holders       func(file unix.Stat_t) (n int, err error)
 }
 
-var realKernel = kernel{
+var realOwnCalls = ownCalls{
 	getsockopt: getsockopt,
 	attachFilter: func(fd int, prog *unix.SockFprog) error {
 		return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, prog)

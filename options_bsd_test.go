@@ -22,12 +22,12 @@ func TestAcceptFilterFaults(t *testing.T) {
 	}
 	for _, errno := range []unix.Errno{unix.ENOENT, unix.EINVAL, unix.ENOMEM} {
 		before := openDescriptors()
-		sys, calls := holding(), 0
-		sys.setsockoptString = func(int, int, int, string) error {
+		k, calls := holding(), 0
+		k.setsockoptString = func(int, int, int, string) error {
 			calls++
 			return errno
 		}
-		ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithDeferAccept(time.Second)})
+		ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithDeferAccept(time.Second)})
 		require.ErrorIs(t, err, errno)
 		requireListenError(t, ln, err)
 		require.Equal(t, 1, calls)
@@ -36,15 +36,15 @@ func TestAcceptFilterFaults(t *testing.T) {
 }
 
 // holding is a system whose kernel does not ignore filters, by its release.
-func holding() system {
-	sys := realSystem
-	sys.sysctl = func(name string) (uint32, error) {
+func holding() kernel {
+	k := realKernel
+	k.sysctl = func(name string) (uint32, error) {
 		if name == releaseKnob {
 			return 1302001, nil
 		}
-		return realSystem.sysctl(name)
+		return realKernel.sysctl(name)
 	}
-	return sys
+	return k
 }
 
 // A kernel that takes filters and ignores them is told by its release, before a
@@ -53,9 +53,9 @@ func TestAcceptFilterIgnored(t *testing.T) {
 	if runtime.GOOS != "freebsd" {
 		t.Skip("FreeBSD alone has kernels that ignore filters")
 	}
-	sys := realSystem
-	sys.sysctl = func(string) (uint32, error) { return 1400507, nil }
-	sys.bind = func(int, unix.Sockaddr) error {
+	k := realKernel
+	k.sysctl = func(string) (uint32, error) { return 1400507, nil }
+	k.bind = func(int, unix.Sockaddr) error {
 		t.Error("bound")
 		return nil
 	}
@@ -64,7 +64,7 @@ func TestAcceptFilterIgnored(t *testing.T) {
 		"WithAcceptFilter": WithAcceptFilter("dataready", ""),
 	} {
 		before := openDescriptors()
-		ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{opt})
+		ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{opt})
 		requireListenError(t, ln, err)
 		require.ErrorIs(t, err, errors.ErrUnsupported)
 		require.ErrorContains(t, err, name+": FreeBSD 1400507 (kern.osreldate)")
@@ -86,14 +86,14 @@ func TestAcceptFilterArgument(t *testing.T) {
 		{WithAcceptFilter("a", "with an argument"), "a", "with an argument"},
 		{WithDeferAccept(time.Second), "dataready", ""},
 	} {
-		sys, given := holding(), ""
-		sys.setsockoptString = func(_, level, name int, value string) error {
+		k, given := holding(), ""
+		k.setsockoptString = func(_, level, name int, value string) error {
 			require.Equal(t, unix.SOL_SOCKET, level)
 			require.Equal(t, 0x1000, name)
 			given = value
 			return nil
 		}
-		ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{row.opt})
+		ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{row.opt})
 		require.NoError(t, err)
 		require.NoError(t, ln.Close())
 		require.Len(t, given, 256)

@@ -21,18 +21,18 @@ func TestOptionNumbers(t *testing.T) {
 	require.Equal(t, [...]int{unix.TCP_KEEPIDLE, unix.TCP_KEEPINTVL, unix.TCP_KEEPCNT}, names)
 
 	var set []int
-	sys := realSystem
-	sys.sysctl = func(string) (uint32, error) { return 1, nil }
-	sys.setsockoptInt = func(_, _, name, _ int) error {
+	k := realKernel
+	k.sysctl = func(string) (uint32, error) { return 1, nil }
+	k.setsockoptInt = func(_, _, name, _ int) error {
 		set = append(set, name)
 		return nil
 	}
-	sys.setsockoptString = func(_, _, name int, _ string) error {
+	k.setsockoptString = func(_, _, name int, _ string) error {
 		set = append(set, name)
 		return nil
 	}
-	require.NoError(t, sys.setClosed(-1, &options{fastOpen: 1}))
-	require.NoError(t, sys.setListening(-1, 10, &options{deferAccept: 1}))
+	require.NoError(t, k.setBeforeListen(-1, &options{fastOpen: 1}))
+	require.NoError(t, k.setAfterListen(-1, 10, &options{deferAccept: 1}))
 	require.Equal(t, []int{unix.TCP_FASTOPEN, unix.SO_ACCEPTFILTER}, set)
 }
 
@@ -118,7 +118,7 @@ func TestFiltersAreRefusedWhereTheyDoNothing(t *testing.T) {
 // needFilters skips a test on a kernel that ignores filters.
 func needFilters(t *testing.T) {
 	t.Helper()
-	if err := realSystem.mustFilter(); err != nil {
+	if err := realKernel.mustFilter(); err != nil {
 		t.Skip("see TestFiltersAreRefusedWhereTheyDoNothing:", err)
 	}
 }

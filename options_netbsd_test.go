@@ -15,12 +15,12 @@ func TestOptionNumbers(t *testing.T) {
 	require.True(t, ok)
 	require.Equal(t, [...]int{unix.TCP_KEEPIDLE, unix.TCP_KEEPINTVL, unix.TCP_KEEPCNT}, names)
 
-	sys, set := realSystem, 0
-	sys.setsockoptString = func(_, _, name int, _ string) error {
+	k, set := realKernel, 0
+	k.setsockoptString = func(_, _, name int, _ string) error {
 		set = name
 		return nil
 	}
-	require.NoError(t, sys.setListening(-1, 10, &options{deferAccept: 1}))
+	require.NoError(t, k.setAfterListen(-1, 10, &options{deferAccept: 1}))
 	require.Equal(t, unix.SO_ACCEPTFILTER, set)
 }
 

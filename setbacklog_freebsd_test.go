@@ -48,7 +48,7 @@ func TestStrictSetBacklogOnFreeBSD(t *testing.T) {
 
 // Listening again grows and shrinks the queue at once.
 func TestListenAgain(t *testing.T) {
-	ceiling, _, err := realSystem.bounds()
+	ceiling, _, err := realKernel.bounds()
 	require.NoError(t, err)
 	ln := bsdListen(t, "127.0.0.1:0", WithBacklog(5))
 	for _, step := range []struct{ n, limit int }{{50, 50}, {0, 0}, {-1, ceiling}, {10, 10}} {
@@ -61,8 +61,8 @@ func TestListenAgain(t *testing.T) {
 // A shorter queue would take the count of fast open with it: SetBacklog refuses that
 // and changes nothing.
 func TestSetBacklogKeepsFastOpen(t *testing.T) {
-	sys := willing()
-	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(10), WithFastOpen(5)})
+	k := willing()
+	ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(10), WithFastOpen(5)})
 	require.NoError(t, err)
 	defer ln.Close()
 	before := ln.Backlog()

@@ -118,18 +118,18 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, before.Limit, s.Limit, "the kernel's own word")
 		}
-		listen := func(t *testing.T, sys *system, n int) *Listener {
+		listen := func(t *testing.T, k *kernel, n int) *Listener {
 			t.Helper()
-			ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(n), WithStrictBacklog()})
+			ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(n), WithStrictBacklog()})
 			require.NoError(t, err)
 			t.Cleanup(func() { ln.Close() })
 			return ln
 		}
 		t.Run("by prediction", func(t *testing.T) {
 			calls := 0
-			sys := realSystem
-			sys.listenCall = func(fd, n int) error { calls++; return realSystem.listenCall(fd, n) }
-			ln := listen(t, &sys, 8)
+			k := realKernel
+			k.listenCall = func(fd, n int) error { calls++; return realKernel.listenCall(fd, n) }
+			ln := listen(t, &k, 8)
 			calls = 0
 			keeps(t, ln, 16, command)
 			require.Zero(t, calls, "the socket is not touched")
@@ -143,10 +143,10 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 		})
 		t.Run("by read-back, where the ceiling cannot be read", func(t *testing.T) {
 			var calls []int
-			sys := realSystem
-			sys.listenCall = func(fd, n int) error { calls = append(calls, n); return realSystem.listenCall(fd, n) }
-			sys.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
-			ln := listen(t, &sys, 8)
+			k := realKernel
+			k.listenCall = func(fd, n int) error { calls = append(calls, n); return realKernel.listenCall(fd, n) }
+			k.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
+			ln := listen(t, &k, 8)
 			calls = nil
 			keeps(t, ln, unknown, command)
 			require.Equal(t, []int{17, 8}, calls, "there and back")
@@ -155,9 +155,9 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 			require.Equal(t, 16, b.Limit)
 		})
 		t.Run("by read-back, where no number was asked and the ceiling moved", func(t *testing.T) {
-			sys := realSystem
-			sys.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
-			ln := listen(t, &sys, -1)
+			k := realKernel
+			k.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
+			ln := listen(t, &k, -1)
 			before := ln.Backlog()
 			require.Equal(t, []int{-1, 16}, []int{before.Requested, before.Limit})
 			defer setSysctl(t, "net.core.somaxconn", 16)
@@ -179,15 +179,15 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 			}
 		})
 		t.Run("by read-back, where the file lies", func(t *testing.T) {
-			sys := realSystem
-			sys.readFile = func(string) ([]byte, error) { return []byte("4096\n"), nil }
-			keeps(t, listen(t, &sys, 8), 4096, "") // what it says would do
+			k := realKernel
+			k.readFile = func(string) ([]byte, error) { return []byte("4096\n"), nil }
+			keeps(t, listen(t, &k, 8), 4096, "") // what it says would do
 		})
 		t.Run("nothing can be read any more", func(t *testing.T) {
-			sys := realSystem
-			ln := listen(t, &sys, 8)
-			sys.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
-			sys.getsockopt = func(int, int, int, []byte) (int, error) { return 0, syscall.EPERM }
+			k := realKernel
+			ln := listen(t, &k, 8)
+			k.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
+			k.getsockopt = func(int, int, int, []byte) (int, error) { return 0, syscall.EPERM }
 			setSysctl(t, "net.core.somaxconn", 1000)
 			defer setSysctl(t, "net.core.somaxconn", 16)
 			for range 2 { // at the second there is no known limit to go back to
@@ -200,14 +200,14 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 			require.Equal(t, 16, s.Limit, "never the ceiling, by taking unknown for a request")
 		})
 		t.Run("the way back is shut", func(t *testing.T) {
-			sys := realSystem
-			sys.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
-			ln := listen(t, &sys, 8)
-			sys.listenCall = func(fd, n int) error {
+			k := realKernel
+			k.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
+			ln := listen(t, &k, 8)
+			k.listenCall = func(fd, n int) error {
 				if n == 8 {
 					return syscall.EINVAL
 				}
-				return realSystem.listenCall(fd, n)
+				return realKernel.listenCall(fd, n)
 			}
 			_, err := ln.SetBacklog(17)
 			require.ErrorIs(t, err, syscall.EINVAL)

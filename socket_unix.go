@@ -13,12 +13,12 @@ import (
 )
 
 // listen makes the socket, from the address to the adoption by net.
-func (sys *system) listen(ctx context.Context, network, address string, o *options) (*Listener, error) {
-	ep, err := sys.resolve(ctx, network, address)
+func (k *kernel) listen(ctx context.Context, network, address string, o *options) (*Listener, error) {
+	ep, err := k.resolve(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
-	l, err := sys.open(ctx, ep, o)
+	l, err := k.open(ctx, ep, o)
 	if err != nil {
 		return nil, &net.OpError{Op: "listen", Net: network, Addr: ep.addr(), Err: err}
 	}
@@ -26,47 +26,47 @@ func (sys *system) listen(ctx context.Context, network, address string, o *optio
 	return l, nil
 }
 
-func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener, error) {
+func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (*Listener, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	keepAlive, err := sys.tryKeepAlive(ep, o.keepAlive)
+	keepAlive, err := k.tryKeepAlive(ep, o.keepAlive)
 	if err != nil {
 		return nil, err
 	}
 	if o.strict {
 		// Refused before bind where that can be foreseen: nobody sees the port.
 		// What the socket says afterwards is the judge all the same.
-		if b, err := sys.predict(o.backlog); err == nil && b.Clamped() {
-			return nil, tooShort(b, sys.bounds)
+		if b, err := k.predict(o.backlog); err == nil && b.Clamped() {
+			return nil, tooShort(b, k.bounds)
 		}
 	}
-	file, err := sys.bindSocket(ep, o)
+	file, err := k.bindSocket(ep, o)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
 	fd := int(file.Fd())
-	account, err := sys.listenAgain(fd, o.backlog)
+	account, err := k.listenFor(fd, o.backlog)
 	if err != nil {
 		return nil, err
 	}
-	if err := sys.setListening(fd, account.Limit, o); err != nil {
+	if err := k.setAfterListen(fd, account.Limit, o); err != nil {
 		return nil, err
 	}
 	steers := o.steers && !o.unsteered
 	if steers {
-		sys.detachProgram(fd) // without a program, or a kernel that has them, there is nothing to take off
+		k.detachProgram(fd) // without a program, or a kernel that has them, there is nothing to take off
 	}
 	if o.strict && (account.Clamped() || account.Limit == unknown) {
-		return nil, tooShort(account, sys.bounds)
+		return nil, tooShort(account, k.bounds)
 	}
 
-	ln, err := sys.adopt(file)
+	ln, err := k.adopt(file)
 	if err != nil {
 		return nil, cause(err)
 	}
-	l, err := newListener(sys, ln.(*net.TCPListener), plainTCP, account)
+	l, err := newListener(k, ln.(*net.TCPListener), plainTCP, account)
 	if err != nil {
 		ln.Close()
 		return nil, err
@@ -78,12 +78,12 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 }
 
 // bindSocket makes a socket that is bound to ep and does not listen yet.
-func (sys *system) bindSocket(ep endpoint, o *options) (*os.File, error) {
+func (k *kernel) bindSocket(ep endpoint, o *options) (*os.File, error) {
 	sa, err := ep.sockaddr()
 	if err != nil {
 		return nil, err
 	}
-	fd, err := sys.socket(ep.domain())
+	fd, err := k.socket(ep.domain())
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
@@ -96,7 +96,7 @@ func (sys *system) bindSocket(ep endpoint, o *options) (*os.File, error) {
 			file.Close()
 		}
 	}()
-	if err := sys.setOptions(fd, ep, o); err != nil {
+	if err := k.setOptions(fd, ep, o); err != nil {
 		return nil, err
 	}
 	if len(o.controls) > 0 {
@@ -104,39 +104,39 @@ func (sys *system) bindSocket(ep endpoint, o *options) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := o.control(ep.network, ep.addr().String(), raw); err != nil {
+		if err := o.callControls(ep.network, ep.addr().String(), raw); err != nil {
 			return nil, err
 		}
 	}
-	if err := sys.bind(fd, sa); err != nil {
+	if err := k.bind(fd, sa); err != nil {
 		return nil, os.NewSyscallError("bind", err)
 	}
 	bound = true
 	return file, nil
 }
 
-// adopted finds out what can be known of a listening socket that was not made
+// inspect finds out what can be known of a listening socket that was not made
 // here.
-func (sys *system) adopted(fd int) (transport, Backlog, error) {
-	r, _ := ruleOf(runtime.GOOS)
-	if err := sys.mustListen(fd); err != nil {
+func (k *kernel) inspect(fd int) (transport, Backlog, error) {
+	r := hostRule()
+	if err := k.mustListen(fd); err != nil {
 		return transportUnknown, Backlog{}, err
 	}
-	limit, ok := sys.limit(fd)
-	return sys.transportOf(fd), r.account(-1, unknown, limit, ok), nil
+	limit, ok := k.limit(fd)
+	return k.transportOf(fd), r.account(-1, unknown, limit, ok), nil
 }
 
 // mustListen refuses a socket that is not a listening TCP socket. SO_ACCEPTCONN is
 // 2 on FreeBSD.
-func (sys *system) mustListen(fd int) error {
-	listening, err := sys.getsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+func (k *kernel) mustListen(fd int) error {
+	listening, err := k.getInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
 	if err != nil && runtime.GOOS == "dragonfly" { // ENOPROTOOPT: DragonFly does not have the option
-		return sys.mustSeemListening(fd)
+		return k.mustSeemListening(fd)
 	}
 	if err != nil {
-		return os.NewSyscallError("getsockopt", err)
+		return err
 	}
-	sa, err := sys.getsockname(fd)
+	sa, err := k.getsockname(fd)
 	if err != nil {
 		return os.NewSyscallError("getsockname", err)
 	}
@@ -153,12 +153,12 @@ func (sys *system) mustListen(fd int) error {
 // where the kernel does not answer SO_ACCEPTCONN: one that is not a stream, that
 // is not of an internet family or that has a peer. A socket that is bound and
 // neither listens nor is connected passes.
-func (sys *system) mustSeemListening(fd int) error {
-	kind, err := sys.getsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+func (k *kernel) mustSeemListening(fd int) error {
+	kind, err := k.getInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
 	if err != nil {
-		return os.NewSyscallError("getsockopt", err)
+		return err
 	}
-	sa, err := sys.getsockname(fd)
+	sa, err := k.getsockname(fd)
 	if err != nil {
 		return os.NewSyscallError("getsockname", err)
 	}
@@ -170,7 +170,7 @@ func (sys *system) mustSeemListening(fd int) error {
 	default:
 		return errNotListening
 	}
-	switch _, err := sys.getpeername(fd); {
+	switch _, err := k.getpeername(fd); {
 	case err == nil:
 		return errNotListening
 	case !errors.Is(err, unix.ENOTCONN):

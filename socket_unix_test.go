@@ -15,10 +15,10 @@ import (
 // Where the kernel does not answer SO_ACCEPTCONN, a socket that cannot be listening
 // is refused all the same.
 func TestWhatMaySeemListening(t *testing.T) {
-	look := func(sys *system, c syscall.Conn) (err error) {
+	look := func(k *kernel, c syscall.Conn) (err error) {
 		raw, rawErr := c.SyscallConn()
 		require.NoError(t, rawErr)
-		require.NoError(t, raw.Control(func(fd uintptr) { err = sys.mustSeemListening(int(fd)) }))
+		require.NoError(t, raw.Control(func(fd uintptr) { err = k.mustSeemListening(int(fd)) }))
 		return err
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -35,21 +35,21 @@ func TestWhatMaySeemListening(t *testing.T) {
 	require.NoError(t, err)
 	defer local.Close()
 
-	require.NoError(t, look(&realSystem, ln.(syscall.Conn)))
+	require.NoError(t, look(&realKernel, ln.(syscall.Conn)))
 	for name, c := range map[string]any{
 		"the client's end": client, "the server's end": server, "a UDP socket": udp, "a unix listener": local,
 	} {
-		require.ErrorIs(t, look(&realSystem, c.(syscall.Conn)), errNotListening, name)
+		require.ErrorIs(t, look(&realKernel, c.(syscall.Conn)), errNotListening, name)
 	}
 
-	for call, meddle := range map[string]func(sys *system){
-		"getsockopt":  func(sys *system) { sys.getsockoptInt = func(int, int, int) (int, error) { return 0, unix.ENOBUFS } },
-		"getsockname": func(sys *system) { sys.getsockname = func(int) (unix.Sockaddr, error) { return nil, unix.ENOBUFS } },
-		"getpeername": func(sys *system) { sys.getpeername = func(int) (unix.Sockaddr, error) { return nil, unix.ENOBUFS } },
+	for call, meddle := range map[string]func(k *kernel){
+		"getsockopt":  func(k *kernel) { k.getsockoptInt = func(int, int, int) (int, error) { return 0, unix.ENOBUFS } },
+		"getsockname": func(k *kernel) { k.getsockname = func(int) (unix.Sockaddr, error) { return nil, unix.ENOBUFS } },
+		"getpeername": func(k *kernel) { k.getpeername = func(int) (unix.Sockaddr, error) { return nil, unix.ENOBUFS } },
 	} {
-		sys := realSystem
-		meddle(&sys)
-		err := look(&sys, ln.(syscall.Conn))
+		k := realKernel
+		meddle(&k)
+		err := look(&k, ln.(syscall.Conn))
 		require.ErrorIs(t, err, unix.ENOBUFS)
 		require.ErrorContains(t, err, call)
 	}

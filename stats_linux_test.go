@@ -179,15 +179,15 @@ func TestQueueThatIsNotTold(t *testing.T) {
 	}
 	for name, answer := range answers {
 		t.Run(name, func(t *testing.T) {
-			sys := realSystem
-			sys.getsockopt = func(fd, level, option int, p []byte) (int, error) {
+			k := realKernel
+			k.getsockopt = func(fd, level, option int, p []byte) (int, error) {
 				if level == unix.IPPROTO_TCP && option == unix.TCP_INFO {
 					return answer(p)
 				}
-				return realSystem.getsockopt(fd, level, option, p)
+				return realKernel.getsockopt(fd, level, option, p)
 			}
-			sys.readFile = func(string) ([]byte, error) { return []byte("128\n"), nil }
-			ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(5)})
+			k.readFile = func(string) ([]byte, error) { return []byte("128\n"), nil }
+			ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(5)})
 			require.NoError(t, err)
 			t.Cleanup(func() { ln.Close() })
 			require.Equal(t, Backlog{Requested: 5, Ceiling: 128, Limit: 5, Effective: 5, Capacity: 6}, ln.Backlog())
@@ -199,7 +199,7 @@ func TestQueueThatIsNotTold(t *testing.T) {
 			_, known := s.Utilization()
 			require.False(t, known)
 
-			w, err := sys.wrap(ln.TCPListener())
+			w, err := k.wrap(ln.TCPListener())
 			require.NoError(t, err)
 			require.Equal(t, Backlog{Requested: -1, Ceiling: 128, Limit: unknown, Effective: unknown, Capacity: unknown}, w.Backlog())
 			s, err = w.Stats()
@@ -240,14 +240,14 @@ func TestDropsThatAreNotTold(t *testing.T) {
 			return memInfoEnd, nil
 		}, math.MaxUint32},
 	} {
-		sys := realSystem
-		sys.getsockopt = func(fd, level, option int, p []byte) (int, error) {
+		k := realKernel
+		k.getsockopt = func(fd, level, option int, p []byte) (int, error) {
 			if level == unix.SOL_SOCKET && option == unix.SO_MEMINFO {
 				return row.answer(p)
 			}
-			return realSystem.getsockopt(fd, level, option, p)
+			return realKernel.getsockopt(fd, level, option, p)
 		}
-		ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(5)})
+		ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(5)})
 		require.NoError(t, err)
 		t.Cleanup(func() { ln.Close() })
 		s, err := ln.Stats()
@@ -259,20 +259,20 @@ func TestDropsThatAreNotTold(t *testing.T) {
 // A socket whose protocol cannot be asked for has unknown drops, and all else.
 func TestProtocolThatIsNotTold(t *testing.T) {
 	ln := listenForStats(t, WithBacklog(5))
-	sys := realSystem
-	sys.getsockoptInt = func(fd, level, option int) (int, error) {
+	k := realKernel
+	k.getsockoptInt = func(fd, level, option int) (int, error) {
 		if level == unix.SOL_SOCKET && option == unix.SO_PROTOCOL {
 			return 0, unix.ENOPROTOOPT
 		}
-		return realSystem.getsockoptInt(fd, level, option)
+		return realKernel.getsockoptInt(fd, level, option)
 	}
-	w, err := sys.wrap(ln.TCPListener())
+	w, err := k.wrap(ln.TCPListener())
 	require.NoError(t, err)
 	s, err := w.Stats()
 	require.NoError(t, err)
 	require.Equal(t, Stats{Incomplete: unknown, Limit: 5, Capacity: 6, Drops: unknown}, s)
 
-	sys.getsockoptInt = realSystem.getsockoptInt // it is asked for again
+	k.getsockoptInt = realKernel.getsockoptInt // it is asked for again
 	s, err = w.Stats()
 	require.NoError(t, err)
 	require.Equal(t, Stats{Incomplete: unknown, Limit: 5, Capacity: 6, Drops: 0}, s)
@@ -281,8 +281,8 @@ func TestProtocolThatIsNotTold(t *testing.T) {
 // Stats of a listener makes two system calls, and the limit in them is the socket's,
 // whoever has set it.
 func TestStatsAsksTheSocket(t *testing.T) {
-	sys := realSystem
-	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(5)})
+	k := realKernel
+	ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(5)})
 	require.NoError(t, err)
 	defer ln.Close()
 	another := mustWrap(t, ln.TCPListener())
@@ -290,13 +290,13 @@ func TestStatsAsksTheSocket(t *testing.T) {
 	require.NoError(t, err)
 
 	calls := 0
-	sys.getsockopt = func(fd, level, name int, p []byte) (int, error) {
+	k.getsockopt = func(fd, level, name int, p []byte) (int, error) {
 		calls++
-		return realSystem.getsockopt(fd, level, name, p)
+		return realKernel.getsockopt(fd, level, name, p)
 	}
-	sys.getsockoptInt = func(fd, level, name int) (int, error) {
+	k.getsockoptInt = func(fd, level, name int) (int, error) {
 		calls++
-		return realSystem.getsockoptInt(fd, level, name)
+		return realKernel.getsockoptInt(fd, level, name)
 	}
 	s, err := ln.Stats()
 	require.NoError(t, err)

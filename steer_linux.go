@@ -22,7 +22,7 @@ import (
 // whose SYNs they drop and count, and the next guess is tried. A wrong guess costs a
 // client a second and never loses one.
 type steering struct {
-	sys    *system
+	kernel *kernel
 	flight *flight // asks the kernel where the listeners are
 
 	mu      sync.Mutex
@@ -41,7 +41,7 @@ type steered struct {
 
 // newSteering is nil if there is nothing to steer.
 func newSteering(listeners []*Listener, f *flight) *steering {
-	s := &steering{sys: listeners[0].sys, flight: f}
+	s := &steering{kernel: listeners[0].kernel, flight: f}
 	for _, l := range listeners {
 		var stat unix.Stat_t
 		var err error
@@ -91,7 +91,7 @@ func (s *steering) look(ctx context.Context, judge bool) {
 // list returns the group's listeners in the order of listen(2), by inode.
 func (s *steering) list(ctx context.Context) (inodes []uint32, err error) {
 	err = s.flight.ask(func() error {
-		inodes, err = s.sys.groupOf(ctx, s.own[0].l, s.own[0].inode)
+		inodes, err = s.kernel.groupOf(ctx, s.own[0].l, s.own[0].inode)
 		return err
 	})
 	return inodes, err
@@ -109,7 +109,7 @@ func noteGroup(ctx context.Context, listeners ...*Listener) {
 	if cerr := l.raw.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &stat) }); cerr != nil || err != nil {
 		return
 	}
-	l.group, _ = l.sys.groupOf(ctx, l, uint32(stat.Ino))
+	l.group, _ = l.kernel.groupOf(ctx, l, uint32(stat.Ino))
 }
 
 // follow brings members to what is listed, and reports whether nothing has changed.
@@ -140,7 +140,7 @@ func (s *steering) remove(i int) {
 // dropped reports whether one of the listeners has dropped a packet since the last look.
 func (s *steering) dropped() (yes bool) {
 	for _, own := range s.own {
-		stats, err := readStats(s.sys, own.l.raw, own.l.transport)
+		stats, err := readStats(s.kernel, own.l.raw, own.l.transport)
 		if err != nil {
 			continue
 		}
@@ -168,7 +168,7 @@ func (s *steering) attach(p []unix.SockFilter) {
 	}
 	for _, own := range s.own {
 		var err error
-		cerr := own.l.raw.Control(func(fd uintptr) { err = s.sys.attachProgram(int(fd), p) })
+		cerr := own.l.raw.Control(func(fd uintptr) { err = s.kernel.attachProgram(int(fd), p) })
 		if cerr == nil && err == nil {
 			s.on = true
 			return
@@ -182,7 +182,7 @@ func (s *steering) detach() {
 	}
 	for _, own := range s.own {
 		var err error
-		cerr := own.l.raw.Control(func(fd uintptr) { err = s.sys.detachProgram(int(fd)) })
+		cerr := own.l.raw.Control(func(fd uintptr) { err = s.kernel.detachProgram(int(fd)) })
 		if cerr == nil && err == nil {
 			s.on = false
 			return

@@ -161,9 +161,9 @@ type generation struct {
 }
 
 // newGeneration has n listeners at address, which answer with one byte.
-func newGeneration(t *testing.T, sys *system, network, address string, n int, opts ...Option) *generation {
+func newGeneration(t *testing.T, k *kernel, network, address string, n int, opts ...Option) *generation {
 	t.Helper()
-	s, err := sys.shards(t.Context(), network, address, n, append([]Option{WithReusePort(), WithBacklog(1024)}, opts...))
+	s, err := k.shards(t.Context(), network, address, n, append([]Option{WithReusePort(), WithBacklog(1024)}, opts...))
 	require.NoError(t, err)
 	g := &generation{s, make(chan error, 1)}
 	go func() {
@@ -259,7 +259,7 @@ func (th *throng) answers(t *testing.T, n int64) {
 // lost, and hardly any has to send its SYN again. The kernel counts those.
 func TestSteeredGenerations(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
+	forEachStop(t, func(t *testing.T, k kernel, _ way) {
 		for _, row := range []struct {
 			name, network, address, dial string
 			sizes                        []int
@@ -280,14 +280,14 @@ func TestSteeredGenerations(t *testing.T) {
 				if strings.Contains(row.network+row.address, "6") || row.network == "tcp" {
 					haveIPv6(t)
 				}
-				g := newGeneration(t, &sys, row.network, row.address, row.sizes[0], row.opts...)
+				g := newGeneration(t, &k, row.network, row.address, row.sizes[0], row.opts...)
 				address := g.shards.Addr().String()
 				port := g.shards.Addr().(*net.TCPAddr).Port
 				clients := newThrong(16, net.JoinHostPort(row.dial, strconv.Itoa(port)))
 				clients.answers(t, 50)
 				before := kernelCounter(t, "TCPSynRetrans")
 				for i := range row.generations {
-					next := newGeneration(t, &sys, row.network, address, row.sizes[(i+1)%len(row.sizes)], row.opts...)
+					next := newGeneration(t, &k, row.network, address, row.sizes[(i+1)%len(row.sizes)], row.opts...)
 					g.end(t)
 					g = next
 					clients.answers(t, 20)
@@ -312,10 +312,10 @@ type counted struct {
 	clients atomic.Int64
 }
 
-func newMembers(t *testing.T, sys *system, address string, n int, opts ...Option) (all []*counted) {
+func newMembers(t *testing.T, k *kernel, address string, n int, opts ...Option) (all []*counted) {
 	t.Helper()
 	for range n {
-		ln, err := sys.listenWith(t.Context(), "tcp4", address, append([]Option{WithReusePort(), WithBacklog(1024)}, opts...))
+		ln, err := k.listenWith(t.Context(), "tcp4", address, append([]Option{WithReusePort(), WithBacklog(1024)}, opts...))
 		require.NoError(t, err)
 		address = ln.Addr().String()
 		c := &counted{Listener: ln}
@@ -359,19 +359,19 @@ func requireEven(t *testing.T, parts []float64) {
 func TestListenHealsAGroup(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		sys := realSystem
+		k := realKernel
 		for _, row := range []struct {
 			name   string
 			opts   []Option
 			healed bool
 		}{{"WithReusePort", nil, true}, {"WithoutSteering", []Option{WithoutSteering()}, false}} {
 			t.Run(row.name, func(t *testing.T) {
-				members := newMembers(t, &sys, "127.0.0.1:0", 2)
+				members := newMembers(t, &k, "127.0.0.1:0", 2)
 				requireEven(t, shares(t, members, 200))
 				left := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 1}}
 				onDescriptor(t, members[0].Listener, func(fd int) (int, error) { return 0, attachProgram(fd, left) })
 				require.Equal(t, []float64{0, 1}, shares(t, members, 50))
-				members = append(members, newMembers(t, &sys, members[0].Addr().String(), 1, row.opts...)...)
+				members = append(members, newMembers(t, &k, members[0].Addr().String(), 1, row.opts...)...)
 				if row.healed {
 					requireEven(t, shares(t, members, 300))
 				} else {
@@ -386,9 +386,9 @@ func TestListenHealsAGroup(t *testing.T) {
 // resumes, the kernel's hash decides again.
 func TestSharesAroundADrain(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
+	forEachStop(t, func(t *testing.T, k kernel, _ way) {
 		for drains := range 4 {
-			members := newMembers(t, &sys, "127.0.0.1:0", 4)
+			members := newMembers(t, &k, "127.0.0.1:0", 4)
 			others := slices.Delete(slices.Clone(members), drains, drains+1)
 			require.NoError(t, members[drains].Drain(within(t, patience)))
 			before := kernelCounter(t, "TCPSynRetrans")
@@ -401,7 +401,7 @@ func TestSharesAroundADrain(t *testing.T) {
 			if drains < 3 { // the last leaves a program, which gives the others all the same
 				requireEven(t, shares(t, others, 200))
 			}
-			newcomers := newMembers(t, &sys, members[drains].Addr().String(), 1)
+			newcomers := newMembers(t, &k, members[drains].Addr().String(), 1)
 			requireEven(t, shares(t, append(others, newcomers...), 300))
 			require.Equal(t, before, kernelCounter(t, "TCPSynRetrans"), "member %d", drains)
 		}
@@ -411,17 +411,17 @@ func TestSharesAroundADrain(t *testing.T) {
 // A wrong idea of the group shows by dropped SYNs, and the next guess is tried.
 func TestSteeringGuessesAgain(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
-		members := newMembers(t, &sys, "127.0.0.1:0", 3)
+	forEachStop(t, func(t *testing.T, k kernel, _ way) {
+		members := newMembers(t, &k, "127.0.0.1:0", 3)
 		l := members[2].Listener
 		slices.Reverse(l.group) // as after closes in an order that nobody saw
 		clients := newThrong(8, l.Addr().String())
 		// Its loop ends, so the drain waits for what is queued.
 		require.NoError(t, l.SetDeadline(time.Now()))
 		require.Eventually(t, func() bool {
-			l.accepts.mu.Lock()
-			defer l.accepts.mu.Unlock()
-			return l.accepts.inside == 0
+			l.gate.mu.Lock()
+			defer l.gate.mu.Unlock()
+			return l.gate.inside == 0
 		}, patience, time.Millisecond)
 		c := dialUntil(t, l)
 		defer c.Close()
@@ -469,8 +469,8 @@ func dialUntil(t *testing.T, l *Listener) net.Conn {
 // comes off, and whoever listens next has the clients.
 func TestSuccessorDies(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
-		members := newMembers(t, &sys, "127.0.0.1:0", 2)
+	forEachStop(t, func(t *testing.T, k kernel, _ way) {
+		members := newMembers(t, &k, "127.0.0.1:0", 2)
 		old, successor := members[0], members[1]
 		require.NoError(t, old.SetDeadline(time.Now()))
 		c := dialUntil(t, old.Listener)
@@ -489,7 +489,7 @@ func TestSuccessorDies(t *testing.T) {
 		require.NoError(t, successor.Close())
 		require.Eventually(t, func() bool { return !on() }, patience, time.Millisecond)
 		require.ErrorAs(t, received(t, drained), new(*DrainError))
-		third := newMembers(t, &sys, old.Addr().String(), 1)
+		third := newMembers(t, &k, old.Addr().String(), 1)
 		require.NoError(t, old.Close())
 		require.Equal(t, []float64{1}, shares(t, third, 50))
 	})
@@ -499,12 +499,12 @@ func TestSuccessorDies(t *testing.T) {
 // what it is without steering.
 func TestDrainWithoutAProgram(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
-		for name, breaks := range map[string]func(*system){
-			"EPERM": func(sys *system) { sys.attachProgram = func(int, []unix.SockFilter) error { return unix.EPERM } },
-			"no listing": func(sys *system) {
-				diag := sys.diag
-				sys.diag = func(ctx context.Context, request []byte) ([][]byte, error) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
+		for name, breaks := range map[string]func(*kernel){
+			"EPERM": func(k *kernel) { k.attachProgram = func(int, []unix.SockFilter) error { return unix.EPERM } },
+			"no listing": func(k *kernel) {
+				diag := k.diag
+				k.diag = func(ctx context.Context, request []byte) ([][]byte, error) {
 					if binary.NativeEndian.Uint32(request[unix.SizeofNlMsghdr+4:]) == 1<<tcpListen {
 						return nil, unix.EACCES
 					}
@@ -513,7 +513,7 @@ func TestDrainWithoutAProgram(t *testing.T) {
 			},
 		} {
 			t.Run(name, func(t *testing.T) {
-				broken := sys
+				broken := k
 				breaks(&broken)
 				members := newMembers(t, &broken, "127.0.0.1:0", 2)
 				require.NoError(t, members[0].Drain(within(t, patience)))

@@ -17,7 +17,7 @@ func noteGroup(context.Context, ...*Listener)    {}
 func (*steering) look(context.Context, bool) {}
 func (*steering) off()                       {}
 func (*steering) close(l *Listener) error    { return l.tcp.Close() }
-func (*system) detachProgram(int) error      { return nil }
+func (*kernel) detachProgram(int) error      { return nil }
 
 // closingOrder is the same everywhere, the last one first.
 func closingOrder(listeners []*Listener) []*Listener {

@@ -164,18 +164,18 @@ var noSystem = System{
 // -1 and not an error. The error matches [errors.ErrUnsupported] on systems of which
 // the package can read nothing.
 func ReadSystem() (System, error) {
-	return realSystem.readSystem()
+	return realKernel.readSystem()
 }
 
-func (sys *system) readSystem() (System, error) {
+func (k *kernel) readSystem() (System, error) {
 	s := noSystem
 	r, known := ruleOf(runtime.GOOS)
 	if !known {
 		return s, errNoRule
 	}
 	s.Knob = r.knob
-	s.Ceiling, _, _ = sys.bounds()
-	sys.describe(&s)
+	s.Ceiling, _, _ = k.bounds()
+	k.readSettings(&s)
 	return s, nil
 }
 

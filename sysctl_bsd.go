@@ -27,34 +27,34 @@ func sysctlUnsigned(name string) (uint32, error) {
 }
 
 // bounds reads the ceiling and, on OpenBSD, the floor of listen(2).
-func (sys *system) bounds() (ceiling, floor int, err error) {
-	r, _ := ruleOf(runtime.GOOS)
+func (k *kernel) bounds() (ceiling, floor int, err error) {
+	r := hostRule()
 	if r.knob == "" {
 		return r.compiled, 0, nil
 	}
-	if ceiling, err = sys.readSysctl(r.knob); errors.Is(err, unix.ENOENT) && r.formerKnob != "" {
-		ceiling, err = sys.readSysctl(r.formerKnob)
+	if ceiling, err = k.readSysctl(r.knob); errors.Is(err, unix.ENOENT) && r.formerKnob != "" {
+		ceiling, err = k.readSysctl(r.formerKnob)
 	}
 	if err == nil && r.floor != "" {
-		floor, err = sys.readSysctl(r.floor)
+		floor, err = k.readSysctl(r.floor)
 	}
 	return ceiling, floor, err
 }
 
-func (sys *system) readSysctl(name string) (int, error) {
-	n, err := sys.sysctl(name)
+func (k *kernel) readSysctl(name string) (int, error) {
+	n, err := k.sysctl(name)
 	if err != nil {
 		return unknown, os.NewSyscallError("sysctl "+name, err)
 	}
 	return sysctlCount(n), nil
 }
 
-// describe fills in what FreeBSD says of listening besides the ceiling. Its
+// readSettings fills in what FreeBSD says of listening besides the ceiling. Its
 // counters are in a structure whose layout moves between releases.
-func (sys *system) describe(s *System) {
+func (k *kernel) readSettings(s *System) {
 	if runtime.GOOS != "freebsd" {
 		return
 	}
-	s.SYNCookies, _ = sys.readSysctl(cookiesKnob)
-	s.AbortOnOverflow, _ = sys.readSysctl("net.inet.tcp.syncache.rst_on_sock_fail")
+	s.SYNCookies, _ = k.readSysctl(cookiesKnob)
+	s.AbortOnOverflow, _ = k.readSysctl("net.inet.tcp.syncache.rst_on_sock_fail")
 }

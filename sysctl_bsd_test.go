@@ -12,7 +12,7 @@ import (
 )
 
 func TestBoundsAreReadable(t *testing.T) {
-	ceiling, floor, err := realSystem.bounds()
+	ceiling, floor, err := realKernel.bounds()
 	require.NoError(t, err)
 	require.Positive(t, ceiling)
 	require.Equal(t, runtime.GOOS == "openbsd", floor > 0, "only OpenBSD has a floor: %d", floor)
@@ -20,11 +20,11 @@ func TestBoundsAreReadable(t *testing.T) {
 
 // Bounds that cannot be read leave unknown what rests on them, and no more.
 func TestBoundsUnreadable(t *testing.T) {
-	r, _ := ruleOf(runtime.GOOS)
-	sys := realSystem
-	sys.sysctl = func(string) (uint32, error) { return 0, unix.EPERM }
+	r := hostRule()
+	k := realKernel
+	k.sysctl = func(string) (uint32, error) { return 0, unix.EPERM }
 
-	predicted, err := sys.predict(100)
+	predicted, err := k.predict(100)
 	if r.knob == "" {
 		require.NoError(t, err)
 		require.Equal(t, 100, predicted.Limit)
@@ -35,7 +35,7 @@ func TestBoundsUnreadable(t *testing.T) {
 	nothing := Backlog{Requested: 100, Ceiling: unknown, Limit: unknown, Effective: unknown, Capacity: unknown}
 	require.Equal(t, nothing, predicted)
 
-	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(100)})
+	ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(100)})
 	require.NoError(t, err)
 	defer ln.Close()
 	want := nothing
@@ -44,25 +44,25 @@ func TestBoundsUnreadable(t *testing.T) {
 	}
 	require.Equal(t, want, ln.Backlog())
 
-	_, err = sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(math.MaxInt32), WithStrictBacklog()})
+	_, err = k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(math.MaxInt32), WithStrictBacklog()})
 	require.Error(t, err, "strict, and what was granted is too little or unknown")
 }
 
 func TestCeilingByItsFormerName(t *testing.T) {
-	r, _ := ruleOf(runtime.GOOS)
+	r := hostRule()
 	if r.formerKnob == "" {
 		t.Skip("the ceiling had no other name here")
 	}
-	sys := realSystem
-	sys.sysctl = func(name string) (uint32, error) {
+	k := realKernel
+	k.sysctl = func(name string) (uint32, error) {
 		if name == r.knob {
 			return 0, unix.ENOENT
 		}
-		return realSystem.sysctl(name)
+		return realKernel.sysctl(name)
 	}
-	ceiling, _, err := sys.bounds()
+	ceiling, _, err := k.bounds()
 	require.NoError(t, err)
-	same, _, err := realSystem.bounds()
+	same, _, err := realKernel.bounds()
 	require.NoError(t, err)
 	require.Equal(t, same, ceiling)
 }

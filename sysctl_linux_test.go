@@ -28,14 +28,14 @@ func TestCeilingUnreadable(t *testing.T) {
 		{"a number out of range", "-1\n", nil, strconv.ErrRange},
 	} {
 		t.Run(tt.rule, func(t *testing.T) {
-			sys := realSystem
-			sys.readFile = func(string) ([]byte, error) { return []byte(tt.text), tt.err }
-			predicted, err := sys.predict(100)
+			k := realKernel
+			k.readFile = func(string) ([]byte, error) { return []byte(tt.text), tt.err }
+			predicted, err := k.predict(100)
 			require.ErrorIs(t, err, tt.want)
 			require.ErrorContains(t, err, "/proc/sys/net/core/somaxconn")
 			require.Equal(t, Backlog{Requested: 100, Ceiling: unknown, Limit: unknown, Effective: unknown, Capacity: unknown}, predicted)
 
-			ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(1)})
+			ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(1)})
 			require.NoError(t, err)
 			defer ln.Close()
 			require.Equal(t, Backlog{Requested: 1, Ceiling: unknown, Limit: 1, Effective: 1, Capacity: 2, Measured: true}, ln.Backlog())
@@ -161,8 +161,8 @@ func TestReadSystemWithoutFiles(t *testing.T) {
 	}
 	for missing, forget := range without {
 		for _, garbage := range []string{"", "\n", "-1\n", "many\n"} {
-			sys := realSystem
-			sys.readFile = func(name string) ([]byte, error) {
+			k := realKernel
+			k.readFile = func(name string) ([]byte, error) {
 				text, ok := whole[name]
 				switch {
 				case !ok:
@@ -177,18 +177,18 @@ func TestReadSystemWithoutFiles(t *testing.T) {
 			}
 			want := all
 			forget(&want)
-			got, err := sys.readSystem()
+			got, err := k.readSystem()
 			require.NoError(t, err)
 			require.Equal(t, want, got, "without %q, %q instead", missing, garbage)
 		}
 	}
-	sys := realSystem
-	sys.readFile = func(string) ([]byte, error) { return nil, fs.ErrNotExist }
+	k := realKernel
+	k.readFile = func(string) ([]byte, error) { return nil, fs.ErrNotExist }
 	want := all
 	for _, forget := range without {
 		forget(&want)
 	}
-	got, err := sys.readSystem()
+	got, err := k.readSystem()
 	require.NoError(t, err)
 	require.Equal(t, want, got)
 }

@@ -115,71 +115,6 @@ func TestFiltersAreRefusedWhereTheyDoNothing(t *testing.T) {
 	}
 }
 
-// needFilters skips a test on a kernel that ignores filters.
-func needFilters(t *testing.T) {
-	t.Helper()
-	if err := realKernel.mustFilter(); err != nil {
-		t.Skip("see TestFiltersAreRefusedWhereTheyDoNothing:", err)
-	}
-}
-
-// listenFiltered listens with dataready, or skips: its module may be absent, which is
-// said, with the command that loads it.
-func listenFiltered(t *testing.T, opts ...Option) *Listener {
-	t.Helper()
-	needFilters(t)
-	before := openDescriptors()
-	ln, err := ListenTCP("127.0.0.1:0", opts...)
-	if errors.Is(err, unix.ENOENT) {
-		requireListenError(t, ln, err)
-		require.ErrorContains(t, err, "kldload accf_data")
-		require.Equal(t, before, openDescriptors())
-		t.Skip("this kernel has no filter dataready: kldload accf_data")
-	}
-	require.NoError(t, err)
-	t.Cleanup(func() { ln.Close() })
-	return ln
-}
-
-func TestAcceptFilterUnknown(t *testing.T) {
-	needFilters(t)
-	before := openDescriptors()
-	ln, err := ListenTCP("127.0.0.1:0", WithAcceptFilter("nosuchfilter", ""))
-	require.ErrorIs(t, err, unix.ENOENT)
-	require.ErrorContains(t, err, "nosuchfilter")
-	requireListenError(t, ln, err)
-	require.Equal(t, before, openDescriptors())
-}
-
-// A silent client waits outside of the queue, beside one that speaks.
-func TestAcceptFilterActs(t *testing.T) {
-	for name, opt := range map[string]Option{
-		"WithDeferAccept":  WithDeferAccept(time.Second),
-		"WithAcceptFilter": WithAcceptFilter("dataready", ""),
-	} {
-		t.Run(name, func(t *testing.T) {
-			ln := listenFiltered(t, WithBacklog(5), opt)
-			require.Equal(t, "dataready", filterOf(t, ln))
-
-			silent := dial(t, ln.Addr())
-			require.True(t, eventually(func() bool { return incomplete(t, ln) == 1 }))
-			speaker := dial(t, ln.Addr())
-			_, err := speaker.Write([]byte("x"))
-			require.NoError(t, err)
-			require.Equal(t, speaker.LocalAddr(), acceptBy(t, ln, ln.Accept).RemoteAddr(), "who speaks is accepted first")
-			require.Equal(t, 1, incomplete(t, ln))
-
-			_, err = ln.SetBacklog(7)
-			require.NoError(t, err)
-			require.Equal(t, "dataready", filterOf(t, ln), "listening again keeps it")
-			_, err = silent.Write([]byte("x"))
-			require.NoError(t, err)
-			require.Equal(t, silent.LocalAddr(), acceptBy(t, ln, ln.Accept).RemoteAddr())
-			require.Zero(t, incomplete(t, ln))
-		})
-	}
-}
-
 // Of 14 silent clients 6 wait at a limit of 5, and the oldest are reset; those 6 come
 // in once they have spoken.
 func TestAcceptFilterResetsTheOldest(t *testing.T) {
@@ -209,13 +144,6 @@ func TestAcceptFilterResetsTheOldest(t *testing.T) {
 		got = append(got, acceptBy(t, ln, ln.Accept).RemoteAddr())
 	}
 	require.ElementsMatch(t, want, got)
-}
-
-func incomplete(t *testing.T, ln *Listener) int {
-	t.Helper()
-	s, err := ln.Stats()
-	require.NoError(t, err)
-	return s.Incomplete
 }
 
 func TestReusePortSpreads(t *testing.T) {

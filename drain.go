@@ -115,19 +115,20 @@ func drain(ctx context.Context, listeners []*Listener) (err error) {
 		}
 	}
 
-	flight := newFlight(listeners[0])
+	flight := newFlight(ctx, listeners)
 	defer flight.close()
 	// Steering comes first: a SYN that is dropped costs its client a second.
-	steering := newSteering(listeners, flight)
-	steering.look(ctx, false)
+	steering := steeringOf(listeners)
+	steering.look(ctx, flight, false)
 	var drainings []*draining
 	defer func() {
-		if err != nil {
-			steering.off()
+		var copies map[*Listener]bool
+		if slices.ContainsFunc(drainings, func(d *draining) bool { return d.l.intake.shown.Load() }) {
+			copies = duplicated(listeners)
 		}
 		errs := []error{cause(err)}
 		for _, d := range drainings {
-			errs = append(errs, d.end(err == nil))
+			errs = append(errs, d.end(err == nil, copies[d.l]))
 		}
 		if err = join(errs); err != nil {
 			err = fail(err)
@@ -152,7 +153,7 @@ func drain(ctx context.Context, listeners []*Listener) (err error) {
 		}
 		done := true
 		for _, d := range drainings {
-			if err := d.look(flight, &left); err != nil {
+			if err := d.look(ctx, flight, &left); err != nil {
 				return err
 			}
 			done = done && d.done
@@ -160,7 +161,7 @@ func drain(ctx context.Context, listeners []*Listener) (err error) {
 		if done {
 			return nil
 		}
-		steering.look(ctx, looks > 0)
+		steering.look(ctx, flight, looks > 0 && flight.left() == 0)
 		if ended {
 			return &left
 		}
@@ -198,6 +199,7 @@ type draining struct {
 	empty int       // how many looks in a row have found nobody waiting
 	since time.Time // when the first of them was
 	done  bool
+	stuck bool // calls of Accept did not come out
 }
 
 // stopped reports whether new clients are kept out of one at least. Otherwise those in
@@ -207,7 +209,7 @@ func stopped(drainings []*draining) bool {
 }
 
 // look looks at the queue once, and adds what it finds to left.
-func (d *draining) look(f *flight, left *DrainError) error {
+func (d *draining) look(ctx context.Context, f *flight, left *DrainError) error {
 	s, err := d.l.Stats()
 	if err != nil {
 		return err
@@ -218,6 +220,9 @@ func (d *draining) look(f *flight, left *DrainError) error {
 	left.Accepted += unreturned
 	if d.done {
 		return nil
+	}
+	if s.Capacity != unknown && s.Queued >= s.Capacity {
+		f.extend()
 	}
 	if d.stop != nil && !d.l.intake.stoppedBy(d.stop) {
 		d.stop, d.why, d.done = nil, errors.New("Resume was called"), true
@@ -236,8 +241,23 @@ func (d *draining) look(f *flight, left *DrainError) error {
 	}
 	// A connection that was on its way out of Accept is counted by now. No other
 	// can have come in behind it, unless nothing keeps new clients out.
-	d.done = d.l.gate.settled(d.l.tcp) || time.Since(d.since) > drainReturn
+	d.done = d.settled(ctx) || time.Since(d.since) > drainReturn
 	return nil
+}
+
+// settled asks the gate, and waits no longer than ctx has left. A socket that was made
+// blocking is waited for once.
+func (d *draining) settled(ctx context.Context) bool {
+	wait := 20 * drainLook
+	if end, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(end))
+	}
+	if d.stuck {
+		wait = drainLook
+	}
+	settled := d.l.gate.settled(d.l.tcp, max(wait, drainLook))
+	d.stuck = !settled && d.l.gate.unreturned() == 0
+	return settled
 }
 
 // sum is unknown if a part of it is.
@@ -289,18 +309,22 @@ func (l *Listener) beginDrain(f *flight) (*draining, error) {
 
 // end ends a drain and says why it does not keep new clients out. With another holder
 // of the socket the last drain lets them in again.
-func (d *draining) end(waited bool) error {
+func (d *draining) end(waited, copied bool) error {
 	in := &d.l.intake
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.running--
-	if d.stop != nil && (in.shared || in.shown.Load() && d.l.duplicated()) {
+	switch {
+	case d.stop == nil:
+	case in.shared || copied:
 		d.why = errors.New("the socket has another holder")
 		if in.running == 0 {
 			if err := d.l.open(); err != nil {
 				return err
 			}
 		}
+	case !d.stands():
+		d.why = errors.New("another holder of the socket let them in")
 	}
 	if !waited || d.why == nil {
 		return nil
@@ -308,8 +332,15 @@ func (d *draining) end(waited bool) error {
 	return fmt.Errorf("%w: %w", ErrStillOpen, d.why)
 }
 
-// open lets new clients in again, and steers them no longer. It is tried again at the next occasion if it fails:
-// another holder of the socket would never see a client.
+// stands reports whether what keeps new clients out is still on the socket. Of a closed
+// one that is no question.
+func (d *draining) stands() (yes bool) {
+	err := d.l.raw.Control(func(fd uintptr) { yes = d.l.kernel.stands(int(fd), d.stop) })
+	return yes || err != nil
+}
+
+// open lets new clients in again, and steers them to l. If it fails it is tried again at
+// the next occasion: another holder of the socket would never see a client.
 func (l *Listener) open() error {
 	in := &l.intake
 	var operr error
@@ -329,7 +360,7 @@ func (l *Listener) open() error {
 	}
 	in.stop = nil
 	if s := in.steering.Load(); s != nil {
-		s.off()
+		s.leave(l)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package acceptq
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"time"
@@ -17,9 +18,9 @@ type flight struct {
 	lost     error // why the listener's namespace cannot be asked
 	port     int
 	families []uint8
-	limit    int   // of one listener: with more handshakes than that the kernel sends SYN cookies
+	limit    int   // of all listeners: with more handshakes than that the kernel sends SYN cookies
 	cookies  int64 // how many it had sent when the drain began
-	full     bool  // the accept queue was full then, so clients with cookies may be retrying
+	full     bool  // an accept queue was full then, so clients with cookies may be retrying
 	// cookiesOnly says that the kernel answers every SYN with a cookie
 	// (net.ipv4.tcp_syncookies is 2), and knows of no handshake in flight.
 	cookiesOnly bool
@@ -32,15 +33,20 @@ type flight struct {
 	until   time.Time
 }
 
-func newFlight(l *Listener) *flight {
-	f := &flight{kernel: l.kernel, until: time.Now().Add(drainFlight), limit: unknown, cookies: unknown}
+// newFlight is for listeners of one port.
+func newFlight(ctx context.Context, listeners []*Listener) *flight {
+	l := listeners[0]
+	f := &flight{kernel: l.kernel, until: time.Now().Add(drainFlight), cookies: unknown}
 	addr := l.Addr().(*net.TCPAddr)
 	f.port, f.families = addr.Port, families(addr)
-	if err := l.raw.Control(func(fd uintptr) { f.where, f.lost = l.kernel.namespaceOf(int(fd)) }); err != nil {
-		f.lost = err
-	}
-	if s, err := l.Stats(); err == nil {
-		f.limit, f.full = s.Limit, s.Queued >= s.Capacity
+	f.where, f.lost = l.namespace(ctx)
+	for _, l := range listeners {
+		s, err := l.Stats()
+		if err != nil {
+			s = noStats
+		}
+		f.limit = sum(f.limit, s.Limit)
+		f.full = f.full || s.Queued >= s.Capacity
 	}
 	f.ask(func() error {
 		f.cookiesOnly = l.kernel.ipv4Setting("tcp_syncookies") == 2
@@ -50,12 +56,27 @@ func newFlight(l *Listener) *flight {
 	return f
 }
 
+// namespace is where to ask about l. On a kernel that cannot compare namespaces the
+// calling thread's is the one if l is listed in it.
+func (l *Listener) namespace(ctx context.Context) (ns namespace, err error) {
+	var compared bool
+	cerr := l.raw.Control(func(fd uintptr) { ns, compared, err = l.kernel.namespaceOf(int(fd)) })
+	if err := cmp.Or(cerr, err); err != nil || compared {
+		return ns, err
+	}
+	inode, err := l.inode()
+	if err == nil {
+		_, err = l.kernel.groupOf(ctx, l, uint32(inode))
+	}
+	return ns, err
+}
+
 // families are those that a client of a listener at addr may have.
 func families(addr *net.TCPAddr) []uint8 {
 	switch {
-	case addr.IP.To4() != nil:
+	case len(addr.IP) == net.IPv4len:
 		return []uint8{unix.AF_INET}
-	case addr.IP.IsUnspecified() || addr.IP == nil: // may be of both
+	case addr.IP.To4() != nil || addr.IP.IsUnspecified() || addr.IP == nil: // may be of both
 		return []uint8{unix.AF_INET, unix.AF_INET6}
 	}
 	return []uint8{unix.AF_INET6}
@@ -73,7 +94,7 @@ func (f *flight) ask(question func() error) error {
 
 // look asks the kernel which handshakes are left, if it is time to.
 func (f *flight) look(ctx context.Context) {
-	if f.over() || f.unseen || f.looked > 1 && len(f.waiting) == 0 || time.Now().Before(f.next) {
+	if f.unseen || f.looked > 1 && len(f.waiting) == 0 || time.Now().Before(f.next) {
 		return
 	}
 	var now map[handshake]struct{}
@@ -117,6 +138,9 @@ func (f *flight) left() int {
 	}
 	return len(f.waiting)
 }
+
+// extend gives them their time again: an accept queue is full, and does not let them end.
+func (f *flight) extend() { f.until = time.Now().Add(drainFlight) }
 
 // over reports whether they have been waited for long enough.
 func (f *flight) over() bool { return time.Now().After(f.until) }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -150,12 +151,14 @@ func TestDrainGivesALookUp(t *testing.T) {
 // The clients of one address are of one family; of the wildcard they may be of both.
 func TestFamilies(t *testing.T) {
 	for address, want := range map[string][]uint8{
-		"127.0.0.1": {unix.AF_INET},
-		"::1":       {unix.AF_INET6},
-		"0.0.0.0":   {unix.AF_INET},
-		"::":        {unix.AF_INET, unix.AF_INET6},
+		"127.0.0.1":        {unix.AF_INET},
+		"::1":              {unix.AF_INET6},
+		"0.0.0.0":          {unix.AF_INET},
+		"::":               {unix.AF_INET, unix.AF_INET6},
+		"::ffff:127.0.0.1": {unix.AF_INET, unix.AF_INET6}, // a socket of IPv6, whose clients are of IPv4
 	} {
-		require.Equal(t, want, families(&net.TCPAddr{IP: net.ParseIP(address)}), address)
+		ip := netip.MustParseAddr(address)
+		require.Equal(t, want, families(&net.TCPAddr{IP: ip.AsSlice()}), address)
 	}
 	require.Equal(t, []uint8{unix.AF_INET, unix.AF_INET6}, families(&net.TCPAddr{}))
 }

@@ -360,7 +360,7 @@ func TestWhatSharesASocket(t *testing.T) {
 		}
 		t.Run("descriptors that cannot be listed", func(t *testing.T) {
 			blind := k
-			blind.holders = func(unix.Stat_t) (int, error) { return 0, unix.EMFILE }
+			blind.descriptors = func() (map[uint64]int, error) { return nil, unix.EMFILE }
 			ln := listen4(t, blind)
 			require.NoError(t, ln.Drain(within(t, patience)), "nobody has seen it")
 			require.NoError(t, ln.Resume())

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"time"
 
@@ -211,6 +212,17 @@ func (k *kernel) lift(fd int, s *stop) error {
 	return k.remove(fd, s)
 }
 
+// stands reports whether s is still on the listening socket fd. Another Listener over
+// the socket, or Wrap, may have taken it off. If that cannot be found out it is there.
+func (k *kernel) stands(fd int, s *stop) bool {
+	if s.filter {
+		_, ours, err := k.filterOn(fd)
+		return ours || err != nil
+	}
+	ttl, hops := k.minimumTTL(fd)
+	return max(ttl, hops) == maxTTL || max(ttl, hops) == unknown
+}
+
 // removeInherited takes from the connection fd what it inherited. With a minimum TTL it would
 // hear nothing from its client. s is what its listener was stopped by; what the user
 // has set on it is left alone.
@@ -235,39 +247,51 @@ func (k *kernel) liftLeft(fd int) (*inheritance, error) {
 	return &inheritance{stop: s, lifted: time.Now()}, k.remove(fd, s)
 }
 
-// duplicated reports whether this process has another descriptor of the socket, as
-// tableflip keeps one. If that cannot be found out it is taken to have one.
-func (l *Listener) duplicated() bool {
-	var own unix.Stat_t
-	var operr error
-	err := l.raw.Control(func(fd uintptr) { operr = unix.Fstat(int(fd), &own) })
-	if err != nil {
-		return false // closed, so no stop is left either
+// duplicated reports which of the listeners this process has another descriptor of, as
+// tableflip keeps one. If that cannot be found out, each is taken to have one.
+func duplicated(listeners []*Listener) map[*Listener]bool {
+	counts, err := listeners[0].kernel.descriptors()
+	found := make(map[*Listener]bool)
+	for _, l := range listeners {
+		inode, statErr := l.inode()
+		if errors.Is(statErr, net.ErrClosed) {
+			continue // nothing is on a socket that is closed
+		}
+		found[l] = err != nil || statErr != nil || counts[inode] > 1
 	}
-	n, err := l.kernel.holders(own)
-	return operr != nil || err != nil || n > 1
+	return found
 }
 
-// holders counts the descriptors of this process that name the file.
-func holders(file unix.Stat_t) (n int, err error) {
+// inode is the number by which the kernel tells the socket of l from others.
+func (l *Listener) inode() (uint64, error) {
+	var s unix.Stat_t
+	var err error
+	cerr := l.raw.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &s) })
+	return s.Ino, cmp.Or(cause(cerr), os.NewSyscallError("fstat", err))
+}
+
+// descriptors counts the descriptors of this process that name a socket, by inode. It
+// looks at each descriptor of the process.
+func descriptors() (counts map[uint64]int, err error) {
 	dir, err := os.Open("/proc/self/fd")
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer dir.Close()
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
+	counts = make(map[uint64]int)
 	for _, name := range names {
 		fd, err := parseSysctl(name)
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		var s unix.Stat_t
-		if unix.Fstat(fd, &s) == nil && s.Ino == file.Ino && s.Dev == file.Dev {
-			n++
+		if unix.Fstat(fd, &s) == nil && s.Mode&unix.S_IFMT == unix.S_IFSOCK {
+			counts[s.Ino]++
 		}
 	}
-	return n, nil
+	return counts, nil
 }

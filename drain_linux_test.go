@@ -468,7 +468,7 @@ func TestDrainOfASilentPeer(t *testing.T) {
 				defer ln.Close()
 				newDeafClient(t, ln.Addr())
 
-				err = ln.Drain(within(t, 100*time.Millisecond))
+				err = ln.Drain(within(t, 500*time.Millisecond))
 				var de *DrainError
 				require.ErrorAs(t, err, &de)
 				require.Zero(t, de.Queued)
@@ -531,7 +531,7 @@ func TestDrainWithoutDiag(t *testing.T) {
 				k := withoutFilter()
 				k.diag = test.diag
 				ln := listen4(t, k)
-				err := ln.Drain(within(t, 50*time.Millisecond))
+				err := ln.Drain(within(t, 500*time.Millisecond))
 				var de *DrainError
 				require.ErrorAs(t, err, &de)
 				require.Zero(t, de.Queued)

@@ -23,17 +23,23 @@ func (*kernel) removeInherited(int, *stop) {}
 
 func (*kernel) liftLeft(int) (*inheritance, error) { return nil, nil }
 
-func (*Listener) duplicated() bool { return false }
+func (*kernel) stands(int, *stop) bool { return true }
+
+func duplicated([]*Listener) map[*Listener]bool { return nil }
 
 // A flight is the time that connections which the kernel holds back are given. The
 // handshakes in flight cannot be told from those that begin later.
 type flight struct{ until time.Time }
 
-func newFlight(*Listener) *flight { return &flight{until: time.Now().Add(drainFlight)} }
+func newFlight(context.Context, []*Listener) *flight {
+	return &flight{until: time.Now().Add(drainFlight)}
+}
 
 func (*flight) look(context.Context) {}
 func (*flight) left() int            { return unknown }
 func (*flight) close()               {}
+
+func (f *flight) extend() { f.until = time.Now().Add(drainFlight) }
 
 // over reports whether they have been waited for long enough.
 func (f *flight) over() bool { return time.Now().After(f.until) }

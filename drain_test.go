@@ -74,7 +74,7 @@ func TestDrainWithoutAccept(t *testing.T) {
 		ctx  context.Context
 		want error
 	}{
-		{within(t, 50*time.Millisecond), context.DeadlineExceeded},
+		{within(t, 500*time.Millisecond), context.DeadlineExceeded},
 		{ctx, context.Canceled},
 	} {
 		err := ln.Drain(end.ctx)

@@ -55,7 +55,9 @@ func (g *gate) leave(epoch uint64, accepted bool) (sentOut bool) {
 // may be back while another is still busy with its connection. (The first call of a
 // new loop cannot be told from the return of an old one.) settled sends out all calls
 // inside, so that none is on its way out with a connection.
-func (g *gate) settled(ln *net.TCPListener) bool {
+//
+// It waits for them no longer than d.
+func (g *gate) settled(ln *net.TCPListener, d time.Duration) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for g.shut { // by another drain
@@ -65,7 +67,7 @@ func (g *gate) settled(ln *net.TCPListener) bool {
 		return false
 	}
 	if g.inside > 0 {
-		g.sendOut(ln)
+		g.sendOut(ln, d)
 	}
 	return g.accepted == 0 && g.inside == 0
 }
@@ -73,9 +75,9 @@ func (g *gate) settled(ln *net.TCPListener) bool {
 // sendOut ends the calls inside by a deadline in the past. A socket that someone made
 // blocking (by Fd of a copy, as os/exec does) ignores deadlines, so the wait is
 // bounded.
-func (g *gate) sendOut(ln *net.TCPListener) {
+func (g *gate) sendOut(ln *net.TCPListener, d time.Duration) {
 	tooLong := false
-	defer time.AfterFunc(20*drainLook, func() {
+	defer time.AfterFunc(d, func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		tooLong = true

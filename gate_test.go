@@ -32,12 +32,12 @@ func TestGateKnowsALateCall(t *testing.T) {
 		g := newGate()
 		epoch := g.enter(false)
 		for range times {
-			require.False(t, g.settled(ln), "a call is inside")
+			require.False(t, g.settled(ln, 20*drainLook), "a call is inside")
 		}
 		require.True(t, g.leave(epoch, false), "sent out %d times", times)
 		epoch = g.enter(true)
 		require.False(t, g.leave(epoch, false), "nobody was sent out since")
-		require.True(t, g.settled(ln))
+		require.True(t, g.settled(ln, 20*drainLook))
 	}
 }
 
@@ -83,7 +83,7 @@ func TestGateIsShutByOneAtATime(t *testing.T) {
 	ln := anyListener(t)
 	for name, act := range map[string]func(*gate) error{
 		"settled": func(g *gate) error {
-			if g.settled(ln) {
+			if g.settled(ln, 20*drainLook) {
 				return errors.New("settled, with a call inside")
 			}
 			return nil
@@ -126,15 +126,15 @@ func TestGateCountsWhatWasAccepted(t *testing.T) {
 		g.leave(g.enter(true), true)
 	}
 	require.Equal(t, 3, g.unreturned())
-	require.False(t, g.settled(ln))
+	require.False(t, g.settled(ln, 20*drainLook))
 	g.leave(g.enter(true), false) // sent out and come again: the user has not called
 	require.Equal(t, 3, g.unreturned())
 	for range 3 {
-		require.False(t, g.settled(ln))
+		require.False(t, g.settled(ln, 20*drainLook))
 		g.leave(g.enter(false), false)
 	}
 	require.Zero(t, g.unreturned())
-	require.True(t, g.settled(ln))
+	require.True(t, g.settled(ln, 20*drainLook))
 	g.leave(g.enter(false), false)
 	require.Zero(t, g.unreturned(), "a new loop owes nothing")
 }

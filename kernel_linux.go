@@ -21,7 +21,7 @@ type ownCalls struct {
 	readFile      func(name string) ([]byte, error)
 	unixSocket    func() (fd int, err error)
 	namespaceFile func(fd int) (*os.File, error)
-	holders       func(file unix.Stat_t) (n int, err error)
+	descriptors   func() (counts map[uint64]int, err error)
 }
 
 var realOwnCalls = ownCalls{
@@ -36,7 +36,7 @@ var realOwnCalls = ownCalls{
 	readFile:      os.ReadFile,
 	unixSocket:    unixSocket,
 	namespaceFile: namespaceFile,
-	holders:       holders,
+	descriptors:   descriptors,
 }
 
 // getsockopt is getsockopt(2) into a buffer; n is the length of the answer.

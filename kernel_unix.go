@@ -18,7 +18,7 @@ import (
 //   - stats, which reads the accept queue
 //   - bounds and readSettings, which read the system's settings, boundsOf and
 //     [Listener].ceiling, which read those that hold for one socket
-//   - stop, stopIntake, lift, liftLeft, removeInherited and [Listener].duplicated, with
+//   - stop, stopIntake, lift, liftLeft, removeInherited and duplicated, stands, with
 //     which a drain keeps out new clients
 //   - flight, the handshakes that a drain waits for
 //   - steering and detachProgram, with which a drain leads new clients to other

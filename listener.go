@@ -320,8 +320,9 @@ func (l *Listener) File() (*os.File, error) {
 // or set options of the listening socket.
 //
 // If a function given to its Control duplicates the descriptor, as tableflip's does, l
-// counts as shared from then on, like after [Listener.File]. To find that out on Linux
-// Control looks at each open descriptor of the process.
+// counts as shared from then on, like after [Listener.File]. To find that out on Linux,
+// Control looks at each open descriptor of the process. A descriptor that the function
+// sends to another process is not seen: send a copy that File returned.
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	raw, err := l.socket().SyscallConn()
 	if err != nil {
@@ -338,7 +339,7 @@ type watchedConn struct {
 
 func (c watchedConn) Control(f func(fd uintptr)) error {
 	err := c.RawConn.Control(f)
-	if err == nil && c.l.duplicated() {
+	if err == nil && duplicated([]*Listener{c.l})[c.l] {
 		err = c.l.markShared()
 	}
 	return err

@@ -27,30 +27,30 @@ func (ns namespace) close() {
 // namespaceOf returns the network namespace of the socket fd. Naming one that is
 // not the calling thread's needs CAP_NET_ADMIN in it (SIOCGSKNS).
 //
-// A kernel older than 5.14 has no SO_NETNS_COOKIE. There the two cannot be compared,
-// and the socket is taken to be in the calling thread's namespace.
-func (k *kernel) namespaceOf(fd int) (namespace, error) {
+// A kernel older than 5.14 has no SO_NETNS_COOKIE. There the two are not compared, and
+// the socket is taken to be in the calling thread's namespace.
+func (k *kernel) namespaceOf(fd int) (ns namespace, compared bool, err error) {
 	cookie, err := k.namespaceCookie(fd)
 	if err != nil {
-		return namespace{}, nil
+		return namespace{}, false, nil
 	}
 	probe, err := k.unixSocket()
 	if err != nil {
-		return namespace{}, os.NewSyscallError("socket", err)
+		return namespace{}, false, os.NewSyscallError("socket", err)
 	}
 	own, err := k.namespaceCookie(probe)
 	unix.Close(probe)
 	if err != nil {
-		return namespace{}, os.NewSyscallError("getsockopt", err)
+		return namespace{}, false, os.NewSyscallError("getsockopt", err)
 	}
 	if own == cookie {
-		return namespace{}, nil
+		return namespace{}, true, nil
 	}
 	file, err := k.namespaceFile(fd)
 	if err != nil {
-		return namespace{}, fmt.Errorf("the socket is in another network namespace: %w", os.NewSyscallError("ioctl", err))
+		return namespace{}, true, fmt.Errorf("the socket is in another network namespace: %w", os.NewSyscallError("ioctl", err))
 	}
-	return namespace{file}, nil
+	return namespace{file}, true, nil
 }
 
 // namespaceCookie returns the number that the kernel gave to the network namespace
@@ -116,7 +116,7 @@ func (ns namespace) visit(f func() error) error {
 
 // boundsOf reads the ceiling that holds for the listening socket fd.
 func (k *kernel) boundsOf(fd int) (ceiling, floor int, err error) {
-	ns, err := k.namespaceOf(fd)
+	ns, _, err := k.namespaceOf(fd)
 	if err != nil {
 		return unknown, 0, err
 	}

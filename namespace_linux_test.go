@@ -148,7 +148,7 @@ func TestNamespaceOf(t *testing.T) {
 	defer ln.Close()
 	of := func(k kernel) (ns namespace, err error) {
 		onDescriptor(t, ln.(*net.TCPListener), func(fd int) (int, error) {
-			ns, err = k.namespaceOf(fd)
+			ns, _, err = k.namespaceOf(fd)
 			return 0, nil
 		})
 		return ns, err
@@ -192,7 +192,7 @@ func TestNamespaceIsLeft(t *testing.T) {
 		defer ln.Close()
 		require.NotEqual(t, home, away)
 		onDescriptor(t, ln.(*net.TCPListener), func(fd int) (int, error) {
-			ns, err := realKernel.namespaceOf(fd)
+			ns, _, err := realKernel.namespaceOf(fd)
 			require.NoError(t, err)
 			require.NotNil(t, ns.file)
 			defer ns.close()

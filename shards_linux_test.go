@@ -426,7 +426,7 @@ func TestShardsDrainError(t *testing.T) {
 	defer s.Close()
 	conns := connectAll(t, s.Addr(), clients)
 	queuedBecomes(t, clients, s.Stats)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
 	err = s.Drain(ctx)
 	var cut *DrainError

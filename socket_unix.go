@@ -73,6 +73,9 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (*Listener, 
 	}
 	l.strict, l.fastOpen, l.keepAlive = o.strict, o.fastOpen, keepAlive
 	l.steers = steers
+	if o.reusePort {
+		l.expectMigration()
+	}
 	l.intake.shown.Store(len(o.controls) > 0)
 	return l, nil
 }

@@ -1,9 +1,11 @@
 package acceptq
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 
@@ -14,22 +16,24 @@ import (
 // some of its listeners drain, by a classic BPF program that picks one for each SYN
 // (SO_ATTACH_REUSEPORT_CBPF, socket(7)). Handshakes in flight stay where they are.
 //
-// The program names a listener by its index in an array of the kernel. No call tells
-// that array, so it is followed from the time of listening: listen(2) appends to it, and
-// a listener that closes leaves its place to the last one (reuseport_detach_sock in
-// net/core/sock_reuseport.c). Several that are gone are taken to have closed the last
-// one first, as Shards do. Where that is wrong the listeners that drain are given clients,
+// The program names a listener by its index in an array of the kernel that no call
+// tells. listen(2) appends to the array, and a listener that closes leaves its place to
+// the last one (reuseport_detach_sock in net/core/sock_reuseport.c). So the array is
+// worked out from the group as it was when the listener joined it and as it is now.
+// Members that are gone are taken to have closed the last one first, as Shards do, and
+// before others joined. Where that is wrong, the listeners that drain are given clients,
 // whose SYNs they drop and count, and the next guess is tried. A wrong guess costs a
 // client a second and never loses one.
 type steering struct {
 	kernel *kernel
-	flight *flight // asks the kernel where the listeners are
 
 	mu      sync.Mutex
 	own     []*steered // those that drain and are not closed
-	members []uint32   // the array as it is believed to be, by inode
+	listed  []uint32   // the last listing of the group, by inode
+	members []uint32   // the array as it is believed to be
 	region  []int      // the indices of own when the first of them closed
 	on      bool       // a program is attached
+	suspect bool       // own dropped packets once under this guess
 }
 
 // A steered is a listener that drains.
@@ -39,62 +43,86 @@ type steered struct {
 	drops int64 // as last seen; -1 before that
 }
 
-// newSteering is nil if there is nothing to steer.
-func newSteering(listeners []*Listener, f *flight) *steering {
-	s := &steering{kernel: listeners[0].kernel, flight: f}
+// steeringOf returns what steers clients away from listeners; nil if that cannot be
+// done. It is the same one for every drain of a listener, until it resumes.
+func steeringOf(listeners []*Listener) *steering {
+	var own []*steered
 	for _, l := range listeners {
-		var stat unix.Stat_t
-		var err error
-		if cerr := l.raw.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &stat) }); cerr != nil || err != nil {
+		inode, err := l.inode()
+		if err != nil || !l.steers || l.intake.isShared() {
 			return nil
 		}
-		if !l.steers || l.intake.isShared() {
-			return nil
-		}
-		s.own = append(s.own, &steered{l, uint32(stat.Ino), unknown})
-		if l.group != nil {
-			s.members = slices.Clone(l.group)
+		own = append(own, &steered{l, uint32(inode), unknown})
+	}
+	s := &steering{kernel: listeners[0].kernel, members: slices.Clone(listeners[len(listeners)-1].group)}
+	if in := &listeners[0].intake; !in.steering.CompareAndSwap(nil, s) {
+		s = in.steering.Load()
+	}
+	for _, l := range listeners {
+		if former := l.intake.steering.Swap(s); former != nil && former != s {
+			former.leave(l) // it drained alone before, and now with others
 		}
 	}
-	for _, own := range s.own {
-		own.l.intake.steering.Store(s)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range own {
+		if !slices.ContainsFunc(s.own, func(had *steered) bool { return had.l == o.l }) {
+			s.own = append(s.own, o)
+		}
 	}
 	return s
 }
 
-// look follows the group and attaches the program that fits it. judge says that the
-// listeners have stopped dropping what came before the program.
-func (s *steering) look(ctx context.Context, judge bool) {
+// look follows the group and attaches the program that fits it. judge says that a packet
+// which the listeners drop now is a SYN that the program led to them. A handshake in
+// flight can repeat its SYN, which is dropped too.
+func (s *steering) look(ctx context.Context, f *flight, judge bool) {
 	if s == nil {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.own) == 0 {
+	if len(s.own) == 0 || !s.list(ctx, f) {
+		return // the program that is attached, if one is, fits as well as can be
+	}
+	same := s.follow(s.listed)
+	dropped := s.dropped() && judge
+	switch {
+	case !same || !s.on:
+		s.suspect = false
+	case !dropped:
 		return
-	}
-	listed, err := s.list(ctx)
-	if err != nil {
-		return // the program that is attached, if one is, still fits or is soon replaced
-	}
-	same := s.follow(listed)
-	if s.dropped() && same && judge && s.on {
+	case !s.suspect: // a newcomer may have taken the program off
+		s.suspect = true
+	default:
+		s.suspect = false
 		last := len(s.members) - 1
 		s.members = slices.Concat(s.members[last:], s.members[:last]) // guess again
-		same = false
 	}
-	if !same || !s.on {
-		s.attach(program(len(s.members), s.indices()))
-	}
+	s.attach(program(len(s.members), s.indices()))
 }
 
-// list returns the group's listeners in the order of listen(2), by inode.
-func (s *steering) list(ctx context.Context) (inodes []uint32, err error) {
-	err = s.flight.ask(func() error {
-		inodes, err = s.kernel.groupOf(ctx, s.own[0].l, s.own[0].inode)
-		return err
-	})
-	return inodes, err
+// list brings listed up to date, and reports whether it can be believed. A listing comes
+// in several datagrams and can leave rows out while others join or close, so a change is
+// believed when it is listed twice.
+func (s *steering) list(ctx context.Context, f *flight) bool {
+	for range 2 {
+		var listed []uint32
+		err := f.ask(func() (err error) {
+			listed, err = s.kernel.groupOf(ctx, s.own[0].l, s.own[0].inode)
+			return err
+		})
+		for _, own := range s.own {
+			if err != nil || !slices.Contains(listed, own.inode) {
+				return false
+			}
+		}
+		if slices.Equal(listed, s.listed) {
+			return true
+		}
+		s.listed = listed
+	}
+	return false
 }
 
 // noteGroup notes the group that the listeners have joined just now. If it cannot be
@@ -104,12 +132,18 @@ func noteGroup(ctx context.Context, listeners ...*Listener) {
 	if !l.steers {
 		return
 	}
-	var stat unix.Stat_t
-	var err error
-	if cerr := l.raw.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &stat) }); cerr != nil || err != nil {
+	inode, err := l.inode()
+	if err != nil {
 		return
 	}
-	l.group, _ = l.kernel.groupOf(ctx, l, uint32(stat.Ino))
+	s := &steering{kernel: l.kernel, own: []*steered{{l: l, inode: uint32(inode)}}}
+	here := new(flight) // the calling thread made the socket
+	for range 2 {
+		if s.list(ctx, here) {
+			l.group = s.listed
+			return
+		}
+	}
 }
 
 // follow brings members to what is listed, and reports whether nothing has changed.
@@ -162,70 +196,73 @@ func (s *steering) index(own *steered) int { return slices.Index(s.members, own.
 
 // attach puts a program on the group in the place of any other; none takes it off.
 func (s *steering) attach(p []unix.SockFilter) {
-	if len(p) == 0 {
-		s.detach()
-		return
-	}
 	for _, own := range s.own {
-		var err error
-		cerr := own.l.raw.Control(func(fd uintptr) { err = s.kernel.attachProgram(int(fd), p) })
-		if cerr == nil && err == nil {
+		if len(p) == 0 {
+			s.detach(own.l)
+			return
+		}
+		if s.put(own.l, p) == nil {
 			s.on = true
 			return
 		}
 	}
 }
 
-func (s *steering) detach() {
+func (s *steering) put(l *Listener, p []unix.SockFilter) (err error) {
+	cerr := l.raw.Control(func(fd uintptr) { err = s.kernel.attachProgram(int(fd), p) })
+	return cmp.Or(cerr, err)
+}
+
+// detach takes the program off the group of l. Kernels before 5.3 cannot: there a program
+// is left that picks nobody, so that the kernel falls back to its hash.
+func (s *steering) detach(l *Listener) {
 	if !s.on {
 		return
 	}
-	for _, own := range s.own {
-		var err error
-		cerr := own.l.raw.Control(func(fd uintptr) { err = s.kernel.detachProgram(int(fd)) })
-		if cerr == nil && err == nil {
-			s.on = false
-			return
-		}
+	var err error
+	cerr := l.raw.Control(func(fd uintptr) { err = s.kernel.detachProgram(int(fd)) })
+	if cmp.Or(cerr, err) != nil {
+		err = s.put(l, []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: math.MaxUint32}})
 	}
+	s.on = err != nil
 }
 
-// off ends the steering of a drain that is undone or has failed.
-func (s *steering) off() {
-	if s == nil {
-		return
-	}
+// leave is for a listener that drains no longer: it is given clients again.
+func (s *steering) leave(l *Listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.detach()
-	for _, own := range s.own {
-		own.l.intake.steering.CompareAndSwap(s, nil)
+	l.intake.steering.CompareAndSwap(s, nil)
+	s.own = slices.DeleteFunc(s.own, func(own *steered) bool { return own.l == l })
+	switch {
+	case len(s.own) == 0:
+		s.detach(l)
+	case s.on:
+		s.attach(program(len(s.members), s.indices()))
 	}
-	s.own = nil
 }
 
 // close closes l. The array of the group shrinks at that moment, so the program before
 // it is one that leads nobody to the listeners that drain on either side of it.
 func (s *steering) close(l *Listener) error {
+	s.closes(l)
+	return l.tcp.Close()
+}
+
+func (s *steering) closes(l *Listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	i := slices.IndexFunc(s.own, func(own *steered) bool { return own.l == l })
 	if i < 0 {
-		return l.tcp.Close()
+		return
 	}
-	if !s.on {
-		s.own = slices.Delete(s.own, i, i+1)
-		return l.tcp.Close()
+	if index := s.index(s.own[i]); s.on && index >= 0 {
+		if s.region == nil {
+			s.region = s.indices()
+		}
+		s.attach(lastProgram(len(s.members), s.region, s.indices(), index))
+		s.remove(index)
 	}
-	if s.region == nil {
-		s.region = s.indices()
-	}
-	index := s.index(s.own[i])
-	s.attach(lastProgram(len(s.members), s.region, s.indices(), index))
-	err := l.tcp.Close()
-	s.remove(index)
 	s.own = slices.Delete(s.own, i, i+1)
-	return err
 }
 
 // closingOrder is the order in which the listeners of a group are to close, so that the
@@ -249,7 +286,7 @@ func closingOrder(listeners []*Listener) []*Listener {
 
 // Instructions of classic BPF, linux/filter.h.
 const (
-	bpfRandom = 0xfffff000 + 56 // SKF_AD_OFF + SKF_AD_RANDOM
+	bpfRandom uint32 = 0xfffff000 + 56 // SKF_AD_OFF + SKF_AD_RANDOM
 	// The kernel takes 4096 instructions, BPF_MAXINSNS.
 	mostExcluded = 4096 - 3
 )
@@ -314,4 +351,13 @@ func detachProgram(fd int) error {
 		return nil
 	}
 	return err
+}
+
+// expectMigration is for a listener of a group whose connections move when one closes
+// (net.ipv4.tcp_migrate_req). One that was queued at a listener that drains is still
+// marked by that.
+func (l *Listener) expectMigration() {
+	if l.kernel.ipv4Setting("tcp_migrate_req") == 1 {
+		l.intake.inherited.Store(&inheritance{stop: new(stop)})
+	}
 }

@@ -11,13 +11,14 @@ import (
 // no way to do that.
 type steering struct{}
 
-func newSteering([]*Listener, *flight) *steering { return nil }
-func noteGroup(context.Context, ...*Listener)    {}
+func steeringOf([]*Listener) *steering        { return nil }
+func noteGroup(context.Context, ...*Listener) {}
+func (*Listener) expectMigration()            {}
 
-func (*steering) look(context.Context, bool) {}
-func (*steering) off()                       {}
-func (*steering) close(l *Listener) error    { return l.tcp.Close() }
-func (*kernel) detachProgram(int) error      { return nil }
+func (*steering) look(context.Context, *flight, bool) {}
+func (*steering) leave(*Listener)                     {}
+func (*steering) close(l *Listener) error             { return l.tcp.Close() }
+func (*kernel) detachProgram(int) error               { return nil }
 
 // closingOrder is the same everywhere, the last one first.
 func closingOrder(listeners []*Listener) []*Listener {

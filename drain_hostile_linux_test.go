@@ -1,0 +1,636 @@
+package acceptq
+
+import (
+	"context"
+	"encoding/binary"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// Each of these tests shows a defect that a hostile reading of the drain had found.
+
+// idle ends the accept loop of l.
+func idle(t *testing.T, l *Listener) {
+	t.Helper()
+	require.NoError(t, l.SetDeadline(time.Now()))
+	require.Eventually(t, func() bool {
+		l.gate.mu.Lock()
+		defer l.gate.mu.Unlock()
+		return l.gate.inside == 0
+	}, patience, time.Millisecond)
+}
+
+// stalled has n clients connect at once and counts those that are not answered within
+// two seconds and a half: their SYN was dropped twice at least.
+func stalled(address string, n int) int {
+	var wait sync.WaitGroup
+	var bad atomic.Int64
+	for range n {
+		wait.Go(func() {
+			c, err := net.DialTimeout("tcp", address, 2500*time.Millisecond)
+			if err != nil {
+				bad.Add(1)
+				return
+			}
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(2500 * time.Millisecond))
+			if _, err := c.Read(make([]byte, 1)); err != nil {
+				bad.Add(1)
+			}
+		})
+	}
+	wait.Wait()
+	return int(bad.Load())
+}
+
+// A drain whose ctx ends takes its program off the group and leaves the stop on the
+// socket: clients that the hash gives to it are shut out until Close, whichever other
+// listener there is, since each retry has the same hash.
+func TestFailedDrainSteersOn(t *testing.T) {
+	t.Parallel()
+	forEachStop(t, func(t *testing.T, sys kernel, _ way) {
+		members := newMembers(t, &sys, "127.0.0.1:0", 2)
+		l := members[0].Listener
+		idle(t, l)
+		c := dialUntil(t, l)
+		defer c.Close()
+		require.ErrorAs(t, l.Drain(within(t, 200*time.Millisecond)), new(*DrainError))
+		require.Zero(t, stalled(l.Addr().String(), 40), "of 40, with a listener that serves")
+	})
+}
+
+// A second drain that fails takes off the program of the first, which ended well or
+// still runs.
+func TestSecondDrainSteersOn(t *testing.T) {
+	t.Parallel()
+	forEachStop(t, func(t *testing.T, sys kernel, _ way) {
+		t.Run("the first has ended", func(t *testing.T) {
+			members := newMembers(t, &sys, "127.0.0.1:0", 2)
+			l := members[0].Listener
+			require.NoError(t, l.Drain(within(t, patience)))
+			require.Zero(t, stalled(l.Addr().String(), 20), "control")
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			require.Error(t, l.Drain(ctx))
+			require.Zero(t, stalled(l.Addr().String(), 40))
+			require.NoError(t, l.Resume())
+			requireEven(t, shares(t, members, 200)) // the program is on, and nobody knows it
+		})
+		t.Run("the first runs", func(t *testing.T) {
+			members := newMembers(t, &sys, "127.0.0.1:0", 3)
+			l := members[0].Listener
+			idle(t, l)
+			c := dialUntil(t, l)
+			defer c.Close()
+			first := inBackground(t, l, within(t, patience))
+			require.Error(t, l.Drain(within(t, 100*time.Millisecond)))
+			require.Zero(t, stalled(l.Addr().String(), 40))
+			require.NoError(t, l.SetDeadline(time.Time{}))
+			go answerEach(l, func() {})
+			require.NoError(t, received(t, first))
+		})
+	})
+}
+
+// Whatever a listener drops counts as the proof of a wrong guess: also a SYN that a
+// client in flight sends again. The program that was right is then replaced by a wrong
+// one, and stays when the drain has ended.
+func TestSteeringIgnoresRepeatedSYNs(t *testing.T) {
+	t.Parallel()
+	forEachStop(t, func(t *testing.T, sys kernel, v4 way) {
+		members := newMembers(t, &sys, "127.0.0.1:0", 1)
+		l := members[0].Listener
+		client := newDeafClient(t, l.Addr())
+		newMembers(t, &sys, l.Addr().String(), 1)
+		drained := inBackground(t, l, within(t, patience))
+		untilStopped(t, l, v4)
+		client.hear(t)
+		require.NoError(t, received(t, drained))
+		s := l.intake.steering.Load()
+		require.NotNil(t, s)
+		s.mu.Lock()
+		index := s.index(s.own[0])
+		s.mu.Unlock()
+		require.Zero(t, stalled(l.Addr().String(), 20), "believed to be member %d, is member 0", index)
+	})
+}
+
+// A listener that joins takes the program off. A drain that has ended well does not see
+// that, and its listener shuts clients out until it is closed.
+// The same while the drain runs: the newcomer is listed after its listen(2), and takes
+// the program off after that.
+// Wrap takes the stop of a live drain for one that a dead process left: the drain
+// returns nil, and Close resets clients.
+func TestDrainNoticesThatWrapOpened(t *testing.T) {
+	t.Parallel()
+	forEachStop(t, func(t *testing.T, sys kernel, v4 way) {
+		ln := listen4(t, sys)
+		dialed(t, ln, 1)
+		drained := inBackground(t, ln, within(t, patience))
+		untilStopped(t, ln, v4)
+		_, err := sys.wrap(ln.TCPListener())
+		require.NoError(t, err)
+		s, err := ln.Accept()
+		require.NoError(t, err)
+		s.Close()
+		idle := func() {
+			require.NoError(t, ln.SetDeadline(time.Now()))
+			ln.Accept()
+		}
+		idle()
+		err = received(t, drained)
+		if err != nil {
+			require.ErrorIs(t, err, ErrStillOpen)
+			return
+		}
+		c, derr := net.DialTimeout("tcp", ln.Addr().String(), 500*time.Millisecond)
+		require.Error(t, derr, "Drain was nil, and a client was let in")
+		if derr == nil {
+			c.Close()
+		}
+	})
+}
+
+// With net.ipv4.tcp_migrate_req a connection that inherited the minimum TTL moves to
+// another process when its listener closes, and is deaf there.
+func TestMigratedConnectionHears(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.ipv4.tcp_migrate_req", 1)
+		for _, stop := range stops {
+			t.Run(stop.name, func(t *testing.T) {
+				sys := stop.kernel()
+				listen := func(address string) *Listener {
+					l, err := sys.listenWith(t.Context(), "tcp4", address, []Option{WithReusePort()})
+					require.NoError(t, err)
+					t.Cleanup(func() { l.Close() })
+					return l
+				}
+				old := listen("127.0.0.1:0")
+				client := newDeafClient(t, old.Addr())
+				heir := listen(old.Addr().String())
+				drained := inBackground(t, old, within(t, 1500*time.Millisecond))
+				untilStopped(t, old, stop.v4)
+				client.hear(t)
+				c := client.connected(t)
+				require.ErrorAs(t, received(t, drained), new(*DrainError))
+				require.NoError(t, old.Close())
+				require.NoError(t, heir.SetDeadline(time.Now().Add(patience)))
+				s, err := heir.Accept()
+				require.NoError(t, err)
+				defer s.Close()
+				_, err = c.Write([]byte("word"))
+				require.NoError(t, err)
+				require.NoError(t, s.SetReadDeadline(time.Now().Add(2*time.Second)))
+				_, err = io.ReadFull(s, make([]byte, 4))
+				require.NoError(t, err, "what the client sends is not heard")
+			})
+		}
+	})
+}
+
+// nil "means that Close resets nobody". A handshake that takes longer than three seconds
+// is counted, given up and reset.
+// DrainError.InFlight is what was left after three seconds, and not what is left.
+func TestDrainErrorTellsThePresent(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.ipv4.tcp_synack_retries", 2) // forgotten after 7 s
+		ln := listen4(t, realKernel)
+		newDeafClient(t, ln.Addr())
+		dialed(t, ln, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		drained := inBackground(t, ln, ctx)
+		untilStopped(t, ln, way{len(dropSYN), 0, -1})
+		require.Eventually(t, func() bool { return synReceived(t, ln.Addr()) == 0 }, patience, 10*time.Millisecond)
+		time.Sleep(300 * time.Millisecond)
+		cancel()
+		var de *DrainError
+		require.ErrorAs(t, received(t, drained), &de)
+		require.Equal(t, 1, de.Queued)
+		require.LessOrEqual(t, de.InFlight, 0, "it is over")
+	})
+}
+
+// A kernel before 5.3 attaches programs and cannot take one off: a listener that resumes
+// is given nobody.
+func TestResumeWithoutDetach(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		sys := realKernel
+		sys.detachProgram = func(int) error { return unix.ENOPROTOOPT }
+		members := newMembers(t, &sys, "127.0.0.1:0", 3)
+		require.NoError(t, members[0].Drain(within(t, patience)))
+		require.NoError(t, members[0].Resume())
+		requireEven(t, shares(t, members, 300))
+	})
+}
+
+// Resume of one shard takes the program of all off.
+func TestResumeOfOneShardSteersTheOthersOn(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		sys := realKernel
+		old := newGeneration(t, &sys, "tcp4", "127.0.0.1:0", 3)
+		next := newGeneration(t, &sys, "tcp4", old.shards.Addr().String(), 1)
+		require.NoError(t, old.shards.Drain(within(t, patience)))
+		require.Zero(t, stalled(old.shards.Addr().String(), 20), "control")
+		for l := range old.shards.All() {
+			require.NoError(t, l.Resume())
+			break
+		}
+		require.Zero(t, stalled(old.shards.Addr().String(), 60))
+		old.close(t)
+		next.close(t)
+	})
+}
+
+// A drain of each shard on its own, as package graceful does for several listeners of
+// one port, has each program lead to the others that drain.
+// A row that a listing leaves out, as it may if it takes several reads and a listener
+// closes in between, makes Close panic.
+func TestCloseAfterAShortListing(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		sys := realKernel
+		var inode atomic.Uint32
+		sys.diag = func(ctx context.Context, request []byte) ([][]byte, error) {
+			rows, err := diag(ctx, request)
+			return slices.DeleteFunc(rows, func(row []byte) bool {
+				return binary.NativeEndian.Uint32(row[diagInode:]) == inode.Load() && inode.Load() != 0
+			}), err
+		}
+		old := newGeneration(t, &sys, "tcp4", "127.0.0.1:0", 3)
+		next := newGeneration(t, &sys, "tcp4", old.shards.Addr().String(), 2)
+		l := old.shards.listeners[1]
+		var stat unix.Stat_t
+		require.NoError(t, l.raw.Control(func(fd uintptr) { unix.Fstat(int(fd), &stat) }))
+		inode.Store(uint32(stat.Ino))
+		require.NoError(t, old.shards.Drain(within(t, patience)))
+		require.NotPanics(t, func() { old.shards.Close() })
+		next.close(t)
+	})
+}
+
+// How often a real listing leaves a row out while others close.
+// Each shard whose descriptor was shown looks at every descriptor of the process.
+func TestShardsLookAtDescriptorsOnce(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		var limit unix.Rlimit
+		require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+		n := int(min(limit.Cur-500, 18000))
+		null, err := os.Open("/dev/null")
+		require.NoError(t, err)
+		defer null.Close()
+		for range n {
+			fd, err := unix.Dup(int(null.Fd()))
+			require.NoError(t, err)
+			defer unix.Close(fd)
+		}
+		for _, shown := range []bool{false, true} {
+			var opts []Option
+			if shown {
+				opts = append(opts, withInt(unix.SOL_SOCKET, unix.SO_PRIORITY, 1))
+			}
+			s, err := ListenTCPShards("127.0.0.1:0", 64, opts...)
+			require.NoError(t, err)
+			began := time.Now()
+			err = s.Drain(within(t, 50*time.Millisecond))
+			took := time.Since(began)
+			t.Logf("%d descriptors, shown %v: %v, %v", n, shown, took, err)
+			s.Close()
+			if shown {
+				require.Less(t, took, time.Second, "with a ctx of 50 ms")
+			}
+		}
+	})
+}
+
+// A descriptor that is sent to another process inside Control leaves no copy in this
+// one: the drain returns nil, and whoever got it is deaf for good.
+// The limit of one shard is compared with the handshakes of all: a drain of shards with
+// short queues takes them for cookies and waits three seconds.
+func TestFlightKnowsTheLimitOfAllShards(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		s, err := ListenTCPShards("127.0.0.1:0", 16, WithBacklog(4))
+		require.NoError(t, err)
+		var loops sync.WaitGroup
+		for l := range s.All() {
+			loops.Go(func() { answerEach(l, func() {}) })
+		}
+		defer loops.Wait()
+		defer s.Close()
+		var deaf []*deafClient
+		for range 8 {
+			deaf = append(deaf, newDeafClient(t, s.Addr()))
+		}
+		err = s.Drain(within(t, 100*time.Millisecond))
+		var de *DrainError
+		require.ErrorAs(t, err, &de)
+		for _, c := range deaf {
+			c.hear(t)
+		}
+		require.Equal(t, 8, de.InFlight)
+	})
+}
+
+// With sockets that were made blocking each look waits for a tenth of a second for each
+// shard, whatever ctx says.
+func TestDrainOfBlockingShardsEndsWithContext(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		s, err := ListenTCPShards("127.0.0.1:0", 32)
+		require.NoError(t, err)
+		var loops sync.WaitGroup
+		for l := range s.All() {
+			var operr error
+			require.NoError(t, l.raw.Control(func(fd uintptr) { operr = unix.SetNonblock(int(fd), false) }))
+			require.NoError(t, operr)
+			loops.Go(func() { answerEach(l, func() {}) })
+		}
+		require.Eventually(t, func() bool {
+			for l := range s.All() {
+				l.gate.mu.Lock()
+				n := l.gate.inside
+				l.gate.mu.Unlock()
+				if n == 0 {
+					return false
+				}
+			}
+			return true
+		}, patience, time.Millisecond)
+		time.Sleep(50 * time.Millisecond)
+		began := time.Now()
+		err = s.Drain(within(t, 200*time.Millisecond))
+		took := time.Since(began)
+		for l := range s.All() { // unblock accept(2), and let Close end
+			l.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RD) })
+		}
+		s.Close()
+		loops.Wait()
+		require.Less(t, took, 2*time.Second, "with a ctx of 200 ms: %v", err)
+	})
+}
+
+// A listener of another library that joins a group after a drain and its close is given
+// all clients by the program that stays.
+// A second drain that fails forgets the steering of the first. The first goes on, puts
+// its program on again, and nobody takes it off: a listener that resumes is given nobody.
+func TestResumeTakesTheProgramOff(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		sys := realKernel
+		members := newMembers(t, &sys, "127.0.0.1:0", 2)
+		l := members[0].Listener
+		idle(t, l)
+		c := dialUntil(t, l)
+		defer c.Close()
+		first := inBackground(t, l, within(t, patience))
+		require.Error(t, l.Drain(within(t, 100*time.Millisecond)))
+		members = append(members, newMembers(t, &sys, l.Addr().String(), 1)...)
+		// Back to Accept, so that the first ends.
+		time.Sleep(50 * time.Millisecond)
+		require.NoError(t, l.SetDeadline(time.Time{}))
+		go answerEach(l, func() { members[0].clients.Add(1) })
+		require.NoError(t, received(t, first))
+		require.NoError(t, l.Resume())
+		requireEven(t, shares(t, members, 300))
+	})
+}
+
+// The same as TestCloseAfterAShortListing, by the real listing: other listeners of
+// the address come and go.
+func TestSteeringBesideListenersThatComeAndGo(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		sys := realKernel
+		panics, wrong := 0, 0
+		const tries = 60
+		for range tries {
+			func() {
+				s, err := sys.shards(t.Context(), "tcp4", "127.0.0.1:0", 64, []Option{WithReusePort()})
+				require.NoError(t, err)
+				var loops sync.WaitGroup
+				for l := range s.All() {
+					loops.Go(func() { answerEach(l, func() {}) })
+				}
+				defer loops.Wait()
+				heir, err := sys.shards(t.Context(), "tcp4", s.Addr().String(), 1, []Option{WithReusePort()})
+				require.NoError(t, err)
+				defer heir.Close()
+				stop := make(chan struct{})
+				var wait sync.WaitGroup
+				wait.Go(func() { // as 64 shards of a third process that start or stop
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						if third, err := sys.shards(t.Context(), "tcp4", s.Addr().String(), 64, []Option{WithReusePort()}); err == nil {
+							third.Close()
+						}
+					}
+				})
+				err = s.Drain(within(t, patience))
+				if err == nil {
+					st := s.listeners[0].intake.steering.Load()
+					st.mu.Lock()
+					var at []int
+					for _, own := range st.own {
+						at = append(at, st.index(own))
+					}
+					for i := range at {
+						if at[i] != i {
+							wrong++
+							break
+						}
+					}
+					st.mu.Unlock()
+				}
+				close(stop)
+				wait.Wait()
+				func() {
+					defer func() {
+						if recover() != nil {
+							panics++
+						}
+					}()
+					s.Close()
+				}()
+				for l := range s.All() {
+					l.tcp.Close()
+				}
+			}()
+		}
+		require.Zero(t, panics+wrong, "of %d closes %d panicked; in %d drains the shards, 0 to 63, were believed to be elsewhere", tries, panics, wrong)
+	})
+}
+
+// Close of a socket that someone made blocking hangs, as net's does; a drain that runs
+// hangs with it, whatever its ctx says, since Close holds the steering.
+func TestDrainEndsThoughCloseHangs(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		sys := realKernel
+		members := newMembers(t, &sys, "127.0.0.1:0", 1)
+		l := members[0].Listener
+		newDeafClient(t, l.Addr()) // the drain waits for it
+		newMembers(t, &sys, l.Addr().String(), 1)
+		var operr error
+		require.NoError(t, l.raw.Control(func(fd uintptr) { operr = unix.SetNonblock(int(fd), false) }))
+		require.NoError(t, operr)
+		c := dialUntilAccepted(t, members[0]) // so that its loop is in a blocking accept(2) now
+		defer c.Close()
+		drained := inBackground(t, l, within(t, time.Second))
+		untilStopped(t, l, way{len(dropSYN), 0, -1})
+		closed := make(chan struct{})
+		go func() { l.Close(); close(closed) }()
+		var hung bool
+		select {
+		case <-drained:
+		case <-time.After(5 * time.Second):
+			hung = true
+		}
+		// Release: any member's shutdown needs the descriptor, which is being closed.
+		for fd := 3; fd < 64; fd++ {
+			if sa, err := unix.Getsockname(fd); err == nil {
+				if a, ok := sa.(*unix.SockaddrInet4); ok && a.Port == l.Addr().(*net.TCPAddr).Port {
+					unix.Shutdown(fd, unix.SHUT_RD)
+				}
+			}
+		}
+		<-closed
+		require.False(t, hung, "ctx has ended four seconds ago")
+	})
+}
+
+func dialUntilAccepted(t *testing.T, m *counted) net.Conn {
+	t.Helper()
+	for range 1000 {
+		before := m.clients.Load()
+		c, err := net.DialTimeout("tcp", m.Addr().String(), patience)
+		require.NoError(t, err)
+		c.SetReadDeadline(time.Now().Add(patience))
+		c.Read(make([]byte, 1))
+		if m.clients.Load() > before {
+			return c
+		}
+		c.Close()
+	}
+	t.Fatal("none")
+	return nil
+}
+
+// nil "means that Close resets nobody". The minimum TTL lets those in that send 255.
+// Everything at once ends, leaves no program and loses no goroutine.
+// Handshakes in flight have three seconds from the drain's beginning, also while a full
+// accept queue keeps them out. Clients that believe to be connected are reset though ctx
+// would last.
+func TestDrainWaitsForHandshakesThatMetAFullQueue(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		ln := listen4(t, realKernel, WithBacklog(1))
+		client := newDeafClient(t, ln.Addr())
+		full := connectUntilFull(t, ln.Addr(), 10)
+		require.NotEmpty(t, full)
+		drained := inBackground(t, ln, within(t, patience))
+		untilStopped(t, ln, way{len(dropSYN), 0, -1})
+		client.hear(t)
+		c := client.connected(t)            // so it believes: its ACK met a full queue
+		time.Sleep(3500 * time.Millisecond) // the server is slow
+		taken := make(chan net.Conn, 10)
+		go func() {
+			for {
+				s, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				taken <- s
+			}
+		}()
+		err := received(t, drained)
+		s, serr := ln.Stats()
+		require.NoError(t, serr)
+		require.NoError(t, ln.Close())
+		c.Write([]byte("word"))
+		require.NoError(t, c.SetReadDeadline(time.Now().Add(3*time.Second)))
+		_, rerr := c.Read(make([]byte, 1))
+		for len(taken) > 0 {
+			defer (<-taken).Close()
+		}
+		require.NotErrorIs(t, rerr, unix.ECONNRESET, "Drain was %v, with %d of %d taken, %v", err, len(taken), len(full), s)
+	})
+}
+
+// On a kernel before 5.14 a drain of a socket in another namespace looks for handshakes
+// in its own, sees none and returns nil.
+func TestDrainWithoutNamespaceCookie(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		sys := realKernel
+		sys.getsockopt = func(fd, level, name int, p []byte) (int, error) {
+			if level == unix.SOL_SOCKET && name == unix.SO_NETNS_COOKIE {
+				return 0, unix.ENOPROTOOPT
+			}
+			return getsockopt(fd, level, name, p)
+		}
+		other := newVisited(t)
+		var ln *Listener
+		other.in(func() {
+			var err error
+			ln, err = sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", nil)
+			require.NoError(t, err)
+		})
+		defer ln.Close()
+		var fd int
+		other.in(func() { fd = deafSocket(t, ln.Addr()) })
+		began := time.Now()
+		err := ln.Drain(within(t, patience))
+		took := time.Since(began)
+		require.NoError(t, ln.Close())
+		unix.Close(fd)
+		require.Greater(t, took, time.Second, "a handshake was in flight, and Drain was %v", err)
+	})
+}
+
+// An IPv6 socket that is bound to an IPv4-mapped address: its handshakes are looked for
+// among those of IPv4.
+func TestDrainOfAMappedAddress(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		haveIPv6(t)
+		fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		require.NoError(t, err)
+		require.NoError(t, unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0))
+		sa := &unix.SockaddrInet6{}
+		copy(sa.Addr[:], net.ParseIP("127.0.0.1").To16())
+		require.NoError(t, unix.Bind(fd, sa))
+		require.NoError(t, unix.Listen(fd, 10))
+		f := os.NewFile(uintptr(fd), "listener")
+		inner, err := net.FileListener(f)
+		require.NoError(t, err)
+		f.Close()
+		ln, err := Wrap(inner)
+		require.NoError(t, err)
+		defer ln.Close()
+		newDeafClient(t, ln.Addr())
+		var de *DrainError
+		require.ErrorAs(t, ln.Drain(within(t, 200*time.Millisecond)), &de, "a handshake is in flight")
+		require.Equal(t, 1, de.InFlight)
+	})
+}
+
+// A pool of workers is replaced one by one: each new one listens, then an old one drains
+// and closes. The array is not followed while nobody drains, so that joins and closes of
+// that time are put together in the wrong order.

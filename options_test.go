@@ -185,16 +185,16 @@ func TestCeilingsOfThePages(t *testing.T) {
 
 // Each recipe that docs/migrating.md names is an example.
 func TestRecipesExist(t *testing.T) {
-	var source string
+	var source strings.Builder
 	for _, name := range []string{"example_control_linux_test.go", "example_control_freebsd_test.go"} {
 		text, err := recipes.ReadFile(name)
 		require.NoError(t, err)
-		source += string(text)
+		source.WriteString(string(text))
 	}
 	named := regexp.MustCompile("recipe `(\\w+)`").FindAllStringSubmatch(page(t, "migrating.md"), -1)
 	require.NotEmpty(t, named)
 	for _, name := range named {
-		require.Contains(t, source, "func ExampleWithControl_"+name[1]+"()")
+		require.Contains(t, source.String(), "func ExampleWithControl_"+name[1]+"()")
 	}
 }
 

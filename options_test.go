@@ -235,7 +235,7 @@ func TestOptionValues(t *testing.T) {
 			ln, err := ListenTCP("127.0.0.1:0", opt)
 			require.Error(t, err, "%s, %d", name, i)
 			require.ErrorContains(t, err, name)
-			require.NotErrorIs(t, err, errors.ErrUnsupported, "no system can honour it")
+			require.NotErrorIs(t, err, errors.ErrUnsupported, "no system can honor it")
 			requireListenError(t, ln, err)
 
 			// It is an error of the call, so a later one of its kind does not heal it.

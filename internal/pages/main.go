@@ -21,6 +21,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -80,7 +81,7 @@ func find(root string) (names []string, err error) {
 		case d.IsDir() && (strings.HasPrefix(d.Name(), ".") && name != root || d.Name() == "testdata" || d.Name() == "node_modules"):
 			return filepath.SkipDir
 		case !d.IsDir() && strings.HasSuffix(name, ".md"):
-			names = append(names, name)
+			names = append(names, filepath.ToSlash(name))
 		}
 		return nil
 	})
@@ -251,7 +252,7 @@ func (l link) resolve(p *page, pages map[string]*page) error {
 	fail := func(format string, args ...any) error {
 		return fmt.Errorf("%s:%d: link to %s: %s", p.name, l.line, l.target, fmt.Sprintf(format, args...))
 	}
-	target, from := l.target, filepath.Dir(p.name)
+	target, from := l.target, path.Dir(p.name)
 	if m := here.FindStringSubmatch(target); m != nil {
 		target, from = m[1], "."
 	} else if strings.Contains(target, "://") || strings.HasPrefix(target, "mailto:") {
@@ -260,7 +261,7 @@ func (l link) resolve(p *page, pages map[string]*page) error {
 	file, anchor, _ := strings.Cut(target, "#")
 	name := p.name
 	if file != "" {
-		name = filepath.Join(from, file)
+		name = path.Join(from, file)
 		if _, err := os.Stat(name); err != nil {
 			return fail("%v", err)
 		}

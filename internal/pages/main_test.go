@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"os/exec"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -56,7 +57,15 @@ func TestForWhom(t *testing.T) {
 	require.NoError(t, read("README.md", "# A\n\nMore.\n").forWhom())
 }
 
+func needBash(t *testing.T) {
+	t.Helper()
+	if _, err := exec.LookPath("bash"); err != nil {
+		t.Skip(err)
+	}
+}
+
 func TestBlocks(t *testing.T) {
+	needBash(t)
 	for _, row := range []struct {
 		text     string
 		runs, ok bool
@@ -82,6 +91,7 @@ func TestBlocks(t *testing.T) {
 }
 
 func TestBlockThatFails(t *testing.T) {
+	needBash(t)
 	failing := block{page: "a.md", kind: "sh", text: "go vet ./none-such\n"}
 	require.True(t, failing.runs())
 	require.Error(t, failing.check(false))

@@ -31,7 +31,7 @@
 // Closing a listening socket resets every connection that waits in its queue, and every
 // handshake that finishes a moment later. [net/http.Server.Shutdown] closes it first.
 //
-// Package [github.com/acceptq/acceptq/graceful] serves an [net/http.Server] and stops it
+// Package [github.com/acceptq/acceptq/graceful] serves a [net/http.Server] and stops it
 // without losing a request. For other servers the steps are:
 //
 //  1. Call [Listener.Drain] while the server goes on accepting.

@@ -38,7 +38,7 @@
 //  2. Wait until no connection is before its first answer.
 //  3. Shut the server down, which closes the listener.
 //
-// The page docs/draining.md has the kinds of restart, Kubernetes, gRPC and other servers.
+// The page [docs/draining.md] has the kinds of restart, Kubernetes, gRPC and other servers.
 //
 // # Draining
 //
@@ -98,5 +98,8 @@
 // On Linux and FreeBSD the limit is read from the socket. On macOS, NetBSD, OpenBSD and
 // DragonFly it is computed from the kernel's rule. On the others (Windows, Solaris,
 // illumos, AIX, Plan 9, js, wasip1) package net makes the socket, the backlog is a hint, and
-// the limit is unknown, which is -1 and never 0. The page docs/systems.md has the details.
+// the limit is unknown, which is -1 and never 0. The page [docs/systems.md] has the details.
+//
+// [docs/draining.md]: https://github.com/acceptq/acceptq/blob/main/docs/draining.md
+// [docs/systems.md]: https://github.com/acceptq/acceptq/blob/main/docs/systems.md
 package acceptq

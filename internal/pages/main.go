@@ -1,7 +1,7 @@
 // Command pages checks the pages of the repository, which are its files named *.md:
 //
 //   - a relative link or picture names a file that exists, and its anchor a heading
-//   - a link to a file of this repository on GitHub does too
+//   - a link to a file of this repository on GitHub does too, also in a Go comment
 //   - a page, except the README, says in its first paragraph for whom it is
 //   - a Go block is a program that builds or a fragment that parses
 //   - a shell block parses, and one that consists of go commands runs without error
@@ -60,7 +60,7 @@ func check(dry bool) error {
 			errs = append(errs, l.resolve(p, pages))
 		}
 	}
-	errs = append(errs, covers(pages["CONTRIBUTING.md"]))
+	errs = append(errs, covers(pages["CONTRIBUTING.md"]), inComments(pages))
 	// What runs comes last: a broken link is told at once.
 	for _, name := range names {
 		for _, b := range pages[name].blocks {
@@ -239,6 +239,26 @@ func covers(p *page) error {
 	for _, file := range sources {
 		if !named[file] && !strings.HasSuffix(file, "_test.go") {
 			errs = append(errs, fmt.Errorf("%s: no table names %s", p.name, file))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// inComments checks the links that comments of Go files define, as go doc reads them.
+func inComments(pages map[string]*page) error {
+	files, err := filepath.Glob("*.go")
+	more, moreErr := filepath.Glob("*/*.go")
+	errs := []error{err, moreErr}
+	for _, file := range append(files, more...) {
+		text, err := os.ReadFile(file)
+		errs = append(errs, err)
+		number := 0
+		for line := range strings.Lines(string(text)) {
+			number++
+			comment, ok := strings.CutPrefix(strings.TrimSpace(line), "// ")
+			if m := define.FindStringSubmatch(comment); ok && m != nil {
+				errs = append(errs, link{number, m[1]}.resolve(&page{name: filepath.ToSlash(file)}, pages))
+			}
 		}
 	}
 	return errors.Join(errs...)

@@ -99,6 +99,15 @@ func TestBlockThatFails(t *testing.T) {
 	require.NoError(t, failing.check(false))
 }
 
+func TestLinksInComments(t *testing.T) {
+	t.Chdir(t.TempDir())
+	const to = "// [x]: https://github.com/acceptq/acceptq/blob/main/"
+	require.NoError(t, os.WriteFile("a.go", []byte(to+"a.go\n"), 0o666))
+	require.NoError(t, inComments(nil))
+	require.NoError(t, os.WriteFile("a.go", []byte(to+"b.go\n"), 0o666))
+	require.Error(t, inComments(nil))
+}
+
 func TestCovers(t *testing.T) {
 	t.Chdir(t.TempDir())
 	for _, name := range []string{"a.go", "b_linux.go", "c_test.go"} {

@@ -76,13 +76,13 @@ func watch(ctx context.Context, out *bufio.Writer, terminal bool, ln *acceptq.Li
 // A view is what the looks have shown so far.
 type view struct {
 	color bool
-	n      int           // looks
-	now    acceptq.Stats // the last one
-	drops  []int64       // of the last second, the oldest first
-	first  int64         // the drops at the beginning
-	peak   int           // the longest queue
-	full   int           // looks at a full queue
-	trail  []rune        // the longest of each half second, the newest last
+	n     int           // looks
+	now   acceptq.Stats // the last one
+	drops []int64       // of the last second, the oldest first
+	first int64         // the drops at the beginning
+	peak  int           // the longest queue
+	full  int           // looks at a full queue
+	trail []rune        // the longest of each half second, the newest last
 }
 
 func (v *view) look(s acceptq.Stats) {

@@ -54,7 +54,7 @@ func TestAcceptThatIsLateWaitsOn(t *testing.T) {
 		}
 		accepted <- err
 	}()
-	g := &ln.accepts
+	g := &ln.gate
 	require.Eventually(t, func() bool {
 		g.mu.Lock()
 		defer g.mu.Unlock()

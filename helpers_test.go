@@ -119,7 +119,7 @@ func refused(t *testing.T, listen func() (*Listener, error)) error {
 	ln, err := listen()
 	require.Error(t, err)
 	require.Nil(t, ln)
-	goleak.VerifyNone(t, goroutines) // first: net's look-ups end behind a call that was cancelled
+	goleak.VerifyNone(t, goroutines) // first: net's look-ups end behind a call that was canceled
 	require.Equal(t, descriptors, openDescriptors(), "descriptors left behind")
 
 	var op *net.OpError

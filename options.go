@@ -13,7 +13,7 @@ import (
 
 // An Option sets one property of a new listener. A later option replaces an earlier
 // one of its kind, except [WithControl]. No option is ignored: if the system cannot
-// honour one, listening fails with an error that matches [errors.ErrUnsupported].
+// honor one, listening fails with an error that matches [errors.ErrUnsupported].
 type Option func(*options)
 
 // control is the hook of net.ListenConfig.
@@ -73,7 +73,7 @@ func positive[T int | time.Duration](option string, n T, field func(*options) *T
 	}
 }
 
-// notHere is the error of an option that this system cannot honour.
+// notHere is the error of an option that this system cannot honor.
 func notHere(option string) error { return fmt.Errorf("%s: %w", option, errors.ErrUnsupported) }
 
 // beyondNet names an option for which net has no room here; "" if there is none.

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,10 +21,21 @@ import (
 //go:embed README.md
 var readme string
 
+//go:embed docs/systems.md docs/migrating.md
+var pages embed.FS
+
+// page is the text of a page in docs.
+func page(t *testing.T, name string) string {
+	t.Helper()
+	text, err := pages.ReadFile("docs/" + name)
+	require.NoError(t, err)
+	return string(text)
+}
+
 //go:embed example_control_linux_test.go example_control_freebsd_test.go
 var recipes embed.FS
 
-// column is where the README's table has this system.
+// column is where the table of docs/systems.md has this system.
 func column() string {
 	switch runtime.GOOS {
 	case "linux", "android":
@@ -44,10 +56,10 @@ func column() string {
 	return "Plan 9, js, wasip1"
 }
 
-// tableRows takes the rows of the README's table under a title apart.
-func tableRows(t *testing.T, title string) (rows [][]string) {
+// tableRows returns the cells of the table under a title of a page.
+func tableRows(t *testing.T, text, title string) (rows [][]string) {
 	t.Helper()
-	_, text, found := strings.Cut(readme, "\n### "+title+"\n")
+	_, text, found := strings.Cut(text, "\n## "+title+"\n")
 	require.True(t, found, title)
 	text, _, _ = strings.Cut(text, "\n#")
 	for line := range strings.Lines(text) {
@@ -65,14 +77,15 @@ func tableRows(t *testing.T, title string) (rows [][]string) {
 	return rows
 }
 
-// Each option does on this system what the README's table says: it is honoured, or
-// listening fails and says so.
+// Each option does on this system what the table of docs/systems.md says: it is honored,
+// or listening fails and says so.
 func TestOptionsAreHonouredOrRefused(t *testing.T) {
 	called := false
 	options := map[string]Option{
 		"WithBacklog":       WithBacklog(5),
 		"WithStrictBacklog": WithStrictBacklog(),
 		"WithReusePort":     WithReusePort(),
+		"WithoutSteering":   WithoutSteering(),
 		"WithControl":       WithControl(func(string, string, syscall.RawConn) error { called = true; return nil }),
 		"WithDeferAccept":   WithDeferAccept(time.Second),
 		"WithAcceptFilter":  WithAcceptFilter("dataready", ""),
@@ -81,7 +94,7 @@ func TestOptionsAreHonouredOrRefused(t *testing.T) {
 		"WithSendBuffer":    WithSendBuffer(8192),
 		"WithKeepAlive":     WithKeepAlive(net.KeepAliveConfig{}),
 	}
-	rows := tableRows(t, "Which option works where")
+	rows := tableRows(t, page(t, "systems.md"), "Which option works where")
 	require.Len(t, rows, 1+len(options))
 	here := 0
 	for i, head := range rows[0] {
@@ -98,6 +111,8 @@ func TestOptionsAreHonouredOrRefused(t *testing.T) {
 			ln, err := ListenTCP("127.0.0.1:0", options[row[0]])
 			verdict, condition, _ := strings.Cut(row[here], " ")
 			switch {
+			case row[here] == "no effect":
+				require.NoError(t, err)
 			case verdict == "no":
 				require.ErrorIs(t, err, errors.ErrUnsupported)
 			case condition != "" && err != nil:
@@ -121,18 +136,66 @@ func TestOptionsAreHonouredOrRefused(t *testing.T) {
 	}
 }
 
-// Each recipe that the README names is an example.
+// The table of the README names for each option the systems that honor it.
+func TestOptionsOfTheREADME(t *testing.T) {
+	matrix := tableRows(t, page(t, "systems.md"), "Which option works where")
+	var want, got [][2]string
+	for _, row := range matrix[1:] {
+		var systems []string
+		for i, cell := range row[1:] {
+			if strings.HasPrefix(cell, "yes") {
+				systems = append(systems, matrix[0][i+1])
+			}
+		}
+		list := strings.Join(systems, ", ")
+		list = strings.Replace(list, "FreeBSD, NetBSD, DragonFly, OpenBSD", "BSDs", 1)
+		list = strings.Replace(list, "Linux, BSDs, macOS, Windows, Solaris, illumos, AIX", "all except Plan 9, js, wasip1", 1)
+		want = append(want, [2]string{row[0], list})
+	}
+	for _, row := range tableRows(t, readme, "Options")[1:] {
+		got = append(got, [2]string{row[0], row[2]})
+	}
+	require.Equal(t, want, got)
+}
+
+// The ceilings in the tables are those of the rules.
+func TestCeilingsOfThePages(t *testing.T) {
+	for title, text := range map[string]string{"Limits by system": readme, "The limit": page(t, "systems.md")} {
+		known := 0
+		for _, row := range tableRows(t, text, title)[1:] {
+			goos := strings.ToLower(row[0])
+			if goos == "macos" {
+				goos = "darwin"
+			}
+			r, ok := ruleOf(goos)
+			switch {
+			case !ok:
+				require.Equal(t, []string{"others", "unknown"}, row[:2])
+				continue
+			case r.compiled != 0:
+				require.Equal(t, "compiled in", row[1])
+				require.Equal(t, strconv.Itoa(r.compiled), row[2])
+			default:
+				require.Equal(t, r.knob, row[1], row[0])
+			}
+			known++
+		}
+		require.Equal(t, 6, known, title)
+	}
+}
+
+// Each recipe that docs/migrating.md names is an example.
 func TestRecipesExist(t *testing.T) {
-	var source string
+	var source strings.Builder
 	for _, name := range []string{"example_control_linux_test.go", "example_control_freebsd_test.go"} {
 		text, err := recipes.ReadFile(name)
 		require.NoError(t, err)
-		source += string(text)
+		source.WriteString(string(text))
 	}
-	named := regexp.MustCompile("recipe `(\\w+)`").FindAllStringSubmatch(readme, -1)
+	named := regexp.MustCompile("recipe `(\\w+)`").FindAllStringSubmatch(page(t, "migrating.md"), -1)
 	require.NotEmpty(t, named)
 	for _, name := range named {
-		require.Contains(t, source, "func ExampleWithControl_"+name[1]+"()")
+		require.Contains(t, source.String(), "func ExampleWithControl_"+name[1]+"()")
 	}
 }
 
@@ -163,7 +226,7 @@ func TestOptionValues(t *testing.T) {
 			ln, err := ListenTCP("127.0.0.1:0", opt)
 			require.Error(t, err, "%s, %d", name, i)
 			require.ErrorContains(t, err, name)
-			require.NotErrorIs(t, err, errors.ErrUnsupported, "no system can honour it")
+			require.NotErrorIs(t, err, errors.ErrUnsupported, "no system can honor it")
 			requireListenError(t, ln, err)
 
 			// It is an error of the call, so a later one of its kind does not heal it.
@@ -258,7 +321,7 @@ func TestKeepAliveTimes(t *testing.T) {
 	}
 }
 
-// What the options ask for is honoured by net, or beyondNet names it. An option that is
+// What the options ask for is honored by net, or beyondNet names it. An option that is
 // added fails here until it is judged. Options are judged by their fields, one by one.
 func TestEachOptionIsJudgedWhereNetListens(t *testing.T) {
 	withNet := map[string]bool{

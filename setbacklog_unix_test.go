@@ -70,7 +70,7 @@ func TestSetBacklogOneAtATime(t *testing.T) {
 func waitsForResize() bool {
 	stacks := make([]byte, 1<<20)
 	stacks = stacks[:runtime.Stack(stacks, true)]
-	for _, g := range bytes.Split(stacks, []byte("\n\n")) {
+	for g := range bytes.SplitSeq(stacks, []byte("\n\n")) {
 		if bytes.Contains(g, []byte("[sync.Mutex.Lock")) && bytes.Contains(g, []byte("(*Listener).SetBacklog(")) {
 			return true
 		}

@@ -80,7 +80,7 @@ func controlCalled(t *testing.T) (called bool) {
 	return called
 }
 
-// An option that cannot be honoured is an error, and nothing stays bound.
+// An option that cannot be honored is an error, and nothing stays bound.
 func TestOptionsThatCannotBeHonoured(t *testing.T) {
 	options := map[string]Option{
 		"strict":    WithStrictBacklog(),

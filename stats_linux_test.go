@@ -219,10 +219,7 @@ func TestQueueThatIsNotTold(t *testing.T) {
 // The kernel's numbers have 32 bits without a sign; an int may have 32 with one.
 func TestConnectionsSaturate(t *testing.T) {
 	for _, n := range []uint32{0, 1, 4096, math.MaxInt32, math.MaxInt32 + 1, math.MaxUint32} {
-		want := uint64(n)
-		if want > math.MaxInt {
-			want = math.MaxInt
-		}
+		want := min(uint64(n), math.MaxInt)
 		require.EqualValues(t, want, connections(binary.NativeEndian.AppendUint32(nil, n)), "%d", n)
 	}
 }

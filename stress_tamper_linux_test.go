@@ -119,7 +119,7 @@ func TestTamperedKernel(t *testing.T) {
 		}
 		wrong := tampering[call]
 		for nth := 1; nth <= calls[call]; nth++ {
-			for i := range 2 { // each call in two of the ways, neighbours in others
+			for i := range 2 { // each call in two of the ways, neighbors in others
 				try(wrong[(2*nth+i)%len(wrong)], strconv.Itoa(nth))
 			}
 		}

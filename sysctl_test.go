@@ -157,7 +157,7 @@ func FuzzNetstatCounter(f *testing.F) {
 // its first two as columns.
 func plainCounter(text, table, column string) int64 {
 	var lines []string
-	for _, line := range strings.Split(text, "\n") {
+	for line := range strings.SplitSeq(text, "\n") {
 		if rest, ok := strings.CutPrefix(line, table+":"); ok {
 			lines = append(lines, rest)
 		}

@@ -21,7 +21,7 @@ import (
 )
 
 // shuffled runs a benchmark for each candidate, in a new random order each time, so that
-// no candidate always follows the same neighbour.
+// no candidate always follows the same neighbor.
 func shuffled[T any](b *testing.B, all []T, name func(T) string, run func(*testing.B, T)) {
 	for _, i := range rand.Perm(len(all)) {
 		b.Run("with="+slug(name(all[i])), func(b *testing.B) { run(b, all[i]) })

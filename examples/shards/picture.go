@@ -7,7 +7,7 @@ import (
 	"fmt"
 )
 
-// style is that of the other pictures: the page's colours, light and dark.
+// style is that of the other pictures: the page's colors, light and dark.
 const style = `  <style>
     text { font: 13px -apple-system, BlinkMacSystemFont, "Segoe UI", "Noto Sans", Helvetica, Arial, sans-serif; fill: #1f2328; text-anchor: middle }
     .name { font-size: 14px; font-weight: 600 }

@@ -26,7 +26,7 @@ func watch(ctx context.Context, out *bufio.Writer, terminal bool, ln *acceptq.Li
 			err = ferr
 		}
 	}()
-	v := view{colour: terminal && os.Getenv("NO_COLOR") == ""}
+	v := view{color: terminal && os.Getenv("NO_COLOR") == ""}
 	if terminal {
 		fmt.Fprint(out, "\x1b[?25l")       // without the cursor
 		defer fmt.Fprint(out, "\x1b[?25h") // and with it
@@ -75,14 +75,14 @@ func watch(ctx context.Context, out *bufio.Writer, terminal bool, ln *acceptq.Li
 
 // A view is what the looks have shown so far.
 type view struct {
-	colour bool
-	n      int           // looks
-	now    acceptq.Stats // the last one
-	drops  []int64       // of the last second, the oldest first
-	first  int64         // the drops at the beginning
-	peak   int           // the longest queue
-	full   int           // looks at a full queue
-	trail  []rune        // the longest of each half second, the newest last
+	color bool
+	n     int           // looks
+	now   acceptq.Stats // the last one
+	drops []int64       // of the last second, the oldest first
+	first int64         // the drops at the beginning
+	peak  int           // the longest queue
+	full  int           // looks at a full queue
+	trail []rune        // the longest of each half second, the newest last
 }
 
 func (v *view) look(s acceptq.Stats) {
@@ -154,22 +154,22 @@ func (v *view) bar(b acceptq.Backlog) string {
 	if !known {
 		return v.line(b)
 	}
-	colour, plain := "", ""
-	if v.colour {
+	color, plain := "", ""
+	if v.color {
 		plain = "\x1b[0m"
 		switch {
 		case part >= 1:
-			colour = "\x1b[31m" // red
+			color = "\x1b[31m" // red
 		case part > 0.8:
-			colour = "\x1b[33m" // yellow
+			color = "\x1b[33m" // yellow
 		default:
-			colour = "\x1b[32m" // green
+			color = "\x1b[32m" // green
 		}
 	}
 	return fmt.Sprintf(" %*d of %d ▕%s%s%s▏%4.0f%%  %s  %s%s%s  %s",
 		len(fmt.Sprint(v.now.Capacity)), v.now.Queued, v.now.Capacity,
-		colour, blocks(part, width), plain, 100*part, v.dropsPerSecond(),
-		colour, string(v.trail[:]), plain, v.notes(b))
+		color, blocks(part, width), plain, 100*part, v.dropsPerSecond(),
+		color, string(v.trail[:]), plain, v.notes(b))
 }
 
 // blocks fills part of width cells, to an eighth of a cell.

@@ -19,6 +19,7 @@ type kernel struct {
 	// length, or fails with EINVAL if it is longer than p.
 	getFilter     func(fd int, p []unix.SockFilter) (n int, err error)
 	diag          func(ctx context.Context, request []byte) (rows [][]byte, err error)
+	diagSome      func(ctx context.Context, request []byte, keep func(row []byte) bool) (rows [][]byte, err error)
 	readFile      func(name string) ([]byte, error)
 	unixSocket    func() (fd int, err error)
 	namespaceFile func(fd int) (*os.File, error)
@@ -32,6 +33,7 @@ var realKernel = kernel{
 	},
 	getFilter:     getFilter,
 	diag:          diag,
+	diagSome:      diagSome,
 	readFile:      os.ReadFile,
 	unixSocket:    unixSocket,
 	namespaceFile: namespaceFile,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"net/netip"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,14 @@ const (
 	diagFamily  = 0              // u8 idiag_family of struct inet_diag_msg
 	diagSockID  = 4              // its struct inet_diag_sockid
 	diagID      = 2*2 + 2*16 + 4 // without the cookie
+	diagState   = 1              // u8 idiag_state
+	diagLocal   = 4              // be16 idiag_sport
+	diagClient  = 6              // be16 idiag_dport
+	diagSource  = 8              // idiag_src
+	diagDest    = 24             // idiag_dst
+	diagIface   = 40             // u32 idiag_if
+	diagCookie  = 44             // u32 idiag_cookie[2]
+	diagInode   = 68             // u32 idiag_inode: 0 until the connection is accepted
 	diagMsgSize = 72             // sizeof(struct inet_diag_msg)
 	diagReqSize = 56             // sizeof(struct inet_diag_req_v2)
 )
@@ -56,13 +65,19 @@ func (sys *system) handshakes(ctx context.Context, families []uint8, port int) (
 // diagRequest asks for the unfinished handshakes on a local port. The kernel keeps
 // them in two states: a request has the second, a fast-open connection the first.
 func diagRequest(family uint8, port uint16) []byte {
+	return diagRequestFor(family, port, 1<<tcpSynRecv|1<<tcpNewSynRecv, 0)
+}
+
+// diagRequestFor asks for the sockets on a local port in one of some states, with
+// attributes: bit n-1 of extensions is the attribute n.
+func diagRequestFor(family uint8, port uint16, states uint32, extensions uint8) []byte {
 	p := make([]byte, unix.SizeofNlMsghdr+diagReqSize)
 	binary.NativeEndian.PutUint32(p[0:], uint32(len(p)))
 	binary.NativeEndian.PutUint16(p[4:], unix.SOCK_DIAG_BY_FAMILY)
 	binary.NativeEndian.PutUint16(p[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	r := p[unix.SizeofNlMsghdr:]
-	r[0], r[1] = family, unix.IPPROTO_TCP
-	binary.NativeEndian.PutUint32(r[4:], 1<<tcpSynRecv|1<<tcpNewSynRecv)
+	r[0], r[1], r[2] = family, unix.IPPROTO_TCP, extensions
+	binary.NativeEndian.PutUint32(r[4:], states)
 	binary.BigEndian.PutUint16(r[8:], port)
 	return p
 }
@@ -70,10 +85,18 @@ func diagRequest(family uint8, port uint16) []byte {
 // diagWait is how long one read of an answer blocks before ctx is looked at.
 const diagWait = 100 * time.Millisecond
 
-// diag sends one request for a dump to sock_diag and returns the messages of the
-// answer. The kernel walks its whole table of sockets for each datagram, and ctx is
-// looked at between two of them.
+// diag asks for the handshakes of a drain. No look is worth more time than they are
+// given.
 func diag(ctx context.Context, request []byte) (rows [][]byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, drainFlight)
+	defer cancel()
+	return diagSome(ctx, request, func([]byte) bool { return true })
+}
+
+// diagSome sends one request for a dump to sock_diag and returns those rows of the
+// answer that keep wants. The kernel walks its whole table of sockets for each
+// datagram, and ctx is looked at between two of them.
+func diagSome(ctx context.Context, request []byte, keep func(row []byte) bool) (rows [][]byte, err error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
 		return nil, err
@@ -86,17 +109,14 @@ func diag(ctx context.Context, request []byte) (rows [][]byte, err error) {
 	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, err
 	}
-	// No look is worth more time than the handshakes are given.
-	ctx, cancel := context.WithTimeout(ctx, drainFlight)
-	defer cancel()
-	return readDump(ctx, func(p []byte) (int, error) {
+	return readDump(ctx, keep, func(p []byte) (int, error) {
 		n, _, err := unix.Recvfrom(fd, p, 0)
 		return n, err
 	})
 }
 
 // readDump reads datagrams up to the end of a dump, or until ctx ends.
-func readDump(ctx context.Context, receive func(p []byte) (int, error)) (rows [][]byte, err error) {
+func readDump(ctx context.Context, keep func(row []byte) bool, receive func(p []byte) (int, error)) (rows [][]byte, err error) {
 	p := make([]byte, 1<<16)
 	for done := false; !done; {
 		if err := ctx.Err(); err != nil {
@@ -116,7 +136,11 @@ func readDump(ctx context.Context, receive func(p []byte) (int, error)) (rows []
 		if more, done, err = parseDump(p[:n]); err != nil {
 			return nil, err
 		}
-		rows = append(rows, more...)
+		for _, row := range more {
+			if keep(row) {
+				rows = append(rows, row)
+			}
+		}
 	}
 	return rows, nil
 }
@@ -148,4 +172,53 @@ func parseDump(p []byte) (rows [][]byte, done bool, err error) {
 		p = p[min((size+align)&^align, int64(len(p))):]
 	}
 	return rows, false, nil
+}
+
+// A diagRow is one socket as sock_diag lists it.
+type diagRow struct {
+	state         uint8
+	local, client netip.AddrPort
+	iface         uint32 // the device that it is bound to; 0 is any
+	cookie        uint64 // no two sockets have the same one
+	inode         uint32
+	info          []byte // struct tcp_info; nil if there is none
+}
+
+const diagInfo = 2 // INET_DIAG_INFO, the attribute that holds a struct tcp_info
+
+// parseRow parses a struct inet_diag_msg and the attributes behind it.
+func parseRow(p []byte) (row diagRow, err error) {
+	if len(p) < diagMsgSize {
+		return row, unix.EBADMSG
+	}
+	row = diagRow{
+		state:  p[diagState],
+		iface:  binary.NativeEndian.Uint32(p[diagIface:]),
+		cookie: binary.NativeEndian.Uint64(p[diagCookie:]),
+		inode:  binary.NativeEndian.Uint32(p[diagInode:]),
+	}
+	address := func(ip, port []byte) netip.AddrPort {
+		addr := netip.AddrFrom16([16]byte(ip))
+		if p[diagFamily] == unix.AF_INET {
+			addr = netip.AddrFrom4([4]byte(ip))
+		}
+		return netip.AddrPortFrom(addr.Unmap(), binary.BigEndian.Uint16(port))
+	}
+	row.local = address(p[diagSource:], p[diagLocal:])
+	row.client = address(p[diagDest:], p[diagClient:])
+	for p = p[diagMsgSize:]; len(p) > 0; {
+		if len(p) < unix.SizeofNlAttr {
+			return diagRow{}, unix.EBADMSG
+		}
+		size := int(binary.NativeEndian.Uint16(p))
+		if size < unix.SizeofNlAttr || size > len(p) {
+			return diagRow{}, unix.EBADMSG
+		}
+		if binary.NativeEndian.Uint16(p[2:]) == diagInfo {
+			row.info = p[unix.SizeofNlAttr:size]
+		}
+		const align = unix.NLA_ALIGNTO - 1
+		p = p[min((size+align)&^align, len(p)):]
+	}
+	return row, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"math"
@@ -225,6 +226,12 @@ func (m *meddler) kernel(sys *system, base system, meddle func() answer) {
 		}
 		return base.diag(ctx, request)
 	}
+	sys.diagSome = func(ctx context.Context, request []byte, keep func([]byte) bool) ([][]byte, error) {
+		if m.turn("sock_diag") {
+			return meddle().rows, meddle().err
+		}
+		return base.diagSome(ctx, request, keep)
+	}
 	sys.readFile = func(name string) ([]byte, error) {
 		if m.turn("read") {
 			return meddle().text, meddle().err
@@ -251,7 +258,42 @@ func kernelActs() (acts []act) {
 			acts = append(acts, drainedAlone(name, host, base), drainedShared(name, host, base))
 		}
 	}
-	return append(acts, acceptedStopped())
+	return append(acts, acceptedStopped(), queueTimed(), waitingListed())
+}
+
+// queueTimed asks an accepted connection how long it waited.
+func queueTimed() act {
+	return act{
+		name: "QueueTime", op: "queuetime", base: realSystem, fatal: []string{"getsockopt of bytes"},
+		begin: func(t *testing.T, sys *system) (func() error, func(error) error) {
+			h := holdQueue(t, sys, 1)
+			require.NoError(t, h.ln.SetDeadline(time.Now().Add(patience)))
+			s, err := h.ln.Accept()
+			require.NoError(t, err)
+			do := func() error {
+				d, err := sys.queueTime(s)
+				if (err == nil) != (d >= 0) {
+					return fmt.Errorf("%v and %w", d, err)
+				}
+				return err
+			}
+			return do, func(error) error {
+				_, err := s.Write([]byte("ok"))
+				return errors.Join(err, s.Close(), h.clients[0].Close(), h.ln.Close())
+			}
+		},
+	}
+}
+
+// waitingListed lists a queue. Its clients go on waiting.
+func waitingListed() act {
+	return on("Waiting", "waiting", []string{"getsockopt", "sock_diag"}, func(t *testing.T, _ *system, ln *Listener) error {
+		all, err := ln.Waiting(t.Context())
+		if err != nil && all != nil {
+			return fmt.Errorf("%v and %w", all, err)
+		}
+		return err
+	})
 }
 
 // mayFilter says whether this process may set a filter.

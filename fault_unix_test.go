@@ -316,7 +316,8 @@ func (a act) shape(err error, call string, w *answer) error {
 		return fmt.Errorf("it should not matter: %w", err)
 	}
 	var sysErr *os.SyscallError
-	if !errors.As(err, &sysErr) || !strings.HasPrefix(sysErr.Syscall, call) {
+	name, _, _ := strings.Cut(call, " of ") // "getsockopt of bytes" is getsockopt(2)
+	if !errors.As(err, &sysErr) || !strings.HasPrefix(sysErr.Syscall, name) {
 		return fmt.Errorf("not of %s: %w", call, err)
 	}
 	return nil

@@ -1,0 +1,114 @@
+package acceptq
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// QueueTime returns how long a connection waited in the accept queue. It is the time
+// since the three-way handshake ended, so call QueueTime right after Accept, for
+// example in [net/http.Server.ConnContext]. c is a TCP connection, or a wrapper that
+// has a NetConn method, such as [*crypto/tls.Conn].
+//
+// It makes one system call, copies no descriptor and does not allocate. The kernel
+// counts in ticks of 1 to 10 ms (CONFIG_HZ), so the result can be one tick too long or
+// too short. It is -1 if there is an error.
+//
+//   - A connection that the client has closed or reset meanwhile still tells its time.
+//   - The wait begins when the connection enters the queue: with [WithDeferAccept]
+//     that is when data comes.
+//   - A fast-open connection enters the queue with its SYN. Its time begins again when
+//     the client's ACK comes, so it is about one round trip too short.
+//   - On an MPTCP connection the time is that of its first subflow.
+//
+// QueueTime works on Linux. Elsewhere the error matches [errors.ErrUnsupported]: no
+// other system tells this time in a way that has been verified. FreeBSD's
+// tcpi_last_data_recv begins again at each segment that the client sends, and
+// OpenBSD's tcpi_last_data_sent promises the same as Linux but has not been measured.
+// See docs/overload.md.
+//
+// The error matches [syscall.EINVAL] if c has sent data, if it was dialled, or if it
+// is not a TCP connection, as far as the kernel tells: Linux 4.6 and later do.
+// It matches [net.ErrClosed] if c is closed.
+//
+// Source: tcpi_last_data_sent of TCP_INFO, tcp(7), which Linux sets when it makes the
+// connection (tcp_create_openreq_child).
+func QueueTime(c net.Conn) (time.Duration, error) { return realSystem.queueTime(c) }
+
+func (sys *system) queueTime(c net.Conn) (time.Duration, error) {
+	d, err := sys.readQueueTime(c)
+	if err == nil {
+		return d, nil
+	}
+	op := &net.OpError{Op: "queuetime", Net: "tcp", Err: cause(err)}
+	if c != nil {
+		op.Source, op.Addr = c.LocalAddr(), c.RemoteAddr()
+	}
+	return unknown, op
+}
+
+func (sys *system) readQueueTime(c net.Conn) (time.Duration, error) {
+	r := queueTimeReaders.Get().(*queueTimeReader)
+	defer queueTimeReaders.Put(r)
+	r.sys = sys
+	if err := onConn(c, r.read); err != nil {
+		return unknown, err
+	}
+	return r.waited, r.err
+}
+
+// maxWrappers is how many wrappers are taken off a connection: one that is its own
+// NetConn must not keep the caller for ever.
+const maxWrappers = 16
+
+// onConn calls f with the descriptor below c.
+func onConn(c net.Conn, f func(fd uintptr)) error {
+	for range maxWrappers {
+		switch wrapper := c.(type) {
+		case *net.TCPConn: // as the next, but with a known type the RawConn is not allocated
+			raw, err := wrapper.SyscallConn()
+			if err != nil {
+				return err
+			}
+			return raw.Control(f)
+		case syscall.Conn:
+			raw, err := wrapper.SyscallConn()
+			if err != nil {
+				return err
+			}
+			return raw.Control(f)
+		case interface{ NetConn() net.Conn }:
+			c = wrapper.NetConn()
+		default:
+			return fmt.Errorf("a %T has neither SyscallConn nor NetConn: %w", c, syscall.EINVAL)
+		}
+	}
+	return fmt.Errorf("more than %d wrappers: %w", maxWrappers, syscall.EINVAL)
+}
+
+// errNotJustAccepted is the error of a connection on which the kernel's clock does not
+// run from the end of the handshake.
+var errNotJustAccepted = fmt.Errorf("the connection was dialled, or has sent data since Accept: %w", syscall.EINVAL)
+
+// errNoQueueTime is the error where the time cannot be known.
+var errNoQueueTime = fmt.Errorf("the time in the accept queue: %w", errors.ErrUnsupported)
+
+// A queueTimeReader is what one reading needs besides the descriptor. It is kept for
+// the next one, and read is bound once, so that a reading allocates nothing.
+type queueTimeReader struct {
+	sys    *system
+	buffer [256]byte
+	waited time.Duration
+	err    error
+	read   func(fd uintptr)
+}
+
+var queueTimeReaders = sync.Pool{New: func() any {
+	r := new(queueTimeReader)
+	r.read = func(fd uintptr) { r.waited, r.err = r.sys.timeInQueue(int(fd), r.buffer[:]) }
+	return r
+}}

@@ -71,12 +71,12 @@ func TestWaitingListsTheQueue(t *testing.T) {
 		}
 		// What the clients did last may be under way.
 		var all []Waiting
-		var before, after time.Time
+		var before, after time.Duration
 		require.Eventually(t, func() bool {
-			before = time.Now()
+			before = now()
 			var err error
 			all, err = ln.Waiting(t.Context())
-			after = time.Now()
+			after = now()
 			require.NoError(t, err)
 			var marked int
 			for _, w := range all {
@@ -95,8 +95,8 @@ func TestWaitingListsTheQueue(t *testing.T) {
 			require.Equal(t, c.closed, w.Closed, "%v", w)
 			require.EqualValues(t, c.received, w.Received, "%v", w)
 			require.False(t, w.Shared, "%v", w)
-			require.GreaterOrEqual(t, w.Waited, before.Sub(c.before)-slack, "%v", w)
-			require.LessOrEqual(t, w.Waited, after.Sub(c.after)+slack, "%v", w)
+			require.GreaterOrEqual(t, w.Waited, before-c.before-slack, "%v", w)
+			require.LessOrEqual(t, w.Waited, after-c.after+slack, "%v", w)
 			require.True(t, i == 0 || w.Waited <= all[i-1].Waited, "the longest wait first")
 		}
 		require.Empty(t, clients)

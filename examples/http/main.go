@@ -9,6 +9,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,6 +30,10 @@ func main() {
 	addr := flag.String("addr", "127.0.0.1:8080", "address to listen on")
 	backlog := flag.Int("backlog", -1, "connections to ask listen(2) for; negative is as many as the system allows")
 	flag.Parse()
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "http: unexpected argument %q\n", flag.Arg(0))
+		os.Exit(2)
+	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -38,14 +43,19 @@ func main() {
 	}
 }
 
-// run serves until ctx ends; stop gives signals back to the system.
-func run(ctx context.Context, stop func(), addr string, backlog int) error {
+// run serves until ctx ends; giveBack gives signals back to the system.
+func run(ctx context.Context, giveBack func(), addr string, backlog int) error {
 	ln, err := acceptq.ListenTCP(addr, acceptq.WithBacklog(backlog))
 	if err != nil {
 		return err
 	}
-	fmt.Println("listening on", ln.Addr())
-	fmt.Println("backlog:", ln.Backlog())
+	defer ln.Close()
+	out := bufio.NewWriter(os.Stdout)
+	fmt.Fprintln(out, "listening on", ln.Addr())
+	fmt.Fprintln(out, "backlog:", ln.Backlog())
+	if err := out.Flush(); err != nil {
+		return err
+	}
 
 	expvar.Publish("acceptQueue", expvar.Func(func() any { s, _ := ln.Stats(); return s }))
 	mux := http.NewServeMux()
@@ -71,16 +81,8 @@ func run(ctx context.Context, stop func(), addr string, backlog int) error {
 		case err := <-served:
 			return err
 		case <-ctx.Done():
-			stop() // a second signal ends the process at once
-			// A client that never ends its request shall not hold the process. Those
-			// who wait in the queue are served first; examples/rolling has the rest of
-			// stopping without losing anyone.
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-			defer cancel()
-			if err := ln.Drain(ctx); err != nil {
-				slog.Warn("some clients may be reset", "error", err)
-			}
-			if err := srv.Shutdown(ctx); err != nil {
+			giveBack() // a second signal ends the process at once
+			if err := stop(ln, srv, 10*time.Second); err != nil {
 				return err
 			}
 			if err := <-served; !errors.Is(err, http.ErrServerClosed) {
@@ -89,6 +91,22 @@ func run(ctx context.Context, stop func(), addr string, backlog int) error {
 			return nil
 		}
 	}
+}
+
+// stop serves the clients that wait in the queue, and then waits until the requests
+// in hand are answered. Each of the two steps has the time d of its own: a drain
+// that takes all of its time leaves Shutdown's to the requests. The example
+// examples/rolling shows how a server stops without losing any client.
+func stop(ln *acceptq.Listener, srv *http.Server, d time.Duration) error {
+	step := func(f func(context.Context) error) error {
+		ctx, cancel := context.WithTimeout(context.Background(), d)
+		defer cancel()
+		return f(ctx)
+	}
+	if err := step(ln.Drain); err != nil {
+		slog.Warn("some clients may be reset", "error", err)
+	}
+	return step(srv.Shutdown)
 }
 
 // watch warns of a queue that is getting full.

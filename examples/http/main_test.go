@@ -5,42 +5,32 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/acceptq/acceptq"
+	"github.com/acceptq/acceptq/examples/internal/try"
 	"github.com/stretchr/testify/require"
 )
 
-// beTheProgram makes the test binary the program itself.
-const beTheProgram = "ACCEPTQ_TEST_EXAMPLE"
-
 func TestMain(m *testing.M) {
-	if os.Getenv(beTheProgram) != "" {
-		main()
-		return
-	}
+	try.Be(main)
 	os.Exit(m.Run())
 }
 
 // start runs the program and returns its first line's address.
 func start(t *testing.T, args ...string) (cmd *exec.Cmd, addr, backlog string) {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Skipf("this system starts no program: %v", err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	t.Cleanup(cancel)
-	cmd = exec.CommandContext(ctx, self, args...)
-	cmd.Env = append(os.Environ(), beTheProgram+"=1",
-		"GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0") // else a second at its end
+	cmd = try.Program(t, args...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {
@@ -77,7 +67,17 @@ func get(t *testing.T, url string, to any) {
 }
 
 func TestProgram(t *testing.T) {
-	cmd, addr, said := start(t, "-addr", "127.0.0.1:0", "-backlog", "7")
+	t.Run("IPv4", func(t *testing.T) { testProgram(t, "127.0.0.1:0") })
+	t.Run("IPv6", func(t *testing.T) {
+		if !try.HasIPv6() {
+			t.Skip("no IPv6 on this host")
+		}
+		testProgram(t, "[::1]:0")
+	})
+}
+
+func testProgram(t *testing.T, listenOn string) {
+	cmd, addr, said := start(t, "-addr", listenOn, "-backlog", "7")
 
 	var account struct {
 		Requested int
@@ -141,4 +141,82 @@ func TestOneWarningAMinute(t *testing.T) {
 			require.Contains(t, log.String(), "queue.queued=9")
 		}
 	}
+}
+
+func TestWrongUse(t *testing.T) {
+	try.Misused(t, "http", `":8080"`, ":8080")
+	try.BadAddresses(t, "http")
+	try.ClosedPipe(t, "http", "-addr", "127.0.0.1:0")
+}
+
+// A drain that takes all of its time leaves Shutdown's to the request that is
+// being answered.
+func TestStepsHaveTheirOwnTime(t *testing.T) {
+	ln, err := acceptq.ListenTCP("127.0.0.1:0")
+	require.NoError(t, err)
+	defer ln.Close()
+	if err := ln.Drain(t.Context()); errors.Is(err, errors.ErrUnsupported) {
+		t.Skip("no Drain on this system:", err)
+	}
+	ln.Close()
+	ln, err = acceptq.ListenTCP("127.0.0.1:0")
+	require.NoError(t, err)
+
+	const each = 500 * time.Millisecond
+	asked, answer := make(chan struct{}), make(chan struct{})
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		close(asked)
+		<-answer
+		io.WriteString(w, "answered")
+	})}
+	// The answer comes when Shutdown has looked whether there are requests in hand.
+	srv.RegisterOnShutdown(func() { time.AfterFunc(each/10, func() { close(answer) }) })
+	door := &onlyOne{Listener: ln, end: make(chan struct{})}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(door) }()
+	got := make(chan error, 1)
+	go func() {
+		resp, err := http.Get("http://" + ln.Addr().String())
+		if err == nil {
+			defer resp.Body.Close()
+			_, err = io.ReadAll(resp.Body)
+		}
+		got <- err
+	}()
+	<-asked
+	// The second client waits in the queue, from which the server takes nobody.
+	second, err := net.Dial("tcp", ln.Addr().String())
+	require.NoError(t, err)
+	defer second.Close()
+
+	former := slog.Default()
+	var warning bytes.Buffer
+	slog.SetDefault(slog.New(slog.NewTextHandler(&warning, nil)))
+	defer slog.SetDefault(former)
+	require.NoError(t, stop(ln, srv, each))
+	require.Contains(t, warning.String(), "some clients may be reset", "the drain had nothing to wait for")
+	require.NoError(t, <-got)
+	require.ErrorIs(t, <-served, http.ErrServerClosed)
+}
+
+// onlyOne lets one connection in.
+type onlyOne struct {
+	net.Listener
+	full bool
+	end  chan struct{}
+	once sync.Once
+}
+
+func (l *onlyOne) Accept() (net.Conn, error) {
+	if l.full {
+		<-l.end
+		return nil, net.ErrClosed
+	}
+	l.full = true
+	return l.Listener.Accept()
+}
+
+func (l *onlyOne) Close() error {
+	l.once.Do(func() { close(l.end) })
+	return l.Listener.Close()
 }

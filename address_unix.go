@@ -3,8 +3,10 @@
 package acceptq
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -25,6 +27,14 @@ type endpoint struct {
 
 // addr is the endpoint as net has it in errors.
 func (ep endpoint) addr() *net.TCPAddr { return net.TCPAddrFromAddrPort(ep.at) }
+
+// domain is the socket's address family.
+func (ep endpoint) domain() int {
+	if ep.network == "tcp6" {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
 
 // wildcard says that the endpoint is every address of its family, or of both.
 func (ep endpoint) wildcard() bool {
@@ -71,6 +81,10 @@ func (sys *system) resolve(ctx context.Context, network, address string) (endpoi
 		return endpoint{}, err
 	}
 	ep.at = op.Addr.(*net.TCPAddr).AddrPort()
+	host, _, _ := net.SplitHostPort(address)
+	if ip, err := netip.ParseAddr(host); err == nil && ip.Zone() != "" {
+		ep.at = netip.AddrPortFrom(ip, ep.at.Port()) // net turns "::" into 0.0.0.0, which has no zone
+	}
 	if hostless {
 		sys.wildcards.Store(network, endpoint{network: ep.network, v6only: ep.v6only})
 	}
@@ -103,11 +117,19 @@ func literal(network, address string) (endpoint, bool) {
 	return ep, network == "tcp" || network == ep.network
 }
 
-// sockaddr is the address to bind to. A zone names an interface or is its
-// number; with one that does not exist the kernel refuses a link-local address,
-// as it does for net, and we refuse any other, where it would be ignored.
+// sockaddr returns the address to bind to. A zone that does not exist is an
+// error. Only bind(2) looks at the zone of a link-local address, so that the error
+// is the kernel's, as it is net's; the zone of another address is looked up here,
+// because the kernel ignores it.
 func (ep endpoint) sockaddr() (unix.Sockaddr, error) {
 	ip, port := ep.at.Addr(), int(ep.at.Port())
+	zone, err := zoneIndex(ip.Zone())
+	if err != nil && !ip.IsLinkLocalUnicast() {
+		if sysErr := new(os.SyscallError); errors.As(err, &sysErr) {
+			return nil, fmt.Errorf("zone %s: %w", ip.Zone(), sysErr)
+		}
+		return nil, &net.AddrError{Err: "no such zone", Addr: ep.addr().String()}
+	}
 	if ep.network == "tcp4" {
 		sa := &unix.SockaddrInet4{Port: port}
 		if !ep.wildcard() {
@@ -115,25 +137,28 @@ func (ep endpoint) sockaddr() (unix.Sockaddr, error) {
 		}
 		return sa, nil
 	}
-	sa := &unix.SockaddrInet6{Port: port}
+	sa := &unix.SockaddrInet6{Port: port, ZoneId: zone}
 	if !ep.wildcard() { // on a dual-stack socket 0.0.0.0 is [::]
 		sa.Addr = ip.As16()
-	}
-	if ip.Zone() != "" {
-		sa.ZoneId = zoneIndex(ip.Zone())
-		if sa.ZoneId == 0 && !ip.IsLinkLocalUnicast() {
-			return nil, &net.AddrError{Err: "no such zone", Addr: ep.addr().String()}
-		}
 	}
 	return sa, nil
 }
 
-func zoneIndex(zone string) uint32 {
-	if ifi, err := net.InterfaceByName(zone); err == nil {
-		return uint32(ifi.Index)
+// zoneIndex returns the index of the interface that a zone names or numbers; 0 for
+// no zone. The index of a number comes with the error too.
+func zoneIndex(zone string) (uint32, error) {
+	if zone == "" {
+		return 0, nil
 	}
-	n, _ := strconv.ParseUint(zone, 10, 31)
-	return uint32(n)
+	ifi, err := net.InterfaceByName(zone)
+	if err == nil {
+		return uint32(ifi.Index), nil
+	}
+	n, _ := strconv.ParseUint(zone, 10, 31) // 0 if it is no number, the largest if it does not fit
+	if n > 0 {
+		_, err = net.InterfaceByIndex(int(n))
+	}
+	return uint32(n), err
 }
 
 // localAddr is the address that fd is bound to.
@@ -155,8 +180,5 @@ func (sys *system) localAddr(fd int) (netip.AddrPort, error) {
 // rawInt runs f on the descriptor of c, and names its system call getsockopt.
 func rawInt(c syscall.RawConn, f func(fd int) (int, error)) (v int, err error) {
 	cerr := c.Control(func(fd uintptr) { v, err = f(int(fd)) })
-	if cerr != nil {
-		return 0, cerr
-	}
-	return v, os.NewSyscallError("getsockopt", err)
+	return v, cmp.Or(cerr, os.NewSyscallError("getsockopt", err))
 }

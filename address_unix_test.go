@@ -4,7 +4,13 @@ package acceptq
 
 import (
 	"context"
+	"math"
 	"net"
+	"net/netip"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -63,4 +69,100 @@ func TestAddressWithoutHostIsNets(t *testing.T) {
 		_, ok := portAlone(address)
 		require.False(t, ok, "%q is net's to judge", address)
 	}
+}
+
+// The kernel ignores the zone of an address that is not link-local, and net does not
+// look whether it exists. A number is a zone too.
+func TestAZoneMustExist(t *testing.T) {
+	interfaces, err := net.Interfaces()
+	require.NoError(t, err)
+	loopback := slices.IndexFunc(interfaces, func(i net.Interface) bool { return i.Flags&net.FlagLoopback != 0 })
+	require.GreaterOrEqual(t, loopback, 0)
+	lo := interfaces[loopback]
+	if aFreeAddress("tcp", "::1") == "" {
+		t.Skip("no IPv6 here")
+	}
+	for _, host := range []string{"::1", "::", "2001:db8::1", "::ffff:127.0.0.1"} {
+		for _, zone := range []string{"nosuch", "77777", "2147483648", "4294967297", "99999999999999999999", "0", "-1", "+" + strconv.Itoa(lo.Index)} {
+			address := net.JoinHostPort(host+"%"+zone, "0")
+			err := refused(t, func() (*Listener, error) { return ListenTCP(address) })
+			var addrErr *net.AddrError
+			require.ErrorAs(t, err, &addrErr, address)
+			require.Contains(t, addrErr.Addr, "%"+zone)
+		}
+	}
+	for _, zone := range []string{lo.Name, strconv.Itoa(lo.Index)} {
+		for _, host := range []string{"::1", "::"} {
+			ourMaker.open(t, "tcp", net.JoinHostPort(host+"%"+zone, "0"))
+		}
+		sa, err := endpoint{network: "tcp6", at: netip.MustParseAddrPort("[fe80::1%" + zone + "]:80")}.sockaddr()
+		require.NoError(t, err)
+		require.EqualValues(t, lo.Index, sa.(*unix.SockaddrInet6).ZoneId)
+	}
+}
+
+// The zone of a link-local address is bind(2)'s to judge, whatever number it is. None
+// becomes the number of another interface.
+func TestZoneOfALinkLocalAddress(t *testing.T) {
+	for zone, index := range map[string]uint32{
+		"9999999": 9999999, "2147483647": math.MaxInt32, "2147483648": math.MaxInt32, "4294967297": math.MaxInt32, "nosuch": 0,
+	} {
+		sa, err := endpoint{network: "tcp6", at: netip.MustParseAddrPort("[fe80::1%" + zone + "]:80")}.sockaddr()
+		require.NoError(t, err)
+		require.Equal(t, index, sa.(*unix.SockaddrInet6).ZoneId, zone)
+	}
+}
+
+// net is asked where there is a rule to apply, and once for all addresses without a
+// host: each time it makes a socket.
+func TestWhatNetIsAsked(t *testing.T) {
+	if aFreeAddress("tcp", "::1") == "" {
+		t.Skip("no IPv6 here")
+	}
+	sys := realSystem
+	sys.wildcards = new(sync.Map)
+	asked := 0
+	sys.getsockoptInt = func(fd, level, name int) (int, error) {
+		asked++
+		return realSystem.getsockoptInt(fd, level, name)
+	}
+	literalsAreNets := runtime.GOOS == "openbsd" || runtime.GOOS == "dragonfly"
+	for _, tt := range []struct {
+		network, address string
+		asked            bool
+	}{
+		{"tcp", "[::1]:80", literalsAreNets},
+		{"tcp6", "[::1]:80", literalsAreNets},
+		{"tcp6", ":80", true},
+		{"tcp6", ":80", false},
+		{"tcp6", ":81", false},
+		{"tcp6", "[::]:80", true},
+		{"tcp6", "[::]:80", true},
+	} {
+		asked = 0
+		ep, err := sys.resolve(t.Context(), tt.network, tt.address)
+		require.NoError(t, err)
+		require.Equal(t, tt.asked, asked == 1, "%s %s", tt.network, tt.address)
+		require.Equal(t, "tcp6", ep.network)
+		require.Equal(t, tt.network == "tcp6", ep.v6only)
+	}
+	for _, tt := range []struct {
+		network, address string
+		ok               bool
+	}{
+		{"tcp", "192.0.2.1:80", true}, {"tcp4", "192.0.2.1:80", true}, {"tcp6", "192.0.2.1:80", false}, {"udp", "192.0.2.1:80", false},
+		{"tcp", "[2001:db8::1]:80", !literalsAreNets}, {"tcp4", "[2001:db8::1]:80", false},
+		{"tcp", "0.0.0.0:80", false}, {"tcp", "[::ffff:192.0.2.1]:80", false}, {"tcp", "[::1%1]:80", false},
+		{"tcp", "192.0.2.1:http", false}, {"tcp", "192.0.2.1", false},
+	} {
+		_, ok := literal(tt.network, tt.address)
+		require.Equal(t, tt.ok, ok, "%s %s", tt.network, tt.address)
+	}
+}
+
+func TestRawIntOfAClosedSocket(t *testing.T) {
+	ln := listen(t)
+	require.NoError(t, ln.Close())
+	_, err := rawInt(ln.raw, func(int) (int, error) { panic("there is no descriptor") })
+	require.ErrorIs(t, err, net.ErrClosed)
 }

@@ -6,19 +6,20 @@ import (
 	"log/slog"
 	"math"
 	"runtime"
+	"slices"
 	"strings"
 )
 
-// unknown stands for a number that the system does not tell. It is never 0:
-// a queue of unknown length is not an empty one.
+// unknown is the value of a number that the system does not tell. It is not 0,
+// because a queue of unknown length is not an empty one.
 const unknown = -1
 
 // Backlog is the account of one listener's accept queue: what was asked of
 // listen(2), what the kernel made of it, and what the system would allow now.
-// All numbers are in connections; -1 stands for unknown, but in Requested.
+// All numbers are in connections. -1 means unknown, except in Requested.
 type Backlog struct {
-	// Requested is the number given to WithBacklog or SetBacklog; -1 is as
-	// much as the system allows, which is also the default.
+	// Requested is the number given to WithBacklog or SetBacklog. -1 is the maximum
+	// that the system allows, which is also the default, and what Wrap says.
 	Requested int
 	// Ceiling is the system-wide maximum at the moment of the call. It may
 	// have changed since the kernel fixed Limit: a listening socket keeps its
@@ -33,57 +34,99 @@ type Backlog struct {
 	// refused: Limit+1 on Linux, 3×Limit/2+1 on FreeBSD, Limit on macOS (with
 	// the unfinished ones), Limit+1 on the other BSDs once a burst is over.
 	Capacity int
-	// Measured says that Limit was read from the socket: TCP_INFO on Linux,
-	// SO_LISTENQLIMIT on FreeBSD. Otherwise it was worked out from the kernel's
-	// rule and the ceiling of that moment, or is unknown.
+	// Measured reports whether Limit was read from the socket: by TCP_INFO on Linux,
+	// by SO_LISTENQLIMIT on FreeBSD. Otherwise Limit follows from the kernel's rule and
+	// the ceiling at that time, or is unknown.
 	Measured bool
 }
 
-// Clamped reports whether the kernel granted less than was asked. It is false
-// where that is unknown, and where as much as allowed was asked.
+// Clamped reports whether the kernel granted less than was asked. It is false if the
+// limit is unknown, and if the maximum was asked for.
 func (b Backlog) Clamped() bool {
-	return b.Requested >= 0 && b.Limit != unknown && b.Limit < b.Requested
+	return b.Limit != unknown && b.Limit < b.Requested
 }
 
-// String says in one line what was asked and granted and, where less was
-// granted or more is to be had by now, which setting decides and what applies it.
+// String returns in one line what was asked and granted. If less was granted, or if
+// more could be had now, it names the setting that decides and what applies it. A zero
+// Backlog is "nothing known".
 func (b Backlog) String() string {
+	if b == (Backlog{}) {
+		return nothingKnown
+	}
 	r, _ := ruleOf(runtime.GOOS)
 	return r.describe(b)
 }
 
-// LogValue makes a group of the account's numbers, for [log/slog]. A number
-// that is unknown is the string "unknown".
+// LogValue returns a group of the account's numbers, for [log/slog]. An unknown
+// number is left out, and so is a Requested of -1.
 func (b Backlog) LogValue() slog.Value {
-	return slog.GroupValue(
+	b = orNothing(b, noBacklog)
+	return logKnown(
 		slog.Int("requested", b.Requested),
-		logCount("ceiling", int64(b.Ceiling)),
-		logCount("limit", int64(b.Limit)),
-		logCount("effective", int64(b.Effective)),
-		logCount("capacity", int64(b.Capacity)),
+		slog.Int("ceiling", b.Ceiling),
+		slog.Int("limit", b.Limit),
+		slog.Int("effective", b.Effective),
+		slog.Int("capacity", b.Capacity),
 		slog.Bool("measured", b.Measured),
 		slog.Bool("clamped", b.Clamped()),
 	)
 }
 
-// MarshalJSON writes the account with lower-case names and "clamped" besides.
-// A number that is unknown is null.
-func (b Backlog) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
-		Requested int   `json:"requested"`
-		Ceiling   count `json:"ceiling"`
-		Limit     count `json:"limit"`
-		Effective count `json:"effective"`
-		Capacity  count `json:"capacity"`
-		Measured  bool  `json:"measured"`
-		Clamped   bool  `json:"clamped"`
-	}{
-		b.Requested, count(b.Ceiling), count(b.Limit), count(b.Effective), count(b.Capacity),
-		b.Measured, b.Clamped(),
-	})
+// backlogJSON is a Backlog in JSON.
+type backlogJSON struct {
+	Requested int   `json:"requested"`
+	Ceiling   count `json:"ceiling"`
+	Limit     count `json:"limit"`
+	Effective count `json:"effective"`
+	Capacity  count `json:"capacity"`
+	Measured  bool  `json:"measured"`
+	Clamped   bool  `json:"clamped"`
 }
 
-// count is a number as JSON has it: null where it is unknown.
+func (b Backlog) json() backlogJSON {
+	return backlogJSON{
+		b.Requested, count(b.Ceiling), count(b.Limit), count(b.Effective), count(b.Capacity),
+		b.Measured, b.Clamped(),
+	}
+}
+
+// MarshalJSON writes the account with lower-case names, and whether it is
+// [Backlog.Clamped]. An unknown number is null.
+func (b Backlog) MarshalJSON() ([]byte, error) {
+	return json.Marshal(orNothing(b, noBacklog).json())
+}
+
+// UnmarshalJSON reads what MarshalJSON writes. A number that is null, missing or
+// negative is unknown.
+func (b *Backlog) UnmarshalJSON(text []byte) error {
+	j := noBacklog.json()
+	if err := json.Unmarshal(text, &j); err != nil {
+		return err
+	}
+	*b = Backlog{
+		max(j.Requested, -1), j.Ceiling.int(), j.Limit.int(), j.Effective.int(), j.Capacity.int(),
+		j.Measured,
+	}
+	return nil
+}
+
+// noBacklog is an account of which nothing is known.
+var noBacklog = rule{}.account(-1, unknown, unknown, false)
+
+// nothingKnown is what an account or a reading without a number says.
+const nothingKnown = "nothing known"
+
+// orNothing is v, or nothing if v is zero. A zero value was never filled in: an
+// account or a reading always has a number that is not 0.
+func orNothing[T comparable](v, nothing T) T {
+	var zero T
+	if v == zero {
+		return nothing
+	}
+	return v
+}
+
+// count is a number in JSON, where null is unknown.
 type count int64
 
 func (c count) MarshalJSON() ([]byte, error) {
@@ -93,7 +136,17 @@ func (c count) MarshalJSON() ([]byte, error) {
 	return json.Marshal(int64(c))
 }
 
-// String is the number as a sentence has it.
+func (c *count) UnmarshalJSON(text []byte) error {
+	n := int64(unknown) // null leaves it
+	err := json.Unmarshal(text, &n)
+	*c = count(max(n, unknown))
+	return err
+}
+
+// int is the number as an int, which may have 32 bits.
+func (c count) int() int { return saturate(int64(c)) }
+
+// String is the number in a sentence.
 func (c count) String() string {
 	if c == unknown {
 		return "unknown"
@@ -101,21 +154,20 @@ func (c count) String() string {
 	return fmt.Sprint(int64(c))
 }
 
-// logCount is a number as log/slog has it.
-func logCount(key string, n int64) slog.Attr {
-	if n == unknown {
-		return slog.String(key, "unknown")
-	}
-	return slog.Int64(key, n)
+// logKnown is a group of attributes for log/slog, without the unknown numbers.
+func logKnown(attrs ...slog.Attr) slog.Value {
+	return slog.GroupValue(slices.DeleteFunc(attrs, func(a slog.Attr) bool {
+		return a.Value.Equal(slog.Int64Value(unknown))
+	})...)
 }
 
-// PredictBacklog says what WithBacklog(n) would get here now, by the kernel's
-// rule and the ceiling of this moment; no socket is made and Measured is false.
-// A negative n is as much as the system allows.
+// PredictBacklog returns what WithBacklog(n) would get now, by the kernel's rule and
+// the current ceiling. It makes no socket, so Measured is false. A negative n is the
+// maximum that the system allows.
 //
-// The ceiling is the only thing looked at, and it can be wrong: gVisor's file
-// names another number than its kernel uses. [Listener.Backlog] asks the socket.
-// On Linux the ceiling is that of the calling thread's network namespace.
+// On Linux the ceiling is that of the calling thread's network namespace. The
+// prediction is only as good as the ceiling that the system tells: gVisor's file has
+// another number than its kernel uses. [Listener.Backlog] asks the socket.
 // The error is that of reading the ceiling; it matches [errors.ErrUnsupported]
 // on systems whose rule the package does not know.
 func PredictBacklog(n int) (Backlog, error) {
@@ -197,7 +249,7 @@ func ruleOf(goos string) (r rule, known bool) {
 			zeroIsMax: true, exact: true,
 		}, true
 	case "netbsd":
-		return rule{compiled: 128, highest: 128, widest: math.MaxInt16}, true
+		return rule{compiled: 128, widest: math.MaxInt16}, true
 	case "openbsd":
 		return rule{
 			knob: "kern.somaxconn", floor: "kern.sominconn", set: "sysctl ",
@@ -212,10 +264,10 @@ func ruleOf(goos string) (r rule, known bool) {
 	return rule{}, false
 }
 
-// argument is the number to pass to listen(2) for a request of n. The kernel
-// clamps, not we: only what it would not store as it is, is made smaller. A
-// negative request becomes the largest number, which means the ceiling on every
-// system, where a negative one does not (NetBSD makes it 0).
+// argument is the number to pass to listen(2) for a request of n. The kernel does the
+// clamping; only values that it cannot store are capped here. A negative request
+// becomes the largest number, which means the ceiling on every system; a negative
+// number does not (NetBSD makes it 0).
 func (r rule) argument(n int) int {
 	if n < 0 || n > r.widest || n == 0 && r.zeroIsMax {
 		return r.widest
@@ -223,8 +275,8 @@ func (r rule) argument(n int) int {
 	return n
 }
 
-// limit is what the kernel stores for a request of n under these bounds; floor
-// is 0 where there is none. Of a bound that is unknown nothing follows.
+// limit is what the kernel stores for a request of n under these bounds; floor is 0
+// on a system without one. If a bound is unknown, so is the limit.
 func (r rule) limit(n, ceiling, floor int) int {
 	if ceiling == unknown || floor == unknown {
 		return unknown
@@ -273,19 +325,11 @@ func ceilingName(knob string) string {
 // raise is the command after which listen(fd, n) would be granted, as far as
 // the system can; "" if the ceiling is as high as that already.
 func (r rule) raise(n, ceiling int) string {
-	if r.knob == "" || ceiling != unknown && ceiling >= r.wanted(n) {
+	wanted := min(n, r.highest)
+	if r.knob == "" || ceiling != unknown && ceiling >= wanted {
 		return ""
 	}
-	return fmt.Sprintf("%s%s=%d", r.set, r.knob, r.wanted(n))
-}
-
-// wanted is the ceiling under which a request of n is granted, as far as the
-// system can.
-func (r rule) wanted(n int) int {
-	if n < 0 {
-		return r.highest
-	}
-	return min(n, r.highest)
+	return fmt.Sprintf("%s%s=%d", r.set, r.knob, wanted)
 }
 
 // clamp is the error of a strict request of n that got limit.
@@ -323,7 +367,7 @@ func (r rule) describe(b Backlog) string {
 	case b.Requested >= 0 && b.Limit > b.Requested && r.floor != "":
 		fmt.Fprintf(&s, "the kernel raised it to its minimum, %s", r.floor)
 	case b.Requested == 0 && r.zeroIsMax:
-		fmt.Fprintf(&s, "the kernel takes 0 for the most; %s", ceiling)
+		fmt.Fprintf(&s, "this kernel treats 0 as the maximum; %s", ceiling)
 	case b.Clamped() && raise != "":
 		fmt.Fprintf(&s, "%s: to raise it, %s, then SetBacklog(%d) or a restart", ceiling, raise, b.Requested)
 	case now != unknown && now < b.Limit && r.floor == "":

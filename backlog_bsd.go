@@ -4,7 +4,6 @@ package acceptq
 
 import (
 	"errors"
-	"math"
 	"os"
 	"runtime"
 
@@ -19,9 +18,25 @@ type kernel struct {
 }
 
 var realKernel = kernel{
-	sysctl:           func(name string) (uint32, error) { return unix.SysctlUint32(name) },
+	sysctl:           sysctlUnsigned,
 	readable:         readable,
 	setsockoptString: unix.SetsockoptString,
+}
+
+// sysctlUnsigned reads a number of 32 bits or a truth value of 8.
+func sysctlUnsigned(name string) (uint32, error) {
+	n, err := unix.SysctlUint32(name)
+	if err != unix.EIO { // which stands for another width
+		return n, err
+	}
+	raw, err := unix.SysctlRaw(name)
+	if err != nil {
+		return 0, err
+	}
+	if n, ok := sysctlNumber(raw); ok {
+		return n, nil
+	}
+	return 0, unix.EIO
 }
 
 // Options of a listening socket on FreeBSD, from sys/socket.h; x/sys has them
@@ -68,9 +83,6 @@ func (sys *system) readSysctl(name string) (int, error) {
 	return sysctlCount(n), nil
 }
 
-// sysctlCount is the unsigned number of sysctl(3) as a number of connections.
-func sysctlCount(n uint32) int { return int(min(n, math.MaxInt32)) }
-
 // stats reads the accept queue of fd. One whose transport is known was looked at
 // when its Listener was made. The buffer is Linux's need.
 func (sys *system) stats(fd int, tr transport, _ []byte) (Stats, error) {
@@ -82,7 +94,7 @@ func (sys *system) stats(fd int, tr transport, _ []byte) (Stats, error) {
 	s := noStats
 	if runtime.GOOS != "freebsd" {
 		var err error
-		s.Queued, err = sys.readable(fd)
+		s.Queued, err = sys.queueLength(fd)
 		return s, err
 	}
 	for _, q := range []struct {
@@ -102,6 +114,24 @@ func (sys *system) stats(fd int, tr transport, _ []byte) (Stats, error) {
 	r, _ := ruleOf(runtime.GOOS)
 	s.Capacity = r.capacity(s.Limit)
 	return s, nil
+}
+
+// queueLength is the length of the accept queue of fd as kqueue(2) tells it; -1 if
+// it is too long for that. DragonFly alone has a bound (filt_solisten in
+// kern/uipc_socket.c); a kernel that does not know its name is from before it.
+func (sys *system) queueLength(fd int) (int, error) {
+	n, err := sys.readable(fd)
+	if err != nil || n == 0 || runtime.GOOS != "dragonfly" {
+		return n, err
+	}
+	most, err := sys.readSysctl(availKnob)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return n, nil
+	case err != nil:
+		return unknown, nil
+	}
+	return cappedLength(n, most), nil
 }
 
 // readable asks a kernel queue of its own, so that the poller of the listener is
@@ -137,6 +167,6 @@ func (sys *system) describe(s *System) {
 	if runtime.GOOS != "freebsd" {
 		return
 	}
-	s.SYNCookies, _ = sys.readSysctl("net.inet.tcp.syncookies")
+	s.SYNCookies, _ = sys.readSysctl(cookiesKnob)
 	s.AbortOnOverflow, _ = sys.readSysctl("net.inet.tcp.syncache.rst_on_sock_fail")
 }

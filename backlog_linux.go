@@ -18,6 +18,8 @@ type kernel struct {
 	// getFilter is SO_GET_FILTER: it copies the filter of fd to p and returns its
 	// length, or fails with EINVAL if it is longer than p.
 	getFilter     func(fd int, p []unix.SockFilter) (n int, err error)
+	attachProgram func(fd int, p []unix.SockFilter) error
+	detachProgram func(fd int) error
 	diag          func(ctx context.Context, request []byte) (rows [][]byte, err error)
 	diagSome      func(ctx context.Context, request []byte, keep func(row []byte) bool) (rows [][]byte, err error)
 	readFile      func(name string) ([]byte, error)
@@ -32,6 +34,8 @@ var realKernel = kernel{
 		return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, prog)
 	},
 	getFilter:     getFilter,
+	attachProgram: attachProgram,
+	detachProgram: detachProgram,
 	diag:          diag,
 	diagSome:      diagSome,
 	readFile:      os.ReadFile,
@@ -75,7 +79,6 @@ const (
 // TCP_INFO is refused, or is answered as if the socket did not listen: gVisor
 // fills it with zeros.
 func (sys *system) queue(fd int, p []byte) (queued, limit int, ok bool) {
-	p = p[:infoQueueEnd]
 	n, err := sys.getsockopt(fd, unix.IPPROTO_TCP, unix.TCP_INFO, p)
 	if err != nil || n < infoQueueEnd || p[infoState] != tcpListen {
 		return unknown, unknown, false
@@ -115,7 +118,6 @@ func (sys *system) stats(fd int, tr transport, p []byte) (Stats, error) {
 		tr = sys.transportOf(fd)
 	}
 	if tr == plainTCP {
-		p = p[:memInfoEnd]
 		if n, err := sys.getsockopt(fd, unix.SOL_SOCKET, unix.SO_MEMINFO, p); err == nil && n >= memInfoEnd {
 			s.Drops = int64(binary.NativeEndian.Uint32(p[memInfoDrops:]))
 		}
@@ -139,6 +141,7 @@ func (sys *system) describe(s *System) {
 	s.SYNBacklog = sys.ipv4Setting("tcp_max_syn_backlog")
 	s.SYNCookies = sys.ipv4Setting("tcp_syncookies")
 	s.AbortOnOverflow = sys.ipv4Setting("tcp_abort_on_overflow")
+	s.MigrateRequests = sys.ipv4Setting("tcp_migrate_req")
 
 	counter := sys.tcpCounters()
 	s.ListenOverflows = counter("ListenOverflows")
@@ -150,14 +153,8 @@ func (sys *system) describe(s *System) {
 // ipv4Setting reads a number of net.ipv4 that holds in the calling thread's network
 // namespace.
 func (sys *system) ipv4Setting(name string) int {
-	text, err := sys.readFile("/proc/sys/net/ipv4/" + name)
-	if err != nil {
-		return unknown
-	}
-	n, err := parseSysctl(string(text))
-	if err != nil {
-		return unknown
-	}
+	text, _ := sys.readFile("/proc/sys/net/ipv4/" + name)
+	n, _ := parseSysctl(string(text)) // unknown, also if there is no text
 	return n
 }
 

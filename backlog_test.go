@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"reflect"
 	"runtime"
 	"testing"
 
@@ -109,6 +110,9 @@ func TestLimitsAsMeasured(t *testing.T) {
 		{"netbsd", 128, []int{128, 128, 0, 1, 2, 5, 127, 128, 128, 128, 128, 128}}, // negative: not passed on
 	} {
 		r, _ := ruleOf(tt.system)
+		if r.knob == "" {
+			require.Equal(t, tt.ceiling, r.compiled, tt.system)
+		}
 		for i, n := range requests {
 			require.Equal(t, tt.limits[i], r.limit(n, tt.ceiling, 0), "%s at %d: listen(%d)", tt.system, tt.ceiling, n)
 		}
@@ -214,8 +218,12 @@ func TestDescribe(t *testing.T) {
 		// Raised.
 		{"openbsd", 5, 80, 128, false,
 			"asked 5, granted 80 by the kernel's rule, holds 81; the kernel raised it to its minimum, kern.sominconn"},
+		{"openbsd", 0, 80, 128, false,
+			"asked 0, granted 80 by the kernel's rule, holds 81; the kernel raised it to its minimum, kern.sominconn"},
+		{"openbsd", 100, 100, 128, false,
+			"asked 100, granted 100 by the kernel's rule, holds 101; kern.somaxconn is 128"},
 		{"darwin", 0, 128, 128, false,
-			"asked 0, granted 128 by the kernel's rule, holds 128; the kernel takes 0 for the most; kern.ipc.somaxconn is 128"},
+			"asked 0, granted 128 by the kernel's rule, holds 128; this kernel treats 0 as the maximum; kern.ipc.somaxconn is 128"},
 
 		// The ceiling changed since.
 		{"linux", 4096, 128, 4096, true,
@@ -296,8 +304,16 @@ func TestAccountIsLogged(t *testing.T) {
 			`{"q":{"requested":4096,"ceiling":128,"limit":128,"effective":192,"capacity":193,"measured":true,"clamped":true}}` + "\n",
 		}, {
 			rule{}.account(-5, unknown, unknown, false),
-			"q.requested=-1 q.ceiling=unknown q.limit=unknown q.effective=unknown q.capacity=unknown q.measured=false q.clamped=false\n",
-			`{"q":{"requested":-1,"ceiling":"unknown","limit":"unknown","effective":"unknown","capacity":"unknown","measured":false,"clamped":false}}` + "\n",
+			"q.measured=false q.clamped=false\n",
+			`{"q":{"measured":false,"clamped":false}}` + "\n",
+		}, {
+			Backlog{}, // nobody filled it in
+			"q.measured=false q.clamped=false\n",
+			`{"q":{"measured":false,"clamped":false}}` + "\n",
+		}, {
+			rule{}.account(0, 0, 0, true), // 0 is known
+			"q.requested=0 q.ceiling=0 q.limit=0 q.effective=0 q.capacity=1 q.measured=true q.clamped=false\n",
+			`{"q":{"requested":0,"ceiling":0,"limit":0,"effective":0,"capacity":1,"measured":true,"clamped":false}}` + "\n",
 		},
 	} {
 		var out bytes.Buffer
@@ -320,10 +336,103 @@ func TestAccountAsJSON(t *testing.T) {
 			`{"requested":4096,"ceiling":null,"limit":0,"effective":0,"capacity":1,"measured":true,"clamped":true}`},
 		{rule{}.account(-1, unknown, unknown, false),
 			`{"requested":-1,"ceiling":null,"limit":null,"effective":null,"capacity":null,"measured":false,"clamped":false}`},
+		{Backlog{},
+			`{"requested":-1,"ceiling":null,"limit":null,"effective":null,"capacity":null,"measured":false,"clamped":false}`},
 	} {
 		text, err := json.Marshal(tt.account)
 		require.NoError(t, err)
 		require.Equal(t, tt.want, string(text))
+	}
+}
+
+// decoded reads JSON into a value that has other numbers in it.
+func decoded[T any](t *testing.T, into T, text string) T {
+	t.Helper()
+	require.NoError(t, json.Unmarshal([]byte(text), &into), text)
+	return into
+}
+
+// What comes back from JSON is what went, and what is not there is unknown, never 0.
+func TestJSONComesBack(t *testing.T) {
+	linux, _ := ruleOf("linux")
+	for _, b := range []Backlog{
+		linux.account(4096, 128, 128, true), linux.account(-1, unknown, 0, true), linux.account(0, 0, 0, false),
+		linux.account(math.MaxInt32, math.MaxInt32, math.MaxInt32, true), noBacklog,
+	} {
+		text, err := json.Marshal(b)
+		require.NoError(t, err)
+		require.Equal(t, b, decoded(t, Backlog{Requested: 7, Ceiling: 7}, string(text)))
+	}
+	for _, s := range []Stats{
+		{Queued: 97, Incomplete: unknown, Limit: 128, Capacity: 129, Drops: math.MaxUint32},
+		{Queued: 0, Incomplete: 0, Limit: 0, Capacity: 1, Drops: unknown}, noStats,
+	} {
+		text, err := json.Marshal(s)
+		require.NoError(t, err)
+		require.Equal(t, s, decoded(t, Stats{Queued: 7, Drops: 7}, string(text)))
+	}
+	for _, s := range []System{
+		{1, "k", 2, 3, 4, 9, 5, 6, 7, math.MaxInt64}, {Ceiling: 128, SYNBacklog: unknown, ListenDrops: unknown}, noSystem,
+	} {
+		text, err := json.Marshal(s)
+		require.NoError(t, err)
+		require.Equal(t, s, decoded(t, System{SYNCookies: 7, Knob: "x"}, string(text)))
+	}
+
+	for _, text := range []string{"null", "{}", `{"another":1}`, `{"requested":-9,"queued":-2,"ceiling":-9223372036854775808}`} {
+		require.Equal(t, noBacklog, decoded(t, Backlog{Limit: 7, Measured: true}, text))
+		require.Equal(t, noStats, decoded(t, Stats{Limit: 7}, text))
+		require.Equal(t, noSystem, decoded(t, System{Knob: "x"}, text))
+	}
+	require.Equal(t, math.MaxInt, decoded(t, Stats{}, `{"queued":9223372036854775807}`).Queued)
+	for _, text := range []string{`[]`, `{"ceiling":"unknown","queued":"unknown"}`, `{"ceiling":1.5,"queued":1e99}`} {
+		b, s, y := Backlog{Limit: 7}, Stats{Limit: 7}, System{Knob: "x"}
+		require.Error(t, json.Unmarshal([]byte(text), &b), text)
+		require.Error(t, json.Unmarshal([]byte(text), &s), text)
+		require.Error(t, json.Unmarshal([]byte(text), &y), text)
+		require.Equal(t, []any{Backlog{Limit: 7}, Stats{Limit: 7}, System{Knob: "x"}}, []any{b, s, y}, "untouched")
+	}
+}
+
+// Nobody filled in a zero value: nothing is asked, granted, queued or dropped in it.
+func TestZeroValuesKnowNothing(t *testing.T) {
+	require.Equal(t, "nothing known", Backlog{}.String())
+	require.Equal(t, "nothing known", Stats{}.String())
+	require.Equal(t, "nothing known", noStats.String())
+	require.Empty(t, Stats{}.LogValue().Group())
+	require.Empty(t, noStats.LogValue().Group())
+	for _, zero := range []struct{ a, b any }{{Backlog{}, noBacklog}, {Stats{}, noStats}, {System{}, noSystem}} {
+		got, err := json.Marshal(zero.a)
+		require.NoError(t, err)
+		want, err := json.Marshal(zero.b)
+		require.NoError(t, err)
+		require.Equal(t, string(want), string(got))
+		require.Equal(t, zero.b.(slog.LogValuer).LogValue(), zero.a.(slog.LogValuer).LogValue())
+	}
+}
+
+func FuzzJSON(f *testing.F) {
+	for _, text := range []string{"null", "{}", `{"limit":null}`, `{"requested":-1,"ceiling":0,"queued":5,"knob":"k"}`, `{"drops":1e3}`} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		comesBack[Backlog](t, text)
+		comesBack[Stats](t, text)
+		comesBack[System](t, text)
+	})
+}
+
+func comesBack[T any](t *testing.T, text string) {
+	var first, second T
+	if json.Unmarshal([]byte(text), &first) != nil {
+		return
+	}
+	again, err := json.Marshal(first)
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(again, &second))
+	var zero T
+	if !reflect.DeepEqual(zero, first) { // which is written as unknown
+		require.Equal(t, first, second)
 	}
 }
 

@@ -117,22 +117,3 @@ func listenAgain(t *testing.T, ln *Listener, n int) Backlog {
 	require.NoError(t, err)
 	return account
 }
-
-func TestSysctlCount(t *testing.T) {
-	for _, tt := range []struct {
-		rule string
-		n    uint32
-		want int
-	}{
-		{"zero is a number", 0, 0},
-		{"a number is kept", 128, 128},
-		{"FreeBSD's highest is kept", math.MaxUint32 / 3, 1431655765},
-		{"the largest int is kept", math.MaxInt32, math.MaxInt32},
-		{"what an int cannot hold is the largest", math.MaxInt32 + 1, math.MaxInt32},
-		{"a negative int is never -1, which is unknown", math.MaxUint32, math.MaxInt32},
-	} {
-		t.Run(tt.rule, func(t *testing.T) {
-			require.Equal(t, tt.want, sysctlCount(tt.n))
-		})
-	}
-}

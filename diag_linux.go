@@ -24,16 +24,14 @@ const (
 	diagState   = 1              // u8 idiag_state
 	diagLocal   = 4              // be16 idiag_sport
 	diagClient  = 6              // be16 idiag_dport
-	diagSource  = 8              // idiag_src
 	diagDest    = 24             // idiag_dst
-	diagIface   = 40             // u32 idiag_if
 	diagCookie  = 44             // u32 idiag_cookie[2]
-	diagInode   = 68             // u32 idiag_inode: 0 until the connection is accepted
 	diagMsgSize = 72             // sizeof(struct inet_diag_msg)
 	diagReqSize = 56             // sizeof(struct inet_diag_req_v2)
 )
 
-// Socket states of net/tcp_states.h.
+// Socket states of net/tcp_states.h. A handshake that is not finished is in the last
+// one, or in the first if it is a fast-open connection.
 const (
 	tcpSynRecv    = 3
 	tcpListen     = 10
@@ -45,7 +43,7 @@ const (
 func (sys *system) handshakes(ctx context.Context, families []uint8, port int) (map[handshake]struct{}, error) {
 	found := make(map[handshake]struct{})
 	for _, family := range families {
-		rows, err := sys.diag(ctx, diagRequest(family, uint16(port)))
+		rows, err := sys.diag(ctx, diagRequest(family, port, 1<<tcpSynRecv|1<<tcpNewSynRecv))
 		if err != nil {
 			return nil, err
 		}
@@ -62,15 +60,14 @@ func (sys *system) handshakes(ctx context.Context, families []uint8, port int) (
 	return found, nil
 }
 
-// diagRequest asks for the unfinished handshakes on a local port. The kernel keeps
-// them in two states: a request has the second, a fast-open connection the first.
-func diagRequest(family uint8, port uint16) []byte {
-	return diagRequestFor(family, port, 1<<tcpSynRecv|1<<tcpNewSynRecv, 0)
+// diagRequest asks for the sockets on a local port that are in one of states, a set of
+// bits.
+func diagRequest(family uint8, port int, states uint32) []byte {
+	return diagRequestWith(family, port, states, 0)
 }
 
-// diagRequestFor asks for the sockets on a local port in one of some states, with
-// attributes: bit n-1 of extensions is the attribute n.
-func diagRequestFor(family uint8, port uint16, states uint32, extensions uint8) []byte {
+// diagRequestWith asks for attributes too: bit n-1 of extensions is the attribute n.
+func diagRequestWith(family uint8, port int, states uint32, extensions uint8) []byte {
 	p := make([]byte, unix.SizeofNlMsghdr+diagReqSize)
 	binary.NativeEndian.PutUint32(p[0:], uint32(len(p)))
 	binary.NativeEndian.PutUint16(p[4:], unix.SOCK_DIAG_BY_FAMILY)
@@ -78,7 +75,7 @@ func diagRequestFor(family uint8, port uint16, states uint32, extensions uint8) 
 	r := p[unix.SizeofNlMsghdr:]
 	r[0], r[1], r[2] = family, unix.IPPROTO_TCP, extensions
 	binary.NativeEndian.PutUint32(r[4:], states)
-	binary.BigEndian.PutUint16(r[8:], port)
+	binary.BigEndian.PutUint16(r[8:], uint16(port))
 	return p
 }
 
@@ -193,7 +190,7 @@ func parseRow(p []byte) (row diagRow, err error) {
 	}
 	row = diagRow{
 		state:  p[diagState],
-		iface:  binary.NativeEndian.Uint32(p[diagIface:]),
+		iface:  binary.NativeEndian.Uint32(p[diagInterface:]),
 		cookie: binary.NativeEndian.Uint64(p[diagCookie:]),
 		inode:  binary.NativeEndian.Uint32(p[diagInode:]),
 	}
@@ -206,19 +203,25 @@ func parseRow(p []byte) (row diagRow, err error) {
 	}
 	row.local = address(p[diagSource:], p[diagLocal:])
 	row.client = address(p[diagDest:], p[diagClient:])
-	for p = p[diagMsgSize:]; len(p) > 0; {
-		if len(p) < unix.SizeofNlAttr {
-			return diagRow{}, unix.EBADMSG
-		}
+	if row.info, err = attribute(p, diagInfo); err != nil {
+		return diagRow{}, err
+	}
+	return row, nil
+}
+
+// attribute returns the value of one of the attributes behind a struct inet_diag_msg;
+// nil if it is not there.
+func attribute(row []byte, kind uint16) (value []byte, err error) {
+	for p := row[diagMsgSize:]; len(p) >= unix.SizeofNlAttr; {
 		size := int(binary.NativeEndian.Uint16(p))
 		if size < unix.SizeofNlAttr || size > len(p) {
-			return diagRow{}, unix.EBADMSG
+			return nil, unix.EBADMSG
 		}
-		if binary.NativeEndian.Uint16(p[2:]) == diagInfo {
-			row.info = p[unix.SizeofNlAttr:size]
+		if binary.NativeEndian.Uint16(p[2:]) == kind {
+			value = p[unix.SizeofNlAttr:size]
 		}
 		const align = unix.NLA_ALIGNTO - 1
 		p = p[min((size+align)&^align, len(p)):]
 	}
-	return row, nil
+	return value, nil
 }

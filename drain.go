@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -76,7 +77,7 @@ type DrainError struct {
 }
 
 func (e *DrainError) Error() string {
-	text := fmt.Sprintf("%v: %d queued, %v in flight", e.err, e.Queued, count(e.InFlight))
+	text := fmt.Sprintf("%v: %v queued, %v in flight", e.err, count(e.Queued), count(e.InFlight))
 	if e.HeldBack > 0 {
 		text += fmt.Sprintf(", %d held back", e.HeldBack)
 	}
@@ -88,6 +89,9 @@ func (e *DrainError) Error() string {
 
 // Unwrap returns the error of the context.
 func (e *DrainError) Unwrap() error { return e.err }
+
+// queuedIsCapped says that a long queue is told as unknown, see Stats.Queued.
+const queuedIsCapped = runtime.GOOS == "dragonfly"
 
 const (
 	drainLook   = 5 * time.Millisecond // how often a drain looks
@@ -106,15 +110,21 @@ func drain(ctx context.Context, listeners []*Listener) (err error) {
 	for _, l := range listeners {
 		if s, err := l.Stats(); err != nil {
 			return fail(err)
-		} else if s.Queued == unknown {
+		} else if s.Queued == unknown && !queuedIsCapped {
 			return fail(fmt.Errorf("the length of the queue: %w", errors.ErrUnsupported))
 		}
 	}
 
 	flight := newFlight(listeners[0])
 	defer flight.close()
+	// Steering comes first: a SYN that is dropped costs its client a second.
+	steering := newSteering(listeners, flight)
+	steering.look(ctx, false)
 	var drainings []*draining
 	defer func() {
+		if err != nil {
+			steering.off()
+		}
 		errs := []error{cause(err)}
 		for _, d := range drainings {
 			errs = append(errs, d.end(err == nil))
@@ -133,7 +143,8 @@ func drain(ctx context.Context, listeners []*Listener) (err error) {
 
 	tick := time.NewTicker(drainLook)
 	defer tick.Stop()
-	for ended := false; ; {
+	ended := false
+	for looks := 0; ; looks++ {
 		left := DrainError{InFlight: unknown, err: ctx.Err()}
 		if stopped(drainings) {
 			flight.look(ctx)
@@ -149,6 +160,7 @@ func drain(ctx context.Context, listeners []*Listener) (err error) {
 		if done {
 			return nil
 		}
+		steering.look(ctx, looks > 0)
 		if ended {
 			return &left
 		}
@@ -201,13 +213,9 @@ func (d *draining) look(f *flight, left *DrainError) error {
 		return err
 	}
 	unreturned := d.l.accepts.unreturned()
-	left.Queued += s.Queued
+	left.Queued = sum(left.Queued, s.Queued)
+	left.HeldBack = sum(left.HeldBack, s.Incomplete)
 	left.Accepted += unreturned
-	if s.Incomplete == unknown || left.HeldBack == unknown {
-		left.HeldBack = unknown
-	} else {
-		left.HeldBack += s.Incomplete
-	}
 	if d.done {
 		return nil
 	}
@@ -216,7 +224,7 @@ func (d *draining) look(f *flight, left *DrainError) error {
 		return nil
 	}
 	waiting := d.stop != nil && f.left() != 0 || s.Incomplete > 0
-	if s.Queued > 0 || waiting && !f.over() {
+	if s.Queued != 0 || waiting && !f.over() {
 		d.empty = 0
 		return nil
 	}
@@ -230,6 +238,14 @@ func (d *draining) look(f *flight, left *DrainError) error {
 	// can have come in behind it, unless nothing keeps new clients out.
 	d.done = d.l.accepts.settled(d.l.tcp) || time.Since(d.since) > drainReturn
 	return nil
+}
+
+// sum is unknown if a part of it is.
+func sum(a, b int) int {
+	if a == unknown || b == unknown {
+		return unknown
+	}
+	return a + b
 }
 
 // looks is how many looks in a row must find nobody. The kernel takes a handshake out
@@ -251,6 +267,7 @@ type intake struct {
 	shown  atomic.Bool // someone saw the descriptor, and may have copied it
 
 	inherited atomic.Pointer[inheritance]
+	steering  atomic.Pointer[steering] // of the drain that runs, or that ended well
 }
 
 // beginDrain stops the intake, if that can be done and no drain before has.
@@ -291,7 +308,7 @@ func (d *draining) end(waited bool) error {
 	return fmt.Errorf("%w: %w", ErrStillOpen, d.why)
 }
 
-// open lets new clients in again. It is tried again at the next occasion if it fails:
+// open lets new clients in again, and steers them no longer. It is tried again at the next occasion if it fails:
 // another holder of the socket would never see a client.
 func (l *Listener) open() error {
 	in := &l.intake
@@ -311,6 +328,9 @@ func (l *Listener) open() error {
 		in.inherited.Store(&inheritance{stop: in.stop, lifted: time.Now()})
 	}
 	in.stop = nil
+	if s := in.steering.Load(); s != nil {
+		s.off()
+	}
 	return nil
 }
 
@@ -325,6 +345,12 @@ func (l *Listener) share() error {
 		return nil
 	}
 	return l.open()
+}
+
+func (in *intake) isShared() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.shared
 }
 
 // stoppedBy reports whether s still keeps new clients out.

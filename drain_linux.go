@@ -319,9 +319,9 @@ func newFlight(l *Listener) *flight {
 // families are those that a client of a listener at addr may have.
 func families(addr *net.TCPAddr) []uint8 {
 	switch {
-	case addr.IP.To4() != nil && !addr.IP.IsUnspecified():
+	case addr.IP.To4() != nil:
 		return []uint8{unix.AF_INET}
-	case addr.IP.IsUnspecified() || addr.IP == nil: // [::] may be of both
+	case addr.IP.IsUnspecified() || addr.IP == nil: // may be of both
 		return []uint8{unix.AF_INET, unix.AF_INET6}
 	}
 	return []uint8{unix.AF_INET6}

@@ -3,6 +3,7 @@ package acceptq
 import (
 	"context"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"testing"
@@ -31,6 +32,10 @@ func TestOutOfDescriptors(t *testing.T) {
 			requireOp(t, err, "accept")
 			err = refused(t, func() (*Listener, error) { return ListenTCP("127.0.0.1:0", WithBacklog(1)) })
 			require.ErrorIs(t, err, unix.EMFILE)
+			err = refused(t, func() (*Listener, error) { return ListenTCP("[::1%lo]:0") })
+			require.ErrorIs(t, err, unix.EMFILE)
+			_, err = endpoint{network: "tcp6", at: netip.MustParseAddrPort("[::1%lo]:80")}.sockaddr()
+			require.ErrorIs(t, err, unix.EMFILE, "whether the zone exists is unknown")
 			more, err := ListenTCPShards("127.0.0.1:0", 3)
 			require.Nil(t, more)
 			require.ErrorIs(t, err, unix.EMFILE)

@@ -70,23 +70,29 @@ func TestLimitThatCannotBeReadIsByTheRule(t *testing.T) {
 	}
 }
 
-// optional says that listening can do without what the option tells.
-func optional(level, name int) bool { return level == unix.SOL_SOCKET && name == soListenQueueLimit }
+// optional says that listening, or Wrap, can do without what the option tells.
+func optional(level, name int) bool {
+	return level == unix.SOL_SOCKET &&
+		(name == soListenQueueLimit || name == unix.SO_ACCEPTCONN && runtime.GOOS == "dragonfly")
+}
 
 // statsCalls are those without which there are no Stats.
 var statsCalls = []string{"getsockopt", "getsockopt, if it tells", "kevent"}
 
-// willing is a kernel that takes every option.
+// willing is a kernel that takes every option, also where it spreads no connections.
 func willing() system {
 	sys := realSystem
-	if runtime.GOOS != "freebsd" {
-		return sys
-	}
 	sys.sysctl = func(name string) (uint32, error) {
-		if name == "net.inet.tcp.fastopen.server_enable" {
+		switch name {
+		case "net.inet.tcp.fastopen.server_enable", groupKnob:
 			return 1, nil
+		case "security.jail.jailed", "jail.jailed":
+			return 0, nil
 		}
 		return realKernel.sysctl(name)
+	}
+	if runtime.GOOS != "freebsd" {
+		return sys
 	}
 	sys.setsockoptInt = func(fd, level, name, value int) error {
 		if level == unix.IPPROTO_TCP {

@@ -154,10 +154,10 @@ func willing() system {
 }
 
 func kernelAnswers(all map[string][]answer) {
-	all["getsockopt of bytes"] = all["getsockopt"][:len(all["getsockopt"])-5]
+	all["getsockopt, of bytes"] = all["getsockopt"][:len(all["getsockopt"])-5]
 	for _, n := range []int{0, infoQueueEnd - 1, infoQueueEnd, math.MaxInt32, -1} {
 		for _, b := range []byte{0, tcpListen, 0xff} {
-			all["getsockopt of bytes"] = append(all["getsockopt of bytes"], answer{n: n, text: bytes.Repeat([]byte{b}, 64)})
+			all["getsockopt, of bytes"] = append(all["getsockopt, of bytes"], answer{n: n, text: bytes.Repeat([]byte{b}, 64)})
 		}
 	}
 	all["setsockopt of a filter"] = refusals(unix.EBADF, unix.EFAULT, unix.EINVAL, unix.ENOMEM, unix.EPERM, unix.EOPNOTSUPP,
@@ -166,6 +166,7 @@ func kernelAnswers(all map[string][]answer) {
 	// since to remove it would be worse than to leave ours.
 	all["getsockopt of a filter"] = append(refusals(unix.EBADF, unix.EFAULT, unix.ENOBUFS, unix.ENOMEM, unix.ENOPROTOOPT, unix.ENOTSOCK,
 		unix.EPERM, unix.EOPNOTSUPP), numbers(0)...)
+	all["setsockopt of a program"] = refusals(unix.EBADF, unix.EFAULT, unix.EINVAL, unix.ENOMEM, unix.EPERM, unix.EOPNOTSUPP, unix.ENOPROTOOPT)
 	all["socket of a probe"] = refusals(unix.EACCES, unix.EPERM, unix.EAFNOSUPPORT, unix.EMFILE, unix.ENFILE, unix.ENOMEM)
 	all["ioctl"] = refusals(unix.EPERM, unix.ENOTTY, unix.EINVAL, unix.EMFILE)
 	all["descriptors"] = append(refusals(unix.ENOENT, unix.EACCES, unix.EMFILE), numbers(0, 1, 2)...)
@@ -184,7 +185,7 @@ func kernelAnswers(all map[string][]answer) {
 
 func (m *meddler) kernel(sys *system, base system, meddle func() answer) {
 	sys.getsockopt = func(fd, level, name int, p []byte) (int, error) {
-		if m.turn("getsockopt of bytes") {
+		if m.turn("getsockopt, of bytes") {
 			copy(p, meddle().text)
 			return meddle().n, meddle().err
 		}
@@ -201,6 +202,18 @@ func (m *meddler) kernel(sys *system, base system, meddle func() answer) {
 			return meddle().n, meddle().err
 		}
 		return base.getFilter(fd, p)
+	}
+	sys.attachProgram = func(fd int, p []unix.SockFilter) error {
+		if m.turn("setsockopt of a program") {
+			return meddle().err
+		}
+		return base.attachProgram(fd, p)
+	}
+	sys.detachProgram = func(fd int) error {
+		if m.turn("setsockopt of a program") {
+			return meddle().err
+		}
+		return base.detachProgram(fd)
 	}
 	sys.unixSocket = func() (int, error) {
 		if m.turn("socket of a probe") {
@@ -264,7 +277,7 @@ func kernelActs() (acts []act) {
 // queueTimed asks an accepted connection how long it waited.
 func queueTimed() act {
 	return act{
-		name: "QueueTime", op: "queuetime", base: realSystem, fatal: []string{"getsockopt of bytes"},
+		name: "QueueTime", op: "queuetime", base: realSystem, fatal: []string{"getsockopt, of bytes"},
 		begin: func(t *testing.T, sys *system) (func() error, func(error) error) {
 			h := holdQueue(t, sys, 1)
 			require.NoError(t, h.ln.SetDeadline(time.Now().Add(patience)))

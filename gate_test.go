@@ -106,6 +106,7 @@ func TestGateIsShutByOneAtATime(t *testing.T) {
 			g.mu.Lock()
 			require.True(t, g.shut, "the first drain still has it")
 			require.Zero(t, g.deadline)
+			require.Zero(t, g.epoch)
 			require.Equal(t, 1, g.inside)
 			g.shut = false
 			g.moved.Broadcast()

@@ -92,6 +92,9 @@ func TestWhatReallyFits(t *testing.T) {
 	for _, tt := range []struct{ limit, held int }{
 		{0, 1}, {1, 2}, {2, 4}, {3, 5}, {4, 7}, {5, 8}, {10, 16}, {100, 151}, {128, 193},
 	} {
+		if testing.Short() && tt.limit > 10 {
+			continue
+		}
 		t.Run(fmt.Sprintf("limit %d", tt.limit), func(t *testing.T) {
 			ln := bsdListen(t, "127.0.0.1:0", WithBacklog(tt.limit), WithStrictBacklog())
 			require.Equal(t, tt.held, ln.Backlog().Capacity)
@@ -117,6 +120,7 @@ func TestWhatReallyFits(t *testing.T) {
 }
 
 func TestReusePortSpreads(t *testing.T) {
+	needSpread(t)
 	first := bsdListen(t, "127.0.0.1:0", WithReusePort())
 	second := bsdListen(t, first.Addr().String(), WithReusePort())
 	_, err := ListenTCP(first.Addr().String())

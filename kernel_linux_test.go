@@ -130,3 +130,33 @@ func TestTheSocketIsBelievedAndNotTheFile(t *testing.T) {
 		}
 	})
 }
+
+// Many tests skip what needs IPv6 or MPTCP where it does not work. In CI that is only
+// right if the kernel has none: what is switched off can be switched on.
+func TestIPv6AndMultipathTCPAreOn(t *testing.T) {
+	check := func(t *testing.T) {
+		for _, tt := range []struct {
+			name             string
+			family, protocol int
+			loopback         unix.Sockaddr
+			none             unix.Errno // the answer of a kernel that is built without it
+		}{
+			{"IPv6", unix.AF_INET6, unix.IPPROTO_TCP, &unix.SockaddrInet6{Addr: [16]byte{15: 1}}, unix.EAFNOSUPPORT},
+			{"MPTCP", unix.AF_INET, unix.IPPROTO_MPTCP, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}, unix.EPROTONOSUPPORT},
+		} {
+			fd, err := unix.Socket(tt.family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, tt.protocol)
+			if err == nil {
+				err = unix.Bind(fd, tt.loopback)
+				unix.Close(fd)
+			}
+			switch {
+			case err == tt.none:
+				t.Logf("this kernel has no %s", tt.name)
+			case err != nil:
+				skipUnprivileged(t, fmt.Sprintf("%s is switched off: %v", tt.name, err))
+			}
+		}
+	}
+	t.Run("here", check)
+	t.Run("in a namespace", func(t *testing.T) { inNamespace(t, check) })
+}

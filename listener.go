@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -28,9 +27,11 @@ type Listener struct {
 	raw       syscall.RawConn
 	transport transport
 	strict    bool
+	steers    bool                    // a drain may steer new clients to the other listeners of the address
+	group     []uint32                // those when l had joined them, by inode
+	fastOpen  int                     // the qlen of WithFastOpen; 0 without it
 	keepAlive *net.KeepAliveConfig    // of accepted connections; nil is net's default
-	first     Backlog                 // here, and not by itself: one allocation less
-	granted   atomic.Pointer[Backlog] // first, or SetBacklog's; its Ceiling is not kept: it is read when asked for
+	granted   atomic.Pointer[Backlog] // its Ceiling is not kept: it is read when asked for
 	resize    sync.Mutex              // one SetBacklog at a time
 	accepts   gate
 	intake    intake
@@ -104,8 +105,10 @@ func checkNetwork(network string) error {
 // Set deadlines by the Listener from then on: a drain overwrites one that was set
 // before, which net does not tell.
 //
-// The error matches [syscall.EINVAL] if ln is not a listening TCP socket or is of
-// another type, and [net.ErrClosed] if it is closed.
+// A listener of another type that holds a TCP listener, such as that of
+// [crypto/tls.NewListener], cannot be wrapped: wrap the one inside it. The error matches
+// [syscall.EINVAL] if ln is not a listening TCP socket or is of another type, and
+// [net.ErrClosed] if it is closed.
 func Wrap(ln net.Listener) (*Listener, error) {
 	return realSystem.wrap(ln)
 }
@@ -123,8 +126,10 @@ func (sys *system) wrap(ln net.Listener) (*Listener, error) {
 		return fail(errNotListening)
 	case *net.TCPListener:
 		tcp = ln
-	default:
+	case nil, *net.UnixListener:
 		return fail(fmt.Errorf("a %T: %w", ln, errNotListening))
+	default: // TLS's, or one that reads a PROXY header
+		return fail(fmt.Errorf("a %T: wrap the *net.TCPListener inside it instead: %w", ln, errNotListening))
 	}
 	raw, err := tcp.SyscallConn()
 	if err != nil {
@@ -159,8 +164,8 @@ func newListener(sys *system, ln *net.TCPListener, tr transport, account Backlog
 	if err != nil {
 		return nil, cause(err)
 	}
-	l := &Listener{tcp: ln, sys: sys, raw: raw, transport: tr, first: account}
-	l.granted.Store(&l.first)
+	l := &Listener{tcp: ln, sys: sys, raw: raw, transport: tr}
+	l.granted.Store(&account)
 	l.accepts.moved.L = &l.accepts.mu
 	return l, nil
 }
@@ -188,6 +193,11 @@ func (l *Listener) Addr() net.Addr {
 // Close stops listening, as [net.TCPListener.Close] does: the kernel resets the
 // connections that are still queued. Call [Listener.Drain] first to serve them.
 func (l *Listener) Close() error {
+	if l.ok() {
+		if s := l.intake.steering.Load(); s != nil {
+			return s.close(l)
+		}
+	}
 	return l.socket().Close()
 }
 
@@ -259,17 +269,18 @@ func (l *Listener) SetDeadline(t time.Time) error {
 	return l.accepts.setDeadline(l.tcp, t)
 }
 
-// SetBacklog asks for an accept queue of n connections on the socket as it
-// listens, by calling listen(2) again, and returns the account after it; a
-// negative n is as much as the system allows, by the ceiling of this moment. What
-// waits in the queue stays, also when the queue is made shorter than that: then
-// no client is let in until it has emptied to the new limit. It may be called
-// beside Accept.
+// SetBacklog asks for an accept queue of n connections on the live socket, by calling
+// listen(2) again, and returns the account after that. A negative n is the maximum
+// that the system allows under the current ceiling. Queued connections are kept, even
+// if the new limit is smaller than their number: no client is let in until the queue
+// has emptied to the new limit. SetBacklog may be called concurrently with Accept.
 //
-// A listener made with [WithStrictBacklog] keeps the limit it had when the kernel
-// would grant less than n, and the error has a [*ClampError]. After Close the
-// error matches [net.ErrClosed]. On systems where net makes the socket it matches
-// [errors.ErrUnsupported]; Windows, one of them, has no second listen.
+// A listener made with [WithStrictBacklog] keeps its limit if the kernel would grant
+// less than n, and the error has a [*ClampError]. So does one made with [WithFastOpen] on
+// FreeBSD if half the new limit would be less than its count, and the error matches
+// [errors.ErrUnsupported]. After Close the error matches [net.ErrClosed]. On systems
+// where net makes the socket the error matches [errors.ErrUnsupported]; one of them is
+// Windows, which has no second listen.
 func (l *Listener) SetBacklog(n int) (Backlog, error) {
 	if !l.ok() {
 		return l.Backlog(), l.opError("listen", errNotListening)
@@ -279,7 +290,7 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 	account := *l.granted.Load()
 	var operr error
 	err := l.raw.Control(func(fd uintptr) {
-		account, operr = l.sys.setBacklog(int(fd), n, l.strict, account)
+		account, operr = l.sys.setBacklog(int(fd), n, l.strict, l.fastOpen, account)
 	})
 	l.granted.Store(&account)
 	if err := cmp.Or(err, operr); err != nil {
@@ -308,13 +319,29 @@ func (l *Listener) File() (*os.File, error) {
 // SyscallConn returns a raw connection, as [net.TCPListener.SyscallConn] does, to read
 // or set options of the listening socket.
 //
-// To hand the socket to another process use [Listener.File]. A descriptor that is
-// duplicated here counts as another holder only while this process has it open.
+// If a function given to its Control duplicates the descriptor, as tableflip's does, l
+// counts as shared from then on, like after [Listener.File]. To find that out on Linux
+// Control looks at each open descriptor of the process.
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
-	if l.ok() {
-		l.intake.shown.Store(true)
+	raw, err := l.socket().SyscallConn()
+	if err != nil {
+		return nil, err
 	}
-	return l.socket().SyscallConn()
+	return watchedConn{raw, l}, nil
+}
+
+// A watchedConn notices when its user duplicates the descriptor.
+type watchedConn struct {
+	syscall.RawConn
+	l *Listener
+}
+
+func (c watchedConn) Control(f func(fd uintptr)) error {
+	err := c.RawConn.Control(f)
+	if err == nil && c.l.duplicated() {
+		err = c.l.share()
+	}
+	return err
 }
 
 // itself is l, also for a type that embeds it.
@@ -350,8 +377,7 @@ func (l *Listener) EffectiveBacklog() int {
 // A ceiling that cannot be read is -1. It works after Close.
 func (l *Listener) Backlog() Backlog {
 	if !l.ok() {
-		r, _ := ruleOf(runtime.GOOS)
-		return r.account(-1, unknown, unknown, false)
+		return noBacklog
 	}
 	account := *l.granted.Load()
 	account.Ceiling = l.ceiling()

@@ -10,10 +10,9 @@ import (
 	"time"
 )
 
-// An Option sets one thing about a listener that is about to be made. A later
-// one replaces an earlier one of its kind, but for [WithControl]. An option
-// that the system cannot honour makes listening fail with an error that matches
-// [errors.ErrUnsupported]; none is ignored.
+// An Option sets one property of a new listener. A later option replaces an earlier
+// one of its kind, except [WithControl]. No option is ignored: if the system cannot
+// honour one, listening fails with an error that matches [errors.ErrUnsupported].
 type Option func(*options)
 
 // control is the hook of net.ListenConfig.
@@ -23,7 +22,9 @@ type control = func(network, address string, c syscall.RawConn) error
 type options struct {
 	backlog   int
 	strict    bool
-	reusePort bool
+	reusePort bool // by WithReusePort, or for shards of their own
+	steers    bool // by WithReusePort: a drain may steer new clients to the others
+	unsteered bool
 	controls  []control
 
 	// Zero and nil are for what was not asked for.
@@ -84,50 +85,78 @@ func (o *options) control(network, address string, c syscall.RawConn) error {
 	return nil
 }
 
-// WithBacklog asks for an accept queue of n connections: the number passed to
-// listen(2). Without it, and with a negative n, the listener asks for as much
-// as the system allows. Zero is passed on: Linux and FreeBSD then hold one
-// connection, macOS takes it for the maximum, OpenBSD for 80.
+// WithBacklog asks for an accept queue of n connections: n is passed to listen(2).
+// Without this option, or if n is negative, the listener asks for the maximum that
+// the system allows. Zero is passed on: Linux and FreeBSD then hold one connection,
+// macOS treats it as the maximum, and OpenBSD raises it to 80.
 //
-// POSIX calls the number a hint. A kernel that grants less says nothing; the
-// listener does: see [Listener.Backlog], and [WithStrictBacklog], which makes
-// it an error. A number above 2147483647 is passed as that, since listen(2)
-// takes 32 bits; macOS, NetBSD and DragonFly keep 16, so there it is 32767.
-// Where the package does not make the socket itself (Windows and others, see
-// the package comment) net decides, and what was granted is unknown.
+// POSIX calls the number a hint: a kernel that grants less does not say so.
+// [Listener.Backlog] tells what was granted, and [WithStrictBacklog] makes less an
+// error. A number above 2147483647 is passed as 2147483647, because listen(2) takes 32
+// bits; on macOS, NetBSD and DragonFly, which store 16, a number above 32767 is
+// passed as 32767. On systems where net makes the socket (Windows and others, see the
+// package comment), net chooses the number, and what was granted is unknown.
 func WithBacklog(n int) Option {
 	return func(o *options) { o.backlog = n }
 }
 
 // WithStrictBacklog makes listening fail, with a [*ClampError] in the
-// [*net.OpError], when the kernel grants less than [WithBacklog] asks; nothing
-// stays bound. Where the ceiling can be read, one below n is refused before bind(2).
-// Being granted more is no error, and as much as allowed is never too little. Where what was granted cannot be known, listening fails with an
-// error that matches [errors.ErrUnsupported].
+// [*net.OpError], if the kernel grants less than [WithBacklog] asks; nothing stays
+// bound. If the ceiling can be read and is below n, listening fails before bind(2).
+// It is not an error if more is granted, and a request for the maximum is never
+// clamped. If what was granted cannot be known, listening fails with an error that
+// matches [errors.ErrUnsupported].
 func WithStrictBacklog() Option {
 	return func(o *options) { o.strict = true }
 }
 
-// WithReusePort lets several sockets listen on one address, each with a queue
-// of its own, and the kernel spread new connections over them: SO_REUSEPORT on
-// Linux (socket(7)) and DragonFly, SO_REUSEPORT_LB on FreeBSD (setsockopt(2)).
-// Every socket of the address needs it, and on Linux one user must own them all.
+// WithReusePort lets several sockets listen on one address, each with its own queue.
+// The kernel spreads new connections over them: by SO_REUSEPORT on Linux (socket(7))
+// and DragonFly, by SO_REUSEPORT_LB on FreeBSD (setsockopt(2)). Every socket of the
+// address needs the option.
 //
-// The kernel picks by a hash of the addresses and ports and does not look
-// whether the queue is full. On systems whose SO_REUSEPORT does not spread
-// (macOS, NetBSD, OpenBSD), where there is none, and on FreeBSD for the wildcard
-// of both families (":8080" on "tcp"), which its kernel does not spread, listening
-// fails with an error that matches [errors.ErrUnsupported].
+// The kernel chooses a socket by a hash of the addresses and ports, even if its queue
+// is full. These may join the address:
+//   - Linux: processes of the same user.
+//   - FreeBSD before 15: processes of the same user; on a wildcard address with a port
+//     that is not reserved, processes of every user.
+//   - FreeBSD 15: processes of the same user.
+//   - DragonFly: not known.
+//
+// On FreeBSD before 15 a socket belongs to the group from bind(2) on, and not from
+// listen(2): clients that fall to it between the two are refused. Listen calls one right
+// after the other.
+//
+// Listening fails with an error that matches [errors.ErrUnsupported] where the kernel
+// gives all connections to one of the sockets:
+//   - on macOS, NetBSD and OpenBSD
+//   - on FreeBSD on the wildcard of both families (":8080" on "tcp") and, before 13.3,
+//     in a jail
+//   - on DragonFly on IPv6 and in a jail
+//
+// On Linux [Listener.Drain] steers new clients to the other listeners of the address by
+// a BPF program on the group (SO_ATTACH_REUSEPORT_CBPF, socket(7)), and a listener that
+// joins the group takes such a program off, since a process that was killed may have
+// left it. The kernel does not show a program, so one that somebody else attached is
+// taken off too: see [WithoutSteering].
 func WithReusePort() Option {
-	return func(o *options) { o.reusePort = true }
+	return func(o *options) { o.reusePort, o.steers = true, true }
 }
 
-// WithControl has f called on the socket after the listener's own options are
-// set and before bind(2), as [net.ListenConfig] calls its Control: network is
-// "tcp4" or "tcp6", and address the one resolved. Given twice, both are called,
-// in order. An error of f makes listening fail with it. The connection is valid
-// during the call only. It is an error if f is nil, and where the system has no
-// such moment (Plan 9, js, wasip1).
+// WithoutSteering leaves the BPF program of a SO_REUSEPORT group alone, for listeners
+// whose group has a program of its own. Clients whose SYN falls to a listener that
+// drains then wait for a second, as if it were alone. Every listener of the group needs
+// the option. It does nothing without [WithReusePort] and on systems other than Linux.
+func WithoutSteering() Option {
+	return func(o *options) { o.unsteered = true }
+}
+
+// WithControl calls f on the socket after the listener's own options are set and
+// before bind(2), as [net.ListenConfig] calls its Control: network is "tcp4" or
+// "tcp6", and address is the resolved one. If the option is given several times, each
+// f is called, in order. If f returns an error, listening fails with that error. The
+// connection is valid only during the call. It is an error if f is nil, and on systems
+// where net calls no such function (Plan 9, js, wasip1).
 func WithControl(f func(network, address string, c syscall.RawConn) error) Option {
 	return func(o *options) {
 		if f == nil {
@@ -138,30 +167,34 @@ func WithControl(f func(network, address string, c syscall.RawConn) error) Optio
 	}
 }
 
-// WithDeferAccept keeps a connection from Accept until its client has sent
-// something. It is an error if d is not positive.
+// WithDeferAccept keeps a connection from Accept until its client has sent data. It
+// is an error if d is not positive.
 //
-// Linux: TCP_DEFER_ACCEPT, tcp(7). The wait is d, made longer to the next step at
-// which the kernel repeats its SYN-ACK (1, 3, 7, 15, ... seconds); a client that is
-// silent for longer is forgotten, or let in if it answers then. It waits in the
-// SYN queue, and past the limit of that a client with a SYN cookie is not
-// deferred. What is longer than the kernel's longest wait, some 8 hours, is an
-// error that matches [errors.ErrUnsupported]. FreeBSD, NetBSD and DragonFly: the accept filter "dataready", which
-// sets no time; see [WithAcceptFilter]. Elsewhere listening fails with an error
-// that matches [errors.ErrUnsupported].
+//   - Linux: TCP_DEFER_ACCEPT, tcp(7). d is rounded up to the next SYN-ACK
+//     retransmission (1, 3, 7, 15, ... seconds). A client that is silent for longer is
+//     forgotten, or let in if it answers that retransmission. The connection waits in
+//     the SYN queue. If that queue is full, a client that got a SYN cookie is not
+//     deferred. If d is longer than the kernel's longest wait, about 8 hours, the
+//     error matches [errors.ErrUnsupported].
+//   - FreeBSD, NetBSD and DragonFly: the accept filter "dataready", which sets no
+//     time; see [WithAcceptFilter].
+//   - Other systems: the error matches [errors.ErrUnsupported].
 func WithDeferAccept(d time.Duration) Option {
 	return positive("WithDeferAccept", d, func(o *options) *time.Duration { return &o.deferAccept })
 }
 
-// WithAcceptFilter has the kernel hold connections back until the filter of that
-// name lets them through: "dataready" until there is data, "httpready" until there
-// is a whole HTTP request. The argument is the filter's own and mostly empty.
+// WithAcceptFilter makes the kernel hold connections back until the named filter lets
+// them through: "dataready" waits for data, "httpready" for a whole GET or HEAD request.
+// Data that cannot begin such a request passes "httpready" at once, a POST too. The
+// meaning of arg depends on the filter; it is usually empty. A name has at most 15
+// bytes, an argument 239.
 //
-// FreeBSD, NetBSD and DragonFly: SO_ACCEPTFILTER, accept_filter(9). Connections
-// that wait are Incomplete in [Stats], and past the limit the oldest is reset
-// (FreeBSD) or let through (NetBSD). A filter whose module is not loaded gives
-// ENOENT and an error that names the module. Elsewhere, and together with
-// [WithDeferAccept], listening fails. A name holds 15 bytes, an argument 239.
+// FreeBSD, NetBSD and DragonFly: SO_ACCEPTFILTER, accept_filter(9). Connections that are
+// held back are Incomplete in [Stats] on FreeBSD; NetBSD and DragonFly do not tell them.
+// Past the limit the oldest is reset (FreeBSD, DragonFly) or let through (NetBSD). If the
+// filter's module is not loaded, the error matches ENOENT and names the module. On other
+// systems, on FreeBSD 14, which takes filters and ignores them, and together with
+// [WithDeferAccept], listening fails.
 func WithAcceptFilter(name, arg string) Option {
 	return func(o *options) {
 		if name == "" || len(name) > 15 || len(arg) > 239 || strings.ContainsRune(name+arg, 0) {
@@ -172,46 +205,53 @@ func WithAcceptFilter(name, arg string) Option {
 	}
 }
 
-// WithFastOpen lets clients that have been here before send data in their SYN
-// (RFC 7413), for at most qlen connections whose handshake is not finished. It is
-// an error if qlen is not positive.
+// WithFastOpen lets clients that have connected before send data in their SYN
+// (TCP Fast Open, RFC 7413). At most qlen such connections may be in an unfinished
+// handshake. It is an error if qlen is not positive.
 //
-// Linux: TCP_FASTOPEN, tcp(7). The kernel takes the option and does nothing when
-// bit 2 of net.ipv4.tcp_fastopen is off, and cuts qlen to net.core.somaxconn: both
-// make listening fail, the first unless the setting cannot be read. FreeBSD:
-// TCP_FASTOPEN, tcp(4), with net.inet.tcp.fastopen.server_enable; the kernel keeps
-// its own count, half the limit, and listening fails if that is less than qlen.
-// Elsewhere the error matches [errors.ErrUnsupported].
+//   - Linux: TCP_FASTOPEN, tcp(7). The kernel silently ignores the option if the bit
+//     of value 2 in net.ipv4.tcp_fastopen is off, and silently cuts qlen to
+//     net.core.somaxconn. Listening fails in both cases, in the first unless the
+//     setting cannot be read.
+//   - FreeBSD: TCP_FASTOPEN, tcp(4), with net.inet.tcp.fastopen.server_enable. The
+//     kernel uses half the limit instead of qlen, and listening fails if that is less.
+//     Before FreeBSD 15 each listen(2) on such a socket, and so each
+//     [Listener.SetBacklog], leaks one counter in the kernel.
+//   - Other systems: the error matches [errors.ErrUnsupported].
 func WithFastOpen(qlen int) Option {
 	return positive("WithFastOpen", qlen, func(o *options) *int { return &o.fastOpen })
 }
 
 // WithReceiveBuffer asks for a receive buffer of n bytes for each accepted
-// connection: SO_RCVBUF, socket(7), set before listen(2), so that the window scale
-// of the handshake fits it. It ends the kernel's own tuning of that buffer. It is
-// an error if n is not positive, and if the kernel grants less: Linux cuts it to
-// net.core.rmem_max and says nothing.
+// connection: SO_RCVBUF, socket(7). It is set before listen(2), so that the window
+// scale of the handshake fits it. The kernel then no longer tunes that buffer itself.
+// It is an error if n is not positive or if the kernel grants less: Linux silently cuts
+// n to net.core.rmem_max, FreeBSD grants a maximum of 8/9 of kern.ipc.maxsockbuf, and
+// NetBSD one of 4/5 of kern.sbmax.
 func WithReceiveBuffer(n int) Option {
 	return positive("WithReceiveBuffer", n, func(o *options) *int { return &o.receiveBuffer })
 }
 
 // WithSendBuffer asks for a send buffer of n bytes for each accepted connection:
-// SO_SNDBUF, socket(7), set before listen(2). It ends the kernel's own tuning of
-// that buffer. It is an error if n is not positive, and if the kernel grants less:
-// Linux cuts it to net.core.wmem_max and says nothing.
+// SO_SNDBUF, socket(7), set before listen(2). The kernel then no longer tunes that
+// buffer itself. It is an error if n is not positive or if the kernel grants less:
+// Linux silently cuts n to net.core.wmem_max.
 func WithSendBuffer(n int) Option {
 	return positive("WithSendBuffer", n, func(o *options) *int { return &o.sendBuffer })
 }
 
-// WithKeepAlive sets keep-alive on each accepted connection. The fields mean what
-// they do in [net.ListenConfig]: zero is net's default, negative leaves the
-// system's, and with Enable false connections have none, which for the zero
-// KeepAliveConfig differs from net's. Without the option it is on, after 15 s, each
-// 15 s, 9 times. The listening socket has none: NetBSD and macOS would end it.
-// Values that the kernel refuses make listening fail where the package makes the
-// socket; elsewhere net ignores them. OpenBSD has no times to set: there all three
-// are negative, or the error matches [errors.ErrUnsupported], as it does for a
-// negative one on a system that does not tell its own.
+// WithKeepAlive sets keep-alive on each accepted connection. The fields mean what they
+// mean in [net.ListenConfig]: zero is net's default, and negative leaves the system's
+// value. If Enable is false, connections have no keep-alive; net turns it on for a zero
+// KeepAliveConfig. Without this option the default is an idle time of 15 s, an interval
+// of 15 s and 9 probes. The listening socket has no keep-alive, because NetBSD and macOS
+// end a listening socket that has it.
+//
+// Listening fails if the kernel refuses a value. For that the values are tried on
+// another socket, which is closed again. On systems where net makes the socket, net
+// ignores a refusal. The error matches [errors.ErrUnsupported] on OpenBSD, where no
+// value can be set, unless all three are negative. It does so for a negative value on a
+// system that does not tell its own, or whose own is less than a second.
 func WithKeepAlive(config net.KeepAliveConfig) Option {
 	return func(o *options) {
 		// The kernel takes 32 bits of each, and net does not look.

@@ -17,11 +17,14 @@ const hasFilters = runtime.GOOS == "freebsd" || runtime.GOOS == "netbsd" || runt
 // setClosed sets what belongs on a socket before bind(2) and listen(2), and
 // refuses what cannot be had.
 func (sys *system) setClosed(fd int, o *options) error {
-	if o.deferAccept != 0 && !hasFilters {
-		return notHere("WithDeferAccept")
-	}
-	if o.acceptFilter != nil && !hasFilters {
-		return notHere("WithAcceptFilter")
+	if o.deferAccept != 0 || o.acceptFilter != nil {
+		if err := sys.mustFilter(); err != nil {
+			option := "WithAcceptFilter"
+			if o.deferAccept != 0 {
+				option = "WithDeferAccept"
+			}
+			return fmt.Errorf("%s: %w", option, err)
+		}
 	}
 	if o.fastOpen == 0 {
 		return nil
@@ -43,8 +46,8 @@ func (sys *system) setClosed(fd int, o *options) error {
 
 // setListening sets what a socket takes only after listen(2).
 func (sys *system) setListening(fd, limit int, o *options) error {
-	if o.fastOpen != 0 && limit != unknown && limit/2 < o.fastOpen {
-		return fmt.Errorf("WithFastOpen(%d): granted %d, half the limit: %w", o.fastOpen, limit/2, errors.ErrUnsupported)
+	if err := fastOpenFits(runtime.GOOS, o.fastOpen, limit); err != nil {
+		return err
 	}
 	f := o.acceptFilter
 	if o.deferAccept != 0 {
@@ -65,27 +68,63 @@ func (sys *system) setListening(fd, limit int, o *options) error {
 	return err
 }
 
-// loadFilter is the command that loads the module of a filter.
-func loadFilter(name string) string {
-	if runtime.GOOS == "netbsd" {
-		return "modload accf_" + name
+// mustFilter refuses a kernel that has no accept filters, or that takes one and
+// ignores it.
+func (sys *system) mustFilter() error {
+	if !hasFilters {
+		return errors.ErrUnsupported
 	}
-	module := map[string]string{
-		"dataready": "accf_data", "httpready": "accf_http", "dnsready": "accf_dns", "tlsready": "accf_tls",
-	}[name]
-	if module == "" {
-		return "no such filter is loaded"
+	if runtime.GOOS != "freebsd" {
+		return nil
 	}
-	return "kldload " + module
+	release, err := sys.readSysctl(releaseKnob)
+	if err == nil && filtersIgnored(release) {
+		return fmt.Errorf("FreeBSD %d (%s) takes accept filters and ignores them; 13 and 15.0 do not: %w",
+			release, releaseKnob, errors.ErrUnsupported)
+	}
+	return nil
 }
 
-// bufferKnob names the setting that bounds a buffer.
+// loadFilter tells how to load a filter that is missing.
+func loadFilter(name string) string { return filterModule(runtime.GOOS, name) }
+
+// spreads refuses an address over whose listeners this kernel does not spread
+// connections, though it takes the option.
+func (sys *system) spreads(ep endpoint) error {
+	k := groupFacts{goos: runtime.GOOS, release: unknown}
+	jailed := func(knob string) bool {
+		n, err := sys.readSysctl(knob)
+		return err == nil && n == 1
+	}
+	switch runtime.GOOS {
+	case "freebsd":
+		if k.jailed = jailed("security.jail.jailed"); k.jailed {
+			k.release, _ = sys.readSysctl(releaseKnob)
+		}
+	case "dragonfly":
+		k.jailed = jailed("jail.jailed")
+		n, err := sys.readSysctl(groupKnob)
+		k.off = err == nil && n == 0
+	}
+	if why := k.refusal(ep); why != "" {
+		return fmt.Errorf("%s: %w", why, errors.ErrUnsupported)
+	}
+	return nil
+}
+
+// bufferKnob names what bounds a buffer. The kernel counts an mbuf's header with
+// each cluster (sb_max_adj in kern/uipc_sockbuf.c, uipc_socket2.c), so a buffer
+// cannot have the whole of the setting.
 func bufferKnob(int) string {
 	switch runtime.GOOS {
+	case "freebsd":
+		return "8/9 of kern.ipc.maxsockbuf"
 	case "netbsd":
-		return "kern.sbmax"
+		return "4/5 of kern.sbmax"
 	case "openbsd":
 		return "the kernel's SB_MAX"
+	case "dragonfly":
+		return "the usable part of kern.ipc.maxsockbuf"
 	}
 	return "kern.ipc.maxsockbuf"
 }

@@ -3,6 +3,7 @@
 package acceptq
 
 import (
+	"errors"
 	"math"
 	"net"
 	"runtime"
@@ -21,7 +22,7 @@ func TestAcceptFilterFaults(t *testing.T) {
 	}
 	for _, errno := range []unix.Errno{unix.ENOENT, unix.EINVAL, unix.ENOMEM} {
 		before := openDescriptors()
-		sys, calls := realSystem, 0
+		sys, calls := holding(), 0
 		sys.setsockoptString = func(int, int, int, string) error {
 			calls++
 			return errno
@@ -30,6 +31,43 @@ func TestAcceptFilterFaults(t *testing.T) {
 		require.ErrorIs(t, err, errno)
 		requireListenError(t, ln, err)
 		require.Equal(t, 1, calls)
+		require.Equal(t, before, openDescriptors())
+	}
+}
+
+// holding is a system whose kernel does not ignore filters, by its release.
+func holding() system {
+	sys := realSystem
+	sys.sysctl = func(name string) (uint32, error) {
+		if name == releaseKnob {
+			return 1302001, nil
+		}
+		return realSystem.sysctl(name)
+	}
+	return sys
+}
+
+// A kernel that takes filters and ignores them is told by its release, before a
+// port is bound.
+func TestAcceptFilterIgnored(t *testing.T) {
+	if runtime.GOOS != "freebsd" {
+		t.Skip("FreeBSD alone has kernels that ignore filters")
+	}
+	sys := realSystem
+	sys.sysctl = func(string) (uint32, error) { return 1400507, nil }
+	sys.bind = func(int, unix.Sockaddr) error {
+		t.Error("bound")
+		return nil
+	}
+	for name, opt := range map[string]Option{
+		"WithDeferAccept":  WithDeferAccept(time.Second),
+		"WithAcceptFilter": WithAcceptFilter("dataready", ""),
+	} {
+		before := openDescriptors()
+		ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{opt})
+		requireListenError(t, ln, err)
+		require.ErrorIs(t, err, errors.ErrUnsupported)
+		require.ErrorContains(t, err, name+": FreeBSD 1400507 (kern.osreldate)")
 		require.Equal(t, before, openDescriptors())
 	}
 }
@@ -48,7 +86,7 @@ func TestAcceptFilterArgument(t *testing.T) {
 		{WithAcceptFilter("a", "with an argument"), "a", "with an argument"},
 		{WithDeferAccept(time.Second), "dataready", ""},
 	} {
-		sys, given := realSystem, ""
+		sys, given := holding(), ""
 		sys.setsockoptString = func(_, level, name int, value string) error {
 			require.Equal(t, unix.SOL_SOCKET, level)
 			require.Equal(t, 0x1000, name)

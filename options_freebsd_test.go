@@ -52,10 +52,99 @@ func TestFastOpenIsNotTakenInVain(t *testing.T) {
 	require.ErrorIs(t, err, errors.ErrUnsupported, "the kernel's own count is half the limit")
 }
 
+// A shorter queue would take the count of fast open with it: SetBacklog refuses that
+// and changes nothing.
+func TestSetBacklogKeepsFastOpen(t *testing.T) {
+	sys := willing()
+	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(10), WithFastOpen(5)})
+	require.NoError(t, err)
+	defer ln.Close()
+	before := ln.Backlog()
+	b, err := ln.SetBacklog(4)
+	require.ErrorIs(t, err, errors.ErrUnsupported)
+	require.ErrorContains(t, err, "WithFastOpen(5): granted 2")
+	require.Equal(t, before, b)
+	require.Equal(t, 10, queueOption(t, ln, unix.SO_LISTENQLIMIT))
+	b, err = ln.SetBacklog(11)
+	require.NoError(t, err)
+	require.Equal(t, 11, b.Limit)
+}
+
+// A buffer may have 8/9 of the setting, and the error names that bound.
+func TestTheLargestBuffer(t *testing.T) {
+	setting, err := unix.SysctlUint64("kern.ipc.maxsockbuf")
+	if err != nil { // on a processor of 32 bits
+		n, err := unix.SysctlUint32("kern.ipc.maxsockbuf")
+		require.NoError(t, err)
+		setting = uint64(n)
+	}
+	most := int(setting / 9 * 8)
+	ln, err := ListenTCP("127.0.0.1:0", WithReceiveBuffer(most))
+	require.NoError(t, err)
+	require.NoError(t, ln.Close())
+	_, err = ListenTCP("127.0.0.1:0", WithReceiveBuffer(int(setting)))
+	require.ErrorIs(t, err, errors.ErrUnsupported)
+	require.ErrorContains(t, err, "more than 8/9 of kern.ipc.maxsockbuf")
+}
+
+// filterHolds sets the filter dataready past the library, and says whether a
+// silent client is accepted before one that came later and speaks.
+func filterHolds(t *testing.T) bool {
+	t.Helper()
+	ln := listen(t, WithBacklog(5))
+	var filter [256]byte // struct accept_filter_arg
+	copy(filter[:], "dataready")
+	_, err := rawInt(ln.raw, func(fd int) (int, error) {
+		return 0, unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_ACCEPTFILTER, string(filter[:]))
+	})
+	if errors.Is(err, unix.ENOENT) {
+		t.Skip("this kernel has no filter dataready: kldload accf_data")
+	}
+	require.NoError(t, err)
+	silent, speaker := dial(t, ln.Addr()), dial(t, ln.Addr())
+	_, err = speaker.Write([]byte("x"))
+	require.NoError(t, err)
+	first := acceptBy(t, ln, ln.Accept).RemoteAddr().String()
+	require.Contains(t, []string{silent.LocalAddr().String(), speaker.LocalAddr().String()}, first)
+	return first == speaker.LocalAddr().String()
+}
+
+// The library refuses filters where the kernel ignores them, and only there. It goes
+// by the release, the test by what happens.
+func TestFiltersAreRefusedWhereTheyDoNothing(t *testing.T) {
+	holds := filterHolds(t)
+	for name, opt := range map[string]Option{
+		"WithDeferAccept":  WithDeferAccept(time.Second),
+		"WithAcceptFilter": WithAcceptFilter("dataready", ""),
+	} {
+		before := openDescriptors()
+		ln, err := ListenTCP("127.0.0.1:0", opt)
+		if holds {
+			require.NoError(t, err, name)
+			require.NoError(t, ln.Close())
+			continue
+		}
+		requireListenError(t, ln, err)
+		require.ErrorIs(t, err, errors.ErrUnsupported)
+		require.ErrorContains(t, err, name)
+		require.ErrorContains(t, err, "kern.osreldate")
+		require.Equal(t, before, openDescriptors())
+	}
+}
+
+// needFilters skips a test on a kernel that ignores filters.
+func needFilters(t *testing.T) {
+	t.Helper()
+	if err := realSystem.mustFilter(); err != nil {
+		t.Skip("see TestFiltersAreRefusedWhereTheyDoNothing:", err)
+	}
+}
+
 // listenFiltered listens with dataready, or skips: its module may be absent, which is
 // said, with the command that loads it.
 func listenFiltered(t *testing.T, opts ...Option) *Listener {
 	t.Helper()
+	needFilters(t)
 	before := openDescriptors()
 	ln, err := ListenTCP("127.0.0.1:0", opts...)
 	if errors.Is(err, unix.ENOENT) {
@@ -70,6 +159,7 @@ func listenFiltered(t *testing.T, opts ...Option) *Listener {
 }
 
 func TestAcceptFilterUnknown(t *testing.T) {
+	needFilters(t)
 	before := openDescriptors()
 	ln, err := ListenTCP("127.0.0.1:0", WithAcceptFilter("nosuchfilter", ""))
 	require.ErrorIs(t, err, unix.ENOENT)

@@ -29,18 +29,15 @@ func (sys *system) setClosed(fd int, o *options) error {
 // setDeferAccept asks for d and sees to it that the kernel waits as long: it counts
 // repeated SYN-ACKs in 8 bits, and cuts in silence what is longer.
 func (sys *system) setDeferAccept(fd int, d time.Duration) error {
-	seconds := d / time.Second
-	if d%time.Second > 0 {
-		seconds++
-	}
-	if err := sys.setInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, int(min(seconds, math.MaxInt32))); err != nil {
+	wait := seconds(d)
+	if err := sys.setInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, wait); err != nil {
 		return err
 	}
 	granted, err := sys.getsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT)
 	if err != nil {
 		return os.NewSyscallError("getsockopt", err)
 	}
-	if time.Duration(granted) < seconds {
+	if granted < wait {
 		return fmt.Errorf("WithDeferAccept(%v): granted %v: %w", d, time.Duration(granted)*time.Second, errors.ErrUnsupported)
 	}
 	return nil
@@ -50,12 +47,10 @@ func (sys *system) setDeferAccept(fd int, d time.Duration) error {
 // all the same when servers may not use it, and cuts the number.
 func (sys *system) setFastOpen(fd, qlen int) error {
 	const server = 2 // the bit of net.ipv4.tcp_fastopen, networking/ip-sysctl.rst
-	text, err := sys.readFile("/proc/sys/net/ipv4/tcp_fastopen")
-	if err == nil {
-		if bits, err := parseSysctl(string(text)); err == nil && bits&server == 0 {
-			return fmt.Errorf("WithFastOpen: net.ipv4.tcp_fastopen is %d, without the server's bit: sysctl -w net.ipv4.tcp_fastopen=%d: %w",
-				bits, bits|server, errors.ErrUnsupported)
-		}
+	text, _ := sys.readFile("/proc/sys/net/ipv4/tcp_fastopen")
+	if bits, err := parseSysctl(string(text)); err == nil && bits&server == 0 {
+		return fmt.Errorf("WithFastOpen: net.ipv4.tcp_fastopen is %d, without the server's bit: sysctl -w net.ipv4.tcp_fastopen=%d: %w",
+			bits, bits|server, errors.ErrUnsupported)
 	}
 	if err := sys.setInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN, min(qlen, math.MaxInt32)); err != nil {
 		return err

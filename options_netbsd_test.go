@@ -45,7 +45,7 @@ func TestAcceptFilterUnknown(t *testing.T) {
 	before := openDescriptors()
 	ln, err := ListenTCP("127.0.0.1:0", WithAcceptFilter("nosuchfilter", ""))
 	require.ErrorIs(t, err, unix.ENOENT)
-	require.ErrorContains(t, err, "modload accf_nosuchfilter")
+	require.ErrorContains(t, err, `"nosuchfilter": no such filter is loaded`)
 	requireListenError(t, ln, err)
 	require.Equal(t, before, openDescriptors())
 }

@@ -165,10 +165,14 @@ func TestOptionValues(t *testing.T) {
 		},
 		"nil": {nil},
 	} {
+		if name == "WithKeepAlive" && math.MaxInt > math.MaxInt32 { // else no Count is too large
+			bad = append(bad, WithKeepAlive(net.KeepAliveConfig{Enable: true, Count: beyond}))
+		}
 		for i, opt := range bad {
 			ln, err := ListenTCP("127.0.0.1:0", opt)
 			require.Error(t, err, "%s, %d", name, i)
 			require.ErrorContains(t, err, name)
+			require.NotErrorIs(t, err, errors.ErrUnsupported, "no system can honour it")
 			requireListenError(t, ln, err)
 
 			// It is an error of the call, so a later one of its kind does not heal it.
@@ -176,9 +180,21 @@ func TestOptionValues(t *testing.T) {
 			require.ErrorContains(t, err, name)
 		}
 	}
-	for _, good := range []Option{WithAcceptFilter(long[:15], long[:239]), WithDeferAccept(math.MaxInt64), WithFastOpen(math.MaxInt)} {
+	for _, good := range []Option{
+		WithAcceptFilter(long[:15], long[:239]), WithDeferAccept(math.MaxInt64), WithFastOpen(math.MaxInt),
+		WithKeepAlive(net.KeepAliveConfig{Idle: math.MaxInt32 * time.Second, Interval: math.MaxInt32 * time.Second, Count: math.MaxInt32}),
+	} {
 		_, err := newOptions([]Option{good})
 		require.NoError(t, err)
+	}
+}
+
+// Of several options that make no sense, the first is named.
+func TestFirstBadOptionIsNamed(t *testing.T) {
+	a, b := WithFastOpen(-1), WithSendBuffer(-2)
+	for want, opts := range map[string][]Option{"WithFastOpen(-1)": {a, b}, "WithSendBuffer(-2)": {WithBacklog(1), b, a}} {
+		_, err := newOptions(opts)
+		require.ErrorContains(t, err, want)
 	}
 }
 

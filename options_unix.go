@@ -3,6 +3,7 @@
 package acceptq
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -36,8 +37,8 @@ func (sys *system) setOptions(fd int, ep endpoint, o *options) error {
 		return err
 	}
 	if o.reusePort {
-		if err := ep.spreads(); err != nil {
-			return err
+		if err := sys.spreads(ep); err != nil {
+			return fmt.Errorf("WithReusePort: %w", err)
 		}
 		if err := sys.setReusePort(fd); err != nil {
 			return err
@@ -86,61 +87,72 @@ func (sys *system) setBuffer(fd int, option string, name, n int) error {
 	return nil
 }
 
-// tryKeepAlive has net set config on a socket that is thrown away: what the
-// kernel refuses there it would refuse on each connection. It returns what to set
-// on those. Where config leaves a value to the system that is the system's own, for
-// by the time a connection is accepted net has replaced it.
-func (sys *system) tryKeepAlive(config *net.KeepAliveConfig) (*net.KeepAliveConfig, error) {
+// tryKeepAlive sets the values of config on a socket of the endpoint's family
+// that is closed again: a value that the kernel refuses there, it would refuse on
+// each connection. The listening socket is not used for it, because NetBSD and macOS
+// end a listening socket that sends keep-alive probes.
+//
+// It returns the values to set on each connection. A negative one is replaced by the
+// system's own, because net has set another by the time a connection is accepted.
+func (sys *system) tryKeepAlive(ep endpoint, config *net.KeepAliveConfig) (*net.KeepAliveConfig, error) {
 	if config == nil || !config.Enable {
 		return config, nil
 	}
-	fd, err := sys.socket(unix.AF_INET)
+	names, ok := keepAliveNames()
+	if !ok { // net cannot set the values either, and fails unless they are negative
+		if max(config.Idle, config.Interval) >= 0 || config.Count >= 0 {
+			return nil, notHere("WithKeepAlive with a time or a count")
+		}
+		return config, nil
+	}
+	fd, err := sys.socket(ep.domain())
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	file := os.NewFile(uintptr(fd), "keep-alive")
-	defer file.Close()
-	full, err := sys.fillKeepAlive(fd, *config)
-	if err == nil {
-		var c net.Conn
-		if c, err = net.FileConn(file); err == nil {
-			defer c.Close()
-			err = c.(*net.TCPConn).SetKeepAliveConfig(full)
+	defer unix.Close(fd)
+	try := func(name, n int) (int, error) {
+		switch {
+		case n > 0:
+			return n, sys.setInt(fd, unix.IPPROTO_TCP, name, n)
+		case n < 0:
+			n, err := sys.getsockoptInt(fd, unix.IPPROTO_TCP, name)
+			if err == nil && n == 0 {
+				// The kernel rounds a time under a second down to 0, which to net is its
+				// own default.
+				return 0, fmt.Errorf("the system's own value is less than 1, which cannot be set: %w", errors.ErrUnsupported)
+			}
+			return n, os.NewSyscallError("getsockopt", err)
 		}
+		return 0, nil // net's default
 	}
-	if errors.Is(err, unix.ENOPROTOOPT) { // OpenBSD sets no times, and not all tell theirs
-		return nil, fmt.Errorf("WithKeepAlive: %w: %w", errors.ErrUnsupported, cause(err))
+	idle, err := try(names[0], seconds(config.Idle))
+	interval, err1 := try(names[1], seconds(config.Interval))
+	count, err2 := try(names[2], config.Count)
+	err = cmp.Or(err, err1, err2)
+	if errors.Is(err, unix.ENOPROTOOPT) { // NetBSD may not tell its own values
+		return nil, fmt.Errorf("WithKeepAlive: %w: %w", errors.ErrUnsupported, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("WithKeepAlive: %w", cause(err))
+		return nil, fmt.Errorf("WithKeepAlive: %w", err)
 	}
-	return &full, nil
+	return &net.KeepAliveConfig{
+		Enable:   true,
+		Idle:     time.Duration(idle) * time.Second,
+		Interval: time.Duration(interval) * time.Second,
+		Count:    count,
+	}, nil
 }
 
-// fillKeepAlive puts the values that fd, a fresh socket, has from the system in
-// the place of negative ones.
-func (sys *system) fillKeepAlive(fd int, config net.KeepAliveConfig) (net.KeepAliveConfig, error) {
-	names, ok := keepAliveNames()
-	if !ok {
-		return config, nil // net has not set them either
+// seconds rounds d up to whole seconds in 32 bits, as net does. A negative d is -1.
+func seconds(d time.Duration) int {
+	if d < 0 {
+		return -1
 	}
-	var err error
-	own := func(name int) (n int) {
-		if err == nil {
-			n, err = sys.getsockoptInt(fd, unix.IPPROTO_TCP, name)
-		}
-		return n
+	whole := d / time.Second
+	if d%time.Second > 0 {
+		whole++
 	}
-	if config.Idle < 0 {
-		config.Idle = time.Duration(own(names[0])) * time.Second
-	}
-	if config.Interval < 0 {
-		config.Interval = time.Duration(own(names[1])) * time.Second
-	}
-	if config.Count < 0 {
-		config.Count = own(names[2])
-	}
-	return config, os.NewSyscallError("getsockopt", err)
+	return int(min(whole, math.MaxInt32))
 }
 
 // reusePort is the socket option with which the kernel spreads connections over
@@ -154,16 +166,6 @@ func reusePort() (name int, err error) {
 		return 0x10000, nil // SO_REUSEPORT_LB, sys/socket.h; x/sys has it for FreeBSD only
 	}
 	return 0, notHere("WithReusePort")
-}
-
-// spreads refuses an address over whose listeners the kernel does not spread,
-// though it takes the option: FreeBSD leaves the wildcard of both families out of
-// the group (in_pcbinslbgrouphash in netinet/in_pcb.c) and gives all to one.
-func (ep endpoint) spreads() error {
-	if runtime.GOOS == "freebsd" && ep.network == "tcp6" && !ep.v6only && ep.wildcard() {
-		return fmt.Errorf("%w, listen on tcp4 and on tcp6", notHere("WithReusePort for both families at once"))
-	}
-	return nil
 }
 
 func (sys *system) setInt(fd, level, name, value int) error {

@@ -3,12 +3,16 @@
 package acceptq
 
 import (
+	"errors"
+	"math"
 	"net"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // A hook that fails, or panics, leaves nothing behind; those after it are not called.
@@ -38,6 +42,83 @@ func TestControlFails(t *testing.T) {
 			require.Nil(t, ln)
 			require.Equal(t, 2, called)
 		})
+	}
+}
+
+// A host may refuse sockets of the other family: the values are tried on a socket of
+// the listener's own.
+func TestKeepAliveNeedsNoOtherFamily(t *testing.T) {
+	if _, timed := keepAliveNames(); !timed {
+		t.Skip("there is nothing to try here")
+	}
+	for host, family := range map[string]int{"127.0.0.1": unix.AF_INET, "::1": unix.AF_INET6} {
+		if aFreeAddress("tcp", host) == "" {
+			continue
+		}
+		sys := realSystem
+		sys.socket = func(domain int) (int, error) {
+			if domain != family {
+				return -1, unix.EAFNOSUPPORT
+			}
+			return realSystem.socket(domain)
+		}
+		ln, err := sys.listenWith(t.Context(), "tcp", net.JoinHostPort(host, "0"), []Option{
+			WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: time.Minute}),
+		})
+		require.NoError(t, err)
+		require.NoError(t, ln.Close())
+	}
+}
+
+// A kernel that does not tell its own value, as NetBSD may not, cannot leave a
+// connection with it.
+func TestKeepAliveValueThatIsNotTold(t *testing.T) {
+	names, timed := keepAliveNames()
+	if !timed {
+		t.Skip("no value is asked for here")
+	}
+	sys := realSystem
+	sys.getsockoptInt = func(fd, level, name int) (int, error) {
+		if level == unix.IPPROTO_TCP && slices.Contains(names[:], name) {
+			return 0, unix.ENOPROTOOPT
+		}
+		return realSystem.getsockoptInt(fd, level, name)
+	}
+	for _, config := range []net.KeepAliveConfig{{Enable: true, Idle: -1}, {Enable: true, Interval: -1}, {Enable: true, Count: -1}} {
+		err := refused(t, func() (*Listener, error) {
+			return sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithKeepAlive(config)})
+		})
+		require.ErrorIs(t, err, errors.ErrUnsupported)
+		require.ErrorIs(t, err, unix.ENOPROTOOPT)
+	}
+	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: time.Minute})})
+	require.NoError(t, err)
+	require.NoError(t, ln.Close())
+}
+
+// Where the kernel says itself that a buffer is too large, as the BSDs do, the error
+// is that of one that is cut.
+func TestBufferThatTheKernelRefuses(t *testing.T) {
+	sys := realSystem
+	sys.setsockoptInt = func(fd, level, name, value int) error {
+		if level == unix.SOL_SOCKET && (name == unix.SO_RCVBUF || name == unix.SO_SNDBUF) {
+			return unix.ENOBUFS
+		}
+		return realSystem.setsockoptInt(fd, level, name, value)
+	}
+	for _, opt := range []Option{WithReceiveBuffer(8192), WithSendBuffer(8192)} {
+		err := refused(t, func() (*Listener, error) { return sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{opt}) })
+		require.ErrorIs(t, err, errors.ErrUnsupported)
+		require.ErrorIs(t, err, unix.ENOBUFS)
+	}
+}
+
+func TestSeconds(t *testing.T) {
+	for d, want := range map[time.Duration]int{
+		math.MinInt64: -1, -time.Second: -1, -1: -1, 0: 0, 1: 1, time.Second: 1, time.Second + 1: 2,
+		math.MaxInt32 * time.Second: math.MaxInt32, math.MaxInt64: math.MaxInt32,
+	} {
+		require.Equal(t, want, seconds(d), "%v", d)
 	}
 }
 

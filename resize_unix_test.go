@@ -3,6 +3,10 @@
 package acceptq
 
 import (
+	"bytes"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -29,4 +33,47 @@ func TestSetBacklogThatFailsKeepsTheAccount(t *testing.T) {
 	require.Equal(t, before, account)
 	require.Equal(t, before, ln.Backlog())
 	require.Equal(t, before.Effective, ln.EffectiveBacklog())
+}
+
+// Of two calls of SetBacklog one waits for the other, or the account of one would be
+// kept with the limit of the other. The first is held in listen(2) until the second
+// waits for the lock or, if there is none, is in listen(2) too.
+func TestSetBacklogOneAtATime(t *testing.T) {
+	sys := realSystem
+	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(2)})
+	require.NoError(t, err)
+	defer ln.Close()
+
+	var inside, most atomic.Int32
+	var second sync.WaitGroup
+	var once sync.Once
+	sys.listenCall = func(fd, backlog int) error {
+		most.Store(max(most.Load(), inside.Add(1)))
+		defer inside.Add(-1)
+		once.Do(func() {
+			second.Go(func() { ln.SetBacklog(5) })
+			require.True(t, eventually(func() bool { return inside.Load() > 1 || waitsForResize() }))
+		})
+		return realSystem.listenCall(fd, backlog)
+	}
+	b, err := ln.SetBacklog(4)
+	require.NoError(t, err)
+	require.Equal(t, 4, b.Requested)
+	second.Wait()
+	require.EqualValues(t, 1, most.Load(), "calls of listen(2) at a time")
+	b = ln.Backlog()
+	require.Equal(t, 5, b.Requested)
+	require.True(t, b.Limit >= 5 || b.Limit == unknown, "%v", b)
+}
+
+// waitsForResize says whether a goroutine waits for a lock in SetBacklog.
+func waitsForResize() bool {
+	stacks := make([]byte, 1<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	for _, g := range bytes.Split(stacks, []byte("\n\n")) {
+		if bytes.Contains(g, []byte("[sync.Mutex.Lock")) && bytes.Contains(g, []byte("(*Listener).SetBacklog(")) {
+			return true
+		}
+	}
+	return false
 }

@@ -4,15 +4,18 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"log/slog"
 	"net"
+	"slices"
+	"strings"
 	"sync"
 )
 
-// Shards are several listeners on one address, each with an accept queue of its
-// own, over which the kernel spreads new connections: n queues hold n times what
-// the ceiling allows one. See [ListenShards].
+// Shards are several listeners on one address, each with its own accept queue. The
+// kernel spreads new connections over them, so that n queues hold n times what the
+// ceiling allows one. See [ListenShards].
 //
-// A method of zero Shards that returns an error returns one.
+// On zero or nil Shards every method that can return an error does.
 type Shards struct {
 	listeners []*Listener
 	closing   sync.Mutex // one Close at a time: Serve calls it too, when the first has closed one
@@ -24,24 +27,24 @@ func ListenTCPShards(addr string, n int, opts ...Option) (*Shards, error) {
 	return ListenShards(context.Background(), "tcp", addr, n, opts...)
 }
 
-// ListenShards listens on a TCP address with n sockets, each made as [Listen]
-// makes one with these options: WithBacklog is for each, and a port of 0 becomes
-// one port for all. When one cannot be made, none is left.
+// ListenShards listens on a TCP address with n sockets, each made as [Listen] makes
+// one with these options. WithBacklog applies to each socket, and a port of 0 becomes
+// the same port for all. If one socket cannot be made, none is left.
 //
 // The shards are exclusive: a second process that listens on the address gets
-// EADDRINUSE, unless it asks for SO_REUSEPORT itself, which on Linux the same
-// user may. With [WithReusePort] the address can be shared on purpose. A
-// [WithControl] function is called for each socket; on FreeBSD and DragonFly there
-// is one more, which claims the address and is closed again.
+// EADDRINUSE, unless it sets SO_REUSEPORT itself: [WithReusePort] says which users may.
+// With [WithReusePort] the address can be shared on purpose. A [WithControl] function is
+// called for each socket; on FreeBSD and DragonFly there is one more, which claims the
+// address and is closed again.
 //
-// The kernel picks a shard by a hash of the addresses and ports and does not look
-// whether its queue is full: a full shard turns clients away while its neighbour
-// is empty. [Shards.All] shows each.
+// The kernel chooses a shard by a hash of the addresses and ports, even if its queue is
+// full: a full shard turns clients away while another is empty. [Shards.All] shows
+// each.
 //
-// It is an error if n is not positive. Where the system does not spread
-// connections (see [WithReusePort]) and n is more than 1, the error matches
-// [errors.ErrUnsupported]; on FreeBSD also if n is more than 256, the most that
-// its kernel spreads over.
+// It is an error if n is not positive. If n is more than 1 and the system does not
+// spread connections (see [WithReusePort]), the error matches [errors.ErrUnsupported].
+// On FreeBSD and DragonFly so does the error if n is more than 256, the maximum of their
+// kernels.
 func ListenShards(ctx context.Context, network, address string, n int, opts ...Option) (*Shards, error) {
 	return realSystem.shards(ctx, network, address, n, opts)
 }
@@ -70,41 +73,118 @@ func (sys *system) shards(ctx context.Context, network, address string, n int, o
 		s.Close()
 		return nil, err
 	}
+	noteGroup(ctx, s.listeners...)
 	return s, nil
 }
 
 // Len returns the number of shards.
-func (s *Shards) Len() int { return len(s.listeners) }
+func (s *Shards) Len() int { return len(s.all()) }
 
 // All yields the shards in the order in which they were made.
-func (s *Shards) All() iter.Seq[*Listener] {
-	return func(yield func(*Listener) bool) {
-		for _, l := range s.listeners {
-			if !yield(l) {
-				return
-			}
-		}
+func (s *Shards) All() iter.Seq[*Listener] { return slices.Values(s.all()) }
+
+func (s *Shards) all() []*Listener {
+	if s == nil {
+		return nil
 	}
+	return s.listeners
 }
 
 // Addr returns the address of all shards; nil for zero Shards.
 func (s *Shards) Addr() net.Addr {
-	if len(s.listeners) == 0 {
-		return nil
+	for l := range s.All() {
+		return l.Addr()
 	}
-	return s.listeners[0].Addr()
+	return nil
 }
 
-// EffectiveBacklog returns the sum of what [Listener.EffectiveBacklog] returns, in
+// String returns the network, the address and the number of shards, as in
+// "tcp 127.0.0.1:8080, 4 shards".
+func (s *Shards) String() string {
+	if s.Len() == 0 {
+		return "tcp <nil>, no shards"
+	}
+	return fmt.Sprintf("%v, %d shards", s.listeners[0], s.Len())
+}
+
+// EffectiveBacklog returns the sum of [Listener.EffectiveBacklog] over all shards, in
 // connections; -1 if one is unknown, and for zero Shards.
 func (s *Shards) EffectiveBacklog() int {
-	sum := sumOf(s.listeners, func(l *Listener) int64 { return int64(l.EffectiveBacklog()) })
+	sum := sumOf(s.all(), func(l *Listener) int64 { return int64(l.EffectiveBacklog()) })
 	return saturate(sum)
 }
 
-// Stats reads all queues, one after the other, and returns the sums. A sum with
-// an unknown part is unknown, which is -1. When a queue cannot be read the error
-// is that of [Listener.Stats].
+// Backlogs returns the account of each shard, see [Listener.Backlog], in the order of
+// [Shards.All].
+func (s *Shards) Backlogs() Backlogs {
+	var all Backlogs
+	for l := range s.All() {
+		all = append(all, l.Backlog())
+	}
+	return all
+}
+
+// Backlogs are the accounts of several accept queues. They are one line in a log and
+// an array in JSON.
+type Backlogs []Backlog
+
+// String returns in one line how many connections all queues hold, and the account of
+// each. Queues with the same account share it.
+func (bs Backlogs) String() string {
+	switch len(bs) {
+	case 0:
+		return nothingKnown
+	case 1:
+		return bs[0].String()
+	}
+	queues := make(map[Backlog]int)
+	for _, b := range bs {
+		queues[b]++
+	}
+	var line strings.Builder
+	fmt.Fprintf(&line, "%d queues hold %v", len(bs), count(bs.sum(func(b Backlog) int { return b.Capacity })))
+	if len(queues) == 1 {
+		fmt.Fprintf(&line, ", each: %v", bs[0])
+		return line.String()
+	}
+	for _, b := range bs {
+		if n := queues[b]; n > 0 {
+			fmt.Fprintf(&line, "; %d: %v", n, b)
+			queues[b] = 0
+		}
+	}
+	return line.String()
+}
+
+// LogValue returns a group for [log/slog]: the number of queues, the ceiling, and the
+// sums of the other numbers. Measured is true if all were, and clamped if one was. An
+// unknown number is left out, and so is a sum with an unknown part.
+func (bs Backlogs) LogValue() slog.Value {
+	ceiling, measured, clamped := unknown, len(bs) > 0, false
+	for _, b := range bs {
+		ceiling = orNothing(b, noBacklog).Ceiling
+		measured = measured && b.Measured
+		clamped = clamped || b.Clamped()
+	}
+	return logKnown(
+		slog.Int("queues", len(bs)),
+		slog.Int("requested", bs.sum(func(b Backlog) int { return b.Requested })),
+		slog.Int("ceiling", ceiling),
+		slog.Int("limit", bs.sum(func(b Backlog) int { return b.Limit })),
+		slog.Int("effective", bs.sum(func(b Backlog) int { return b.Effective })),
+		slog.Int("capacity", bs.sum(func(b Backlog) int { return b.Capacity })),
+		slog.Bool("measured", measured),
+		slog.Bool("clamped", clamped),
+	)
+}
+
+func (bs Backlogs) sum(number func(Backlog) int) int {
+	return saturate(sumOf(bs, func(b Backlog) int64 { return int64(number(orNothing(b, noBacklog))) }))
+}
+
+// Stats reads all queues, one after the other, and returns the sums. A sum with an
+// unknown part is unknown (-1). If a queue cannot be read, the error is that of
+// [Listener.Stats].
 func (s *Shards) Stats() (Stats, error) {
 	if err := s.none("stats"); err != nil {
 		return noStats, err
@@ -127,14 +207,14 @@ func (s *Shards) Stats() (Stats, error) {
 
 // none is the error of zero Shards.
 func (s *Shards) none(op string) error {
-	if len(s.listeners) > 0 {
+	if s.Len() > 0 {
 		return nil
 	}
 	return &net.OpError{Op: op, Net: "tcp", Err: errNotListening}
 }
 
-// sumOf adds up one number of each; of none, and with an unknown one among them,
-// it is unknown.
+// sumOf adds up one number of each. The sum is unknown if there is none, or if one is
+// unknown.
 func sumOf[T any](all []T, number func(T) int64) int64 {
 	if len(all) == 0 {
 		return unknown
@@ -150,8 +230,8 @@ func sumOf[T any](all []T, number func(T) int64) int64 {
 	return sum
 }
 
-// SetBacklog calls [Listener.SetBacklog] with n for each shard, up to the first
-// that fails, and returns its error.
+// SetBacklog calls [Listener.SetBacklog] with n for each shard. It stops at the first
+// that fails and returns its error.
 func (s *Shards) SetBacklog(n int) error {
 	if err := s.none("listen"); err != nil {
 		return err
@@ -211,7 +291,7 @@ func (s *Shards) Resume() error {
 	return join(errs)
 }
 
-// Close closes all shards and returns the first error.
+// Close closes all shards, the last one first, and returns the first error.
 func (s *Shards) Close() error {
 	if err := s.none("close"); err != nil {
 		return err
@@ -219,7 +299,7 @@ func (s *Shards) Close() error {
 	s.closing.Lock()
 	defer s.closing.Unlock()
 	var first error
-	for _, l := range s.listeners {
+	for _, l := range closingOrder(s.listeners) {
 		if err := l.Close(); err != nil && first == nil {
 			first = err
 		}

@@ -1,9 +1,13 @@
 package acceptq
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -15,6 +19,7 @@ import (
 // The wildcard of both families is refused, and for the reason given: with the
 // option on it all clients go to one socket.
 func TestNoShardsOfBothFamilies(t *testing.T) {
+	needSpread(t)
 	for _, n := range []int{1, 2} {
 		s, err := ListenTCPShards(":0", n, WithReusePort())
 		require.Nil(t, s)
@@ -23,6 +28,8 @@ func TestNoShardsOfBothFamilies(t *testing.T) {
 	s, err := ListenTCPShards(":0", 2)
 	require.Nil(t, s)
 	require.ErrorIs(t, err, errors.ErrUnsupported)
+	require.ErrorContains(t, err, "more than one shard")
+	require.NotContains(t, err.Error(), "WithReusePort", "which nobody gave")
 	for _, network := range []string{"tcp4", "tcp6"} {
 		s, err := ListenShards(t.Context(), network, ":0", 2)
 		require.NoError(t, err, network)
@@ -62,6 +69,7 @@ func TestNoShardsOfBothFamilies(t *testing.T) {
 
 // FreeBSD spreads over 256 sockets, and lets more be bound.
 func TestTheMostShards(t *testing.T) {
+	needSpread(t)
 	s, err := ListenTCPShards("127.0.0.1:0", 256)
 	require.NoError(t, err)
 	addr := s.Addr().String()
@@ -72,4 +80,66 @@ func TestTheMostShards(t *testing.T) {
 	again, err := ListenTCP(addr)
 	require.NoError(t, err)
 	require.NoError(t, again.Close())
+}
+
+// Another user cannot join shards of one address. Those of all addresses he can,
+// until it was mended in 15.
+func TestWhoMayJoinShards(t *testing.T) {
+	if addr := os.Getenv(childEnv); addr != "" { // as the other user
+		ln, err := Listen(t.Context(), "tcp4", addr, WithReusePort())
+		switch {
+		case err == nil:
+			ln.Close()
+			fmt.Println("joined")
+		case errors.Is(err, syscall.EADDRINUSE):
+			fmt.Println("in use")
+		default:
+			t.Error(err)
+		}
+		return
+	}
+	needSpread(t)
+	joins := func(addr string) bool {
+		var out bytes.Buffer
+		other := child(t, addr)
+		other.Stdout = &out
+		other.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		err := other.Start()
+		if errors.Is(err, syscall.EACCES) {
+			t.Skipf("uid 65534 may not execute %s: copy this binary to where it may", other.Path)
+		}
+		require.NoError(t, err)
+		require.NoError(t, other.Wait(), "%s", &out)
+		joined := strings.HasPrefix(out.String(), "joined")
+		require.True(t, joined || strings.HasPrefix(out.String(), "in use"), "%s", &out)
+		return joined
+	}
+	one, err := ListenShards(t.Context(), "tcp4", "127.0.0.1:0", 2)
+	require.NoError(t, err)
+	defer one.Close()
+	same, err := ListenTCP(one.Addr().String(), WithReusePort())
+	require.NoError(t, err, "the same user may")
+	require.NoError(t, same.Close())
+	if os.Geteuid() != 0 {
+		t.Skip("only root can be another user: run this test as root")
+	}
+	require.False(t, joins(one.Addr().String()))
+
+	if jailed, err := unix.SysctlUint32("security.jail.jailed"); err == nil && jailed == 1 {
+		t.Skip("all addresses may be one address in a jail: run this test outside of it")
+	}
+	all, err := ListenShards(t.Context(), "tcp4", "0.0.0.0:0", 2)
+	require.NoError(t, err)
+	defer all.Close()
+	joined := joins(all.Addr().String())
+	release, err := unix.SysctlUint32("kern.osreldate")
+	require.NoError(t, err)
+	switch {
+	case release < 1303000, release >= 1400097 && release <= 1400507:
+		require.True(t, joined, "SECURITY.md says that he can")
+	case release >= 1500068:
+		require.False(t, joined, "SECURITY.md says that he cannot")
+	default:
+		t.Logf("%d: joined: %t; no other release of this branch has been tried", release, joined)
+	}
 }

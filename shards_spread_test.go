@@ -17,6 +17,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// needSpread skips a test that needs shards.
+func needSpread(t *testing.T) {
+	t.Helper()
+	if !spreads() {
+		t.Skip("this kernel gives all connections to one of several listeners (in a jail FreeBSD before 13.3 does, and DragonFly): run it outside of the jail")
+	}
+}
+
 // childEnv is set in a process that a test has started as another instance; it
 // holds the address.
 const childEnv = "ACCEPTQ_TEST_CHILD"
@@ -56,6 +64,7 @@ func TestShardsAreExclusive(t *testing.T) {
 		}
 		return
 	}
+	needSpread(t)
 	s, err := ListenTCPShards("127.0.0.1:0", 2)
 	require.NoError(t, err)
 	defer s.Close()
@@ -77,11 +86,16 @@ func TestShardsAreExclusive(t *testing.T) {
 
 // Of instances that start at the same moment one at most gets the address.
 func TestShardsStartedTogether(t *testing.T) {
+	needSpread(t)
 	first, err := ListenTCP("127.0.0.1:0")
 	require.NoError(t, err)
 	addr := first.Addr().String()
 	require.NoError(t, first.Close())
-	for range 100 {
+	rounds := 100
+	if testing.Short() {
+		rounds = 20
+	}
+	for range rounds {
 		var (
 			wait  sync.WaitGroup
 			start = make(chan struct{})
@@ -112,6 +126,7 @@ func TestShardsStartedTogether(t *testing.T) {
 // With WithReusePort instances share the address, and all their queues get
 // clients; one that is exclusive has no place there.
 func TestShardsOfTwoInstances(t *testing.T) {
+	needSpread(t)
 	a, err := ListenTCPShards("127.0.0.1:0", 2, WithReusePort())
 	require.NoError(t, err)
 	defer a.Close()
@@ -123,7 +138,7 @@ func TestShardsOfTwoInstances(t *testing.T) {
 		require.ErrorIs(t, err, syscall.EADDRINUSE, name)
 	}
 
-	const clients = 200
+	clients := shardClients()
 	for _, c := range connectAll(t, a.Addr(), clients) {
 		defer c.Close()
 	}
@@ -139,6 +154,7 @@ func TestShardsOfTwoInstances(t *testing.T) {
 // Whichever call of whichever shard fails, the error is that of the call, nothing
 // is left open, and the address is free.
 func TestShardsAllOrNothing(t *testing.T) {
+	needSpread(t)
 	const n = 4
 	failing := map[string]func(sys *system, fails func() error){
 		"socket": func(sys *system, fails func() error) {

@@ -1,9 +1,13 @@
 package acceptq
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"runtime"
@@ -16,9 +20,18 @@ import (
 )
 
 // spreads says whether this system spreads connections over shards, by its name
-// and not by the library.
+// or by what its kernel does, and not by the library.
 func spreads() bool {
-	return slices.Contains([]string{"linux", "android", "freebsd", "dragonfly"}, runtime.GOOS)
+	return slices.Contains([]string{"linux", "android"}, runtime.GOOS) || kernelSpreads()
+}
+
+// shardClients is how many clients may wait in four shards so that each has some and the
+// length of each queue is known.
+func shardClients() int {
+	if runtime.GOOS == "dragonfly" {
+		return 60 // of which a queue tells no more than 31
+	}
+	return 200
 }
 
 func TestShardsAreCounted(t *testing.T) {
@@ -35,6 +48,40 @@ func TestShardsAreCounted(t *testing.T) {
 	s, err = ListenShards(t.Context(), "udp", "127.0.0.1:0", 2)
 	require.Nil(t, s)
 	require.Error(t, err, "no TCP")
+}
+
+// The errors of an address are those of Listen, whatever the number of shards.
+func TestShardsOfABadAddress(t *testing.T) {
+	if !spreads() {
+		t.Skip("there are no shards here")
+	}
+	for _, address := range []string{"127.0.0.1", "127.0.0.1:65536", "192.0.2.1:0"} {
+		_, want := ListenTCP(address)
+		for _, n := range []int{1, 2} {
+			s, err := ListenTCPShards(address, n)
+			require.Nil(t, s)
+			requireSameError(t, want, err)
+		}
+	}
+}
+
+// Only FreeBSD bounds the number of shards.
+func TestManyShards(t *testing.T) {
+	if !spreads() {
+		t.Skip("there are no shards here")
+	}
+	const n = 258
+	before := openDescriptors()
+	s, err := ListenTCPShards("127.0.0.1:0", n)
+	if runtime.GOOS == "freebsd" {
+		require.Nil(t, s)
+		require.ErrorIs(t, err, errors.ErrUnsupported)
+		require.Equal(t, before, openDescriptors())
+		return
+	}
+	require.NoError(t, err)
+	require.Equal(t, n, s.Len())
+	require.NoError(t, s.Close())
 }
 
 // One shard is a plain listener, and works on every system.
@@ -68,7 +115,8 @@ func TestOneShard(t *testing.T) {
 // Several shards share one address and each gets clients; where the system gives
 // them all to one, there are no shards.
 func TestShardsEachGetClients(t *testing.T) {
-	const n, clients = 4, 200
+	const n = 4
+	clients := shardClients()
 	s, err := ListenTCPShards("127.0.0.1:0", n)
 	if !spreads() {
 		require.Nil(t, s)
@@ -133,8 +181,75 @@ func TestSumWithAnUnknownPart(t *testing.T) {
 	require.Equal(t, unknown, s.EffectiveBacklog())
 }
 
+// The account of all shards is one line, and their address is another.
+func TestShardsInALog(t *testing.T) {
+	s := apart(t, 3, WithBacklog(7))
+	require.Equal(t, s.listeners[0].String()+", 3 shards", fmt.Sprint(s))
+	one := s.listeners[0].Backlog()
+	require.Equal(t, Backlogs{one, one, one}, s.Backlogs())
+	require.NotContains(t, s.Backlogs().String(), "\n")
+
+	linux, _ := ruleOf("linux")
+	known, clamped := linux.account(4, 128, 4, true), linux.account(4, 2, 2, true)
+	predicted := linux.account(4, 128, 4, false)
+	for _, row := range []struct {
+		all        Backlogs
+		line, json string
+	}{
+		{Backlogs{known, known, known}, fmt.Sprintf("3 queues hold 15, each: %v", known),
+			`{"queues":3,"requested":12,"ceiling":128,"limit":12,"effective":12,"capacity":15,"measured":true,"clamped":false}`},
+		{Backlogs{known}, known.String(),
+			`{"queues":1,"requested":4,"ceiling":128,"limit":4,"effective":4,"capacity":5,"measured":true,"clamped":false}`},
+		{Backlogs{known, clamped, known}, fmt.Sprintf("3 queues hold 13; 2: %v; 1: %v", known, clamped),
+			`{"queues":3,"requested":12,"ceiling":128,"limit":10,"effective":10,"capacity":13,"measured":true,"clamped":true}`},
+		{Backlogs{clamped, predicted}, fmt.Sprintf("2 queues hold 8; 1: %v; 1: %v", clamped, predicted),
+			`{"queues":2,"requested":8,"ceiling":128,"limit":6,"effective":6,"capacity":8,"measured":false,"clamped":true}`},
+		{Backlogs{known, noBacklog}, fmt.Sprintf("2 queues hold unknown; 1: %v; 1: %v", known, noBacklog),
+			`{"queues":2,"measured":false,"clamped":false}`},
+		{Backlogs{{}, {}}, "2 queues hold unknown, each: nothing known",
+			`{"queues":2,"measured":false,"clamped":false}`},
+		{nil, "nothing known", `{"queues":0,"measured":false,"clamped":false}`},
+	} {
+		require.Equal(t, row.line, row.all.String())
+		var log bytes.Buffer
+		slog.New(slog.NewJSONHandler(&log, nil)).Info("", "backlogs", row.all)
+		require.Contains(t, log.String(), `"backlogs":`+row.json+"}\n")
+
+		text, err := json.Marshal(row.all)
+		require.NoError(t, err)
+		var back Backlogs
+		require.NoError(t, json.Unmarshal(text, &back))
+		require.Len(t, back, len(row.all))
+		for i := range back {
+			require.Equal(t, orNothing(row.all[i], noBacklog), back[i])
+		}
+	}
+}
+
+// The error of Close is that of the first shard that has one, and all are closed.
+func TestShardsCloseReturnsTheFirstError(t *testing.T) {
+	if onFakeNet {
+		t.Skip("a second Close does not fail here")
+	}
+	s := apart(t, 4)
+	require.NoError(t, s.listeners[1].Close())
+	require.NoError(t, s.listeners[2].Close())
+	want := s.listeners[2].Close() // they are closed from the last one on
+	require.ErrorIs(t, want, net.ErrClosed)
+	require.NotEqual(t, want, s.listeners[1].Close())
+	require.Equal(t, want, s.Close())
+	requireAllClosed(t, s)
+}
+
 func TestZeroShards(t *testing.T) {
-	s := new(Shards)
+	for _, s := range []*Shards{nil, {}} {
+		zeroShards(t, s)
+	}
+}
+
+func zeroShards(t *testing.T, s *Shards) {
+	require.Equal(t, "tcp <nil>, no shards", s.String())
+	require.Empty(t, s.Backlogs())
 	require.Zero(t, s.Len())
 	require.Empty(t, slices.Collect(s.All()))
 	require.Nil(t, s.Addr())

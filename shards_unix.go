@@ -22,6 +22,9 @@ func (sys *system) listenShards(ctx context.Context, network, address string, o 
 	}
 	fail := func(err error) error { return &net.OpError{Op: "listen", Net: network, Addr: ep.addr(), Err: err} }
 	if !o.reusePort {
+		if err := sys.spreads(ep); err != nil {
+			return fail(fmt.Errorf("more than one shard: %w", err))
+		}
 		alone := o
 		sharing := *o
 		sharing.reusePort = true
@@ -74,10 +77,12 @@ func (sys *system) listenShards(ctx context.Context, network, address string, o 
 	return fail(notHere(fmt.Sprintf("more than %d shards", maxGroup())))
 }
 
-// maxGroup is how many listeners the kernel spreads over; FreeBSD lets more be
-// bound and gives them nothing (INPCBLBGROUP_SIZMAX in netinet/in_pcb.c).
+// maxGroup is how many listeners the kernel spreads over. FreeBSD and DragonFly let
+// more be bound and give them nothing (INPCBLBGROUP_SIZMAX and
+// INP_LOCALGROUP_SIZMAX in netinet/in_pcb.c).
 func maxGroup() int {
-	if runtime.GOOS == "freebsd" {
+	switch runtime.GOOS {
+	case "freebsd", "dragonfly":
 		return 256
 	}
 	return math.MaxInt

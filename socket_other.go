@@ -98,12 +98,12 @@ func (*system) stats(int, transport, []byte) (Stats, error) {
 	return noStats, fmt.Errorf("the accept queue of this system: %w", errors.ErrUnsupported)
 }
 
-func (*system) setBacklog(_, _ int, _ bool, former Backlog) (Backlog, error) {
+func (*system) setBacklog(_, _ int, _ bool, _ int, former Backlog) (Backlog, error) {
 	return former, fmt.Errorf("SetBacklog: %w", errors.ErrUnsupported)
 }
 
 func (*system) adopted(int) (transport, Backlog, error) {
-	return transportUnknown, rule{}.account(-1, unknown, unknown, false), nil
+	return transportUnknown, noBacklog, nil
 }
 
 func (*system) describe(*System) {}

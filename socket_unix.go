@@ -21,6 +21,7 @@ type system struct {
 	setsockoptInt func(fd, level, name, value int) error
 	getsockoptInt func(fd, level, name int) (int, error)
 	getsockname   func(fd int) (unix.Sockaddr, error)
+	getpeername   func(fd int) (unix.Sockaddr, error)
 	bind          func(fd int, sa unix.Sockaddr) error
 	listenCall    func(fd, backlog int) error
 	adopt         func(*os.File) (net.Listener, error)
@@ -36,6 +37,7 @@ var realSystem = system{
 	setsockoptInt: unix.SetsockoptInt,
 	getsockoptInt: unix.GetsockoptInt,
 	getsockname:   unix.Getsockname,
+	getpeername:   unix.Getpeername,
 	bind:          unix.Bind,
 	listenCall:    unix.Listen,
 	adopt:         net.FileListener,
@@ -53,6 +55,7 @@ func (sys *system) listen(ctx context.Context, network, address string, o *optio
 	if err != nil {
 		return nil, &net.OpError{Op: "listen", Net: network, Addr: ep.addr(), Err: err}
 	}
+	noteGroup(ctx, l)
 	return l, nil
 }
 
@@ -60,7 +63,7 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	keepAlive, err := sys.tryKeepAlive(o.keepAlive)
+	keepAlive, err := sys.tryKeepAlive(ep, o.keepAlive)
 	if err != nil {
 		return nil, err
 	}
@@ -84,6 +87,10 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 	if err := sys.setListening(fd, account.Limit, o); err != nil {
 		return nil, err
 	}
+	steers := o.steers && !o.unsteered
+	if steers {
+		sys.detachProgram(fd) // without a program, or a kernel that has them, there is nothing to take off
+	}
 	if o.strict && (account.Clamped() || account.Limit == unknown) {
 		return nil, tooShort(account, sys.bounds)
 	}
@@ -97,7 +104,8 @@ func (sys *system) open(ctx context.Context, ep endpoint, o *options) (*Listener
 		ln.Close()
 		return nil, err
 	}
-	l.strict, l.keepAlive = o.strict, keepAlive
+	l.strict, l.fastOpen, l.keepAlive = o.strict, o.fastOpen, keepAlive
+	l.steers = steers
 	l.intake.shown.Store(len(o.controls) > 0)
 	return l, nil
 }
@@ -108,11 +116,7 @@ func (sys *system) bindSocket(ep endpoint, o *options) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	domain := unix.AF_INET
-	if ep.network == "tcp6" {
-		domain = unix.AF_INET6
-	}
-	fd, err := sys.socket(domain)
+	fd, err := sys.socket(ep.domain())
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
@@ -176,12 +180,18 @@ func tooShort(b Backlog, bounds func() (ceiling, floor int, err error)) error {
 }
 
 // setBacklog calls listen(2) again on the listening socket fd. A strict one is
-// left with the limit it had when the kernel would grant less than n.
-func (sys *system) setBacklog(fd, n int, strict bool, former Backlog) (Backlog, error) {
+// left with the limit it had when the kernel would grant less than n. So is one with TCP
+// Fast Open whose count of pending connections would become too small.
+func (sys *system) setBacklog(fd, n int, strict bool, fastOpen int, former Backlog) (Backlog, error) {
 	bounds := sys.boundsAt(fd)
-	if strict {
-		if b, err := predict(n, bounds); err == nil && b.Clamped() {
-			return former, tooShort(b, bounds)
+	if strict || fastOpen != 0 {
+		if b, err := predict(n, bounds); err == nil {
+			if strict && b.Clamped() {
+				return former, tooShort(b, bounds)
+			}
+			if err := fastOpenFits(runtime.GOOS, fastOpen, b.Limit); err != nil {
+				return former, err
+			}
 		}
 	}
 	b, err := sys.listenAgain(fd, n)
@@ -214,10 +224,25 @@ func (sys *system) adopted(fd int) (transport, Backlog, error) {
 	return sys.transportOf(fd), r.account(-1, unknown, limit, ok), nil
 }
 
-// mustListen refuses what is no listening TCP socket. SO_ACCEPTCONN is 2 on
-// FreeBSD.
+// fastOpenFits refuses a limit that is too small for qlen pending connections of
+// TCP Fast Open. FreeBSD allows half the limit, and does not store qlen
+// (tcp_fastopen_alloc_counter and syncache_add in netinet). On Linux the count
+// does not depend on the limit.
+func fastOpenFits(goos string, qlen, limit int) error {
+	if goos != "freebsd" || limit == unknown || qlen <= limit/2 {
+		return nil
+	}
+	return fmt.Errorf("WithFastOpen(%d): granted %d, half the limit; ask for a backlog of %d: %w",
+		qlen, limit/2, saturate(2*int64(qlen)), errors.ErrUnsupported)
+}
+
+// mustListen refuses a socket that is not a listening TCP socket. SO_ACCEPTCONN is
+// 2 on FreeBSD.
 func (sys *system) mustListen(fd int) error {
 	listening, err := sys.getsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	if err != nil && runtime.GOOS == "dragonfly" { // ENOPROTOOPT: DragonFly does not have the option
+		return sys.mustSeemListening(fd)
+	}
 	if err != nil {
 		return os.NewSyscallError("getsockopt", err)
 	}
@@ -232,4 +257,34 @@ func (sys *system) mustListen(fd int) error {
 		}
 	}
 	return errNotListening
+}
+
+// mustSeemListening refuses a socket that is certainly not a listening TCP socket,
+// where the kernel does not answer SO_ACCEPTCONN: one that is not a stream, that
+// is not of an internet family or that has a peer. A socket that is bound and
+// neither listens nor is connected passes.
+func (sys *system) mustSeemListening(fd int) error {
+	kind, err := sys.getsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return os.NewSyscallError("getsockopt", err)
+	}
+	sa, err := sys.getsockname(fd)
+	if err != nil {
+		return os.NewSyscallError("getsockname", err)
+	}
+	switch sa.(type) {
+	case *unix.SockaddrInet4, *unix.SockaddrInet6:
+		if kind != unix.SOCK_STREAM {
+			return errNotListening
+		}
+	default:
+		return errNotListening
+	}
+	switch _, err := sys.getpeername(fd); {
+	case err == nil:
+		return errNotListening
+	case !errors.Is(err, unix.ENOTCONN):
+		return os.NewSyscallError("getpeername", err)
+	}
+	return nil
 }

@@ -340,6 +340,30 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, 16, b.Limit)
 		})
+		t.Run("by read-back, where no number was asked and the ceiling moved", func(t *testing.T) {
+			sys := realSystem
+			sys.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
+			ln := listen(t, &sys, -1)
+			before := ln.Backlog()
+			require.Equal(t, []int{-1, 16}, []int{before.Requested, before.Limit})
+			defer setSysctl(t, "net.core.somaxconn", 16)
+			for ceiling, limit := range map[int]int{1000: 16, 16: 16, 9: 9} { // a lower one cannot be undone
+				setSysctl(t, "net.core.somaxconn", 16)
+				_, err := ln.SetBacklog(-1)
+				require.NoError(t, err)
+				setSysctl(t, "net.core.somaxconn", ceiling)
+				b, err := ln.SetBacklog(1001)
+				var clamp *ClampError
+				require.ErrorAs(t, err, &clamp)
+				require.Equal(t, ceiling, clamp.Limit)
+				want := Backlog{Requested: -1, Ceiling: unknown, Limit: limit, Effective: limit, Capacity: limit + 1, Measured: true}
+				require.Equal(t, want, b)
+				require.Equal(t, want, ln.Backlog())
+				s, err := ReadStats(ln.TCPListener())
+				require.NoError(t, err)
+				require.Equal(t, limit, s.Limit, "the kernel's own word")
+			}
+		})
 		t.Run("by read-back, where the file lies", func(t *testing.T) {
 			sys := realSystem
 			sys.readFile = func(string) ([]byte, error) { return []byte("4096\n"), nil }
@@ -433,6 +457,17 @@ func TestQueueThatIsNotTold(t *testing.T) {
 	}
 }
 
+// The kernel's numbers have 32 bits without a sign; an int may have 32 with one.
+func TestConnectionsSaturate(t *testing.T) {
+	for _, n := range []uint32{0, 1, 4096, math.MaxInt32, math.MaxInt32 + 1, math.MaxUint32} {
+		want := uint64(n)
+		if want > math.MaxInt {
+			want = math.MaxInt
+		}
+		require.EqualValues(t, want, connections(binary.NativeEndian.AppendUint32(nil, n)), "%d", n)
+	}
+}
+
 // Drops are the kernel's 32 bits, and unknown where it does not tell.
 func TestDropsThatAreNotTold(t *testing.T) {
 	for name, row := range map[string]struct {
@@ -477,6 +512,44 @@ func TestProtocolThatIsNotTold(t *testing.T) {
 	s, err := w.Stats()
 	require.NoError(t, err)
 	require.Equal(t, Stats{Incomplete: unknown, Limit: 5, Capacity: 6, Drops: unknown}, s)
+
+	sys.getsockoptInt = realSystem.getsockoptInt // it is asked for again
+	s, err = w.Stats()
+	require.NoError(t, err)
+	require.Equal(t, Stats{Incomplete: unknown, Limit: 5, Capacity: 6, Drops: 0}, s)
+}
+
+// Stats of a listener makes two system calls, and the limit in them is the socket's,
+// whoever has set it.
+func TestStatsAsksTheSocket(t *testing.T) {
+	sys := realSystem
+	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(5)})
+	require.NoError(t, err)
+	defer ln.Close()
+	another := mustWrap(t, ln.TCPListener())
+	_, err = another.SetBacklog(3)
+	require.NoError(t, err)
+
+	calls := 0
+	sys.getsockopt = func(fd, level, name int, p []byte) (int, error) {
+		calls++
+		return realSystem.getsockopt(fd, level, name, p)
+	}
+	sys.getsockoptInt = func(fd, level, name int) (int, error) {
+		calls++
+		return realSystem.getsockoptInt(fd, level, name)
+	}
+	s, err := ln.Stats()
+	require.NoError(t, err)
+	require.Equal(t, Stats{Incomplete: unknown, Limit: 3, Capacity: 4, Drops: 0}, s)
+	require.Equal(t, 2, calls)
+}
+
+// A refused getsockopt is an error, and not what the buffer held before.
+func TestGetsockoptFails(t *testing.T) {
+	n, err := getsockopt(-1, unix.IPPROTO_TCP, unix.TCP_INFO, make([]byte, infoQueueEnd))
+	require.ErrorIs(t, err, unix.EBADF)
+	require.Zero(t, n)
 }
 
 func TestReadSystem(t *testing.T) {
@@ -502,6 +575,7 @@ func TestReadSystem(t *testing.T) {
 				"ipv4/tcp_max_syn_backlog":   s.SYNBacklog,
 				"ipv4/tcp_syncookies":        s.SYNCookies,
 				"ipv4/tcp_abort_on_overflow": s.AbortOnOverflow,
+				"ipv4/tcp_migrate_req":       s.MigrateRequests,
 			} {
 				text, err := os.ReadFile("/proc/sys/net/" + name)
 				require.NoError(t, err)
@@ -514,8 +588,9 @@ func TestReadSystem(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_max_syn_backlog", 4321)
 		setSysctl(t, "net.ipv4.tcp_syncookies", 2)
 		setSysctl(t, "net.ipv4.tcp_abort_on_overflow", 1)
+		setSysctl(t, "net.ipv4.tcp_migrate_req", 1)
 		require.Equal(t, System{
-			Ceiling: 77, Knob: "net.core.somaxconn", SYNBacklog: 4321, SYNCookies: 2, AbortOnOverflow: 1,
+			Ceiling: 77, Knob: "net.core.somaxconn", SYNBacklog: 4321, SYNCookies: 2, AbortOnOverflow: 1, MigrateRequests: 1,
 		}, read(), "nothing of the first reading is kept")
 
 		// Each counter by what moves it.
@@ -574,11 +649,12 @@ func TestReadSystemWithoutFiles(t *testing.T) {
 		"/proc/sys/net/ipv4/tcp_max_syn_backlog":   "2048\n",
 		"/proc/sys/net/ipv4/tcp_syncookies":        "1\n",
 		"/proc/sys/net/ipv4/tcp_abort_on_overflow": "0\n",
+		"/proc/sys/net/ipv4/tcp_migrate_req":       "1\n",
 		"/proc/thread-self/net/netstat": "TcpExt: SyncookiesSent ListenOverflows ListenDrops TCPReqQFullDoCookies TCPReqQFullDrop\n" +
 			"TcpExt: 9 11 12 13 14\n",
 	}
 	all := System{
-		Ceiling: 4096, Knob: "net.core.somaxconn", SYNBacklog: 2048, SYNCookies: 1, AbortOnOverflow: 0,
+		Ceiling: 4096, Knob: "net.core.somaxconn", SYNBacklog: 2048, SYNCookies: 1, AbortOnOverflow: 0, MigrateRequests: 1,
 		ListenOverflows: 11, ListenDrops: 12, ReqQFullDrop: 14, ReqQFullDoCookies: 13,
 	}
 	without := map[string]func(*System){
@@ -587,6 +663,7 @@ func TestReadSystemWithoutFiles(t *testing.T) {
 		"/proc/sys/net/ipv4/tcp_max_syn_backlog":   func(s *System) { s.SYNBacklog = unknown },
 		"/proc/sys/net/ipv4/tcp_syncookies":        func(s *System) { s.SYNCookies = unknown },
 		"/proc/sys/net/ipv4/tcp_abort_on_overflow": func(s *System) { s.AbortOnOverflow = unknown },
+		"/proc/sys/net/ipv4/tcp_migrate_req":       func(s *System) { s.MigrateRequests = unknown },
 		"/proc/thread-self/net/netstat": func(s *System) {
 			s.ListenOverflows, s.ListenDrops, s.ReqQFullDrop, s.ReqQFullDoCookies = unknown, unknown, unknown, unknown
 		},

@@ -4,13 +4,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 )
 
-// errNoRule is the error of asking for a ceiling where the package knows of none.
+// errNoRule is the error on a system whose ceiling the package does not know.
 var errNoRule = fmt.Errorf("acceptq: the ceiling of this system: %w", errors.ErrUnsupported)
 
 // parseSysctl reads the text of a /proc/sys file that holds one number of
@@ -55,70 +56,117 @@ func netstatCounter(text, table, column string) int64 {
 	return unknown
 }
 
-// System is what the system says of listening as a whole. The numbers are those of the
-// calling thread's network namespace on Linux, of the machine on FreeBSD. One that cannot
-// be known, or that the system does not have, is -1.
+// System holds the system-wide settings and counters of listening. On Linux they are
+// those of the calling thread's network namespace. On FreeBSD they are those of the
+// machine, or of the jail if it has a network stack of its own; before FreeBSD 15 the
+// ceiling is always the machine's. A number that cannot be known, or that the system
+// does not have, is -1.
 type System struct {
-	// Ceiling is the largest limit that listen(2) grants, in connections, and
-	// Knob the name of the setting that holds it; "" where it is compiled in.
+	// Ceiling is the largest limit that listen(2) grants, in connections. Knob is the
+	// name of the setting that holds it, or "" if it is compiled in.
 	Ceiling int
 	Knob    string
-	// SYNBacklog is the number of unfinished handshakes of which three quarters
-	// suffice to refuse clients that are new to the system, when SYN cookies are off:
-	// net.ipv4.tcp_max_syn_backlog. The limit of a socket bounds its SYN queue in any
-	// case. Linux only.
+	// SYNBacklog is net.ipv4.tcp_max_syn_backlog, in in-flight handshakes. It matters
+	// only if SYN cookies are off: the kernel then refuses clients that it does not know
+	// as soon as three quarters of it are in use. The limit of a socket bounds its SYN
+	// queue in any case. Linux only.
 	SYNBacklog int
-	// SYNCookies is 0 when a full SYN queue drops, 1 when it answers with
-	// cookies, 2 when every SYN is answered with one. Linux:
+	// SYNCookies is 0 if the kernel drops a SYN that meets a full SYN queue, 1 if it
+	// answers that SYN with a cookie, and 2 if it answers every SYN with one. Linux:
 	// net.ipv4.tcp_syncookies, tcp(7). FreeBSD: net.inet.tcp.syncookies,
 	// syncookies(4), 0 or 1.
 	SYNCookies int
-	// AbortOnOverflow is 1 when a finished handshake that meets a full accept
-	// queue is reset, 0 when it is left to the client to find out. Linux:
-	// net.ipv4.tcp_abort_on_overflow, tcp(7); a SYN that meets a full queue is
-	// dropped all the same. FreeBSD: net.inet.tcp.syncache.rst_on_sock_fail.
+	// AbortOnOverflow is 1 if the kernel resets a finished handshake that meets a full
+	// accept queue, and 0 if it does not tell the client. Linux:
+	// net.ipv4.tcp_abort_on_overflow, tcp(7); a SYN that meets a full accept queue is
+	// dropped in both cases. FreeBSD: net.inet.tcp.syncache.rst_on_sock_fail.
 	AbortOnOverflow int
+	// MigrateRequests is 1 if the connections and in-flight handshakes of a listener that
+	// closes move to another listener of its SO_REUSEPORT group, 0 if they are reset.
+	// Linux only: net.ipv4.tcp_migrate_req, since 5.14.
+	MigrateRequests int
 
-	// The counters are those of /proc/net/netstat, TcpExt, by their names there,
-	// since boot or since the namespace was made. Linux only. They count packets,
-	// not clients.
+	// The counters have their names from the TcpExt table of /proc/net/netstat. They
+	// count packets, not clients, since the network namespace was made. Linux only.
 	ListenOverflows   int64 // a full accept queue was met, at the SYN or at the final ACK
 	ListenDrops       int64 // the same, and SYNs dropped for any other reason
 	ReqQFullDrop      int64 // TCPReqQFullDrop: SYNs dropped for a full SYN queue
 	ReqQFullDoCookies int64 // TCPReqQFullDoCookies: SYNs answered with a cookie instead
 }
 
-// MarshalJSON writes the numbers with lower-case names. One that is unknown is
-// null.
-func (s System) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
-		Ceiling           count  `json:"ceiling"`
-		Knob              string `json:"knob"`
-		SYNBacklog        count  `json:"synBacklog"`
-		SYNCookies        count  `json:"synCookies"`
-		AbortOnOverflow   count  `json:"abortOnOverflow"`
-		ListenOverflows   count  `json:"listenOverflows"`
-		ListenDrops       count  `json:"listenDrops"`
-		ReqQFullDrop      count  `json:"reqQFullDrop"`
-		ReqQFullDoCookies count  `json:"reqQFullDoCookies"`
-	}{
-		count(s.Ceiling), s.Knob, count(s.SYNBacklog), count(s.SYNCookies), count(s.AbortOnOverflow),
-		count(s.ListenOverflows), count(s.ListenDrops), count(s.ReqQFullDrop), count(s.ReqQFullDoCookies),
-	})
+// LogValue returns a group of the numbers and of the knob's name, for [log/slog]. An
+// unknown number is left out.
+func (s System) LogValue() slog.Value {
+	s = orNothing(s, noSystem)
+	return logKnown(
+		slog.Int("ceiling", s.Ceiling),
+		slog.String("knob", s.Knob),
+		slog.Int("synBacklog", s.SYNBacklog),
+		slog.Int("synCookies", s.SYNCookies),
+		slog.Int("abortOnOverflow", s.AbortOnOverflow),
+		slog.Int("migrateRequests", s.MigrateRequests),
+		slog.Int64("listenOverflows", s.ListenOverflows),
+		slog.Int64("listenDrops", s.ListenDrops),
+		slog.Int64("reqQFullDrop", s.ReqQFullDrop),
+		slog.Int64("reqQFullDoCookies", s.ReqQFullDoCookies),
+	)
 }
 
-// ReadSystem reads what the system says of listening now; nothing is kept. What
-// cannot be read is -1 in the answer and no error: the error, which matches
-// [errors.ErrUnsupported], is for systems of which the package can read nothing.
+// systemJSON is a System in JSON.
+type systemJSON struct {
+	Ceiling           count  `json:"ceiling"`
+	Knob              string `json:"knob"`
+	SYNBacklog        count  `json:"synBacklog"`
+	SYNCookies        count  `json:"synCookies"`
+	AbortOnOverflow   count  `json:"abortOnOverflow"`
+	MigrateRequests   count  `json:"migrateRequests"`
+	ListenOverflows   count  `json:"listenOverflows"`
+	ListenDrops       count  `json:"listenDrops"`
+	ReqQFullDrop      count  `json:"reqQFullDrop"`
+	ReqQFullDoCookies count  `json:"reqQFullDoCookies"`
+}
+
+func (s System) json() systemJSON {
+	return systemJSON{
+		count(s.Ceiling), s.Knob, count(s.SYNBacklog), count(s.SYNCookies), count(s.AbortOnOverflow), count(s.MigrateRequests),
+		count(s.ListenOverflows), count(s.ListenDrops), count(s.ReqQFullDrop), count(s.ReqQFullDoCookies),
+	}
+}
+
+// MarshalJSON writes the numbers with lower-case names. An unknown number is null.
+func (s System) MarshalJSON() ([]byte, error) {
+	return json.Marshal(orNothing(s, noSystem).json())
+}
+
+// UnmarshalJSON reads what MarshalJSON writes. A number that is null, missing or
+// negative is unknown.
+func (s *System) UnmarshalJSON(text []byte) error {
+	j := noSystem.json()
+	if err := json.Unmarshal(text, &j); err != nil {
+		return err
+	}
+	*s = System{
+		j.Ceiling.int(), j.Knob, j.SYNBacklog.int(), j.SYNCookies.int(), j.AbortOnOverflow.int(), j.MigrateRequests.int(),
+		int64(j.ListenOverflows), int64(j.ListenDrops), int64(j.ReqQFullDrop), int64(j.ReqQFullDoCookies),
+	}
+	return nil
+}
+
+// noSystem is a System of which nothing is known.
+var noSystem = System{
+	Ceiling: unknown, SYNBacklog: unknown, SYNCookies: unknown, AbortOnOverflow: unknown, MigrateRequests: unknown,
+	ListenOverflows: unknown, ListenDrops: unknown, ReqQFullDrop: unknown, ReqQFullDoCookies: unknown,
+}
+
+// ReadSystem reads the current settings and counters. A number that cannot be read is
+// -1 and not an error. The error matches [errors.ErrUnsupported] on systems of which
+// the package can read nothing.
 func ReadSystem() (System, error) {
 	return realSystem.readSystem()
 }
 
 func (sys *system) readSystem() (System, error) {
-	s := System{
-		Ceiling: unknown, SYNBacklog: unknown, SYNCookies: unknown, AbortOnOverflow: unknown,
-		ListenOverflows: unknown, ListenDrops: unknown, ReqQFullDrop: unknown, ReqQFullDoCookies: unknown,
-	}
+	s := noSystem
 	r, known := ruleOf(runtime.GOOS)
 	if !known {
 		return s, errNoRule

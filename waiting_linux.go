@@ -54,7 +54,7 @@ func (sys *system) waiting(ctx context.Context, listeners []*Listener) (all []Wa
 	defer where.close()
 	port := listeners[0].Addr().(*net.TCPAddr).Port
 	err = where.in(func() (err error) {
-		all, err = sys.queuedOn(ctx, uint8(family), uint16(port), own)
+		all, err = sys.queuedOn(ctx, uint8(family), port, own)
 		return err
 	})
 	if errors.Is(err, errNotListed) && lost != nil {
@@ -73,8 +73,8 @@ const queuedStates = 1<<tcpEstablished | 1<<tcpSynRecv | 1<<tcpCloseWait
 
 // queuedOn lists the connections on a port that wait in the queue of a listener whose
 // inode is in own, or may do so.
-func (sys *system) queuedOn(ctx context.Context, family uint8, port uint16, own map[uint32]bool) ([]Waiting, error) {
-	request := diagRequestFor(family, port, queuedStates|1<<tcpListen, 1<<(diagInfo-1))
+func (sys *system) queuedOn(ctx context.Context, family uint8, port int, own map[uint32]bool) ([]Waiting, error) {
+	request := diagRequestWith(family, port, queuedStates|1<<tcpListen, 1<<(diagInfo-1))
 	raw, err := sys.diagSome(ctx, request, func(p []byte) bool {
 		// All accepted connections of the port are listed too, and may be many.
 		return len(p) < diagMsgSize || p[diagState] == tcpListen || binary.NativeEndian.Uint32(p[diagInode:]) == 0

@@ -476,7 +476,7 @@ func TestWaitingOfOtherAnswers(t *testing.T) {
 		{"an old kernel", [][]byte{listener, queueRow(tcpEstablished, 0, 2, 104)}, []Waiting{{Client: client, Waited: 9 * time.Millisecond, Received: -1}}, nil},
 		{"no times", [][]byte{listener, queueRow(tcpEstablished, 0, 2, 20)}, []Waiting{{Client: client, Waited: -1, Received: -1}}, nil},
 		{"a short row", [][]byte{listener, make([]byte, diagMsgSize-1)}, nil, unix.EBADMSG},
-		{"a short attribute", [][]byte{listener, append(queueRow(tcpEstablished, 0, 2, -1), 1, 2)}, nil, unix.EBADMSG},
+		{"a short attribute", [][]byte{listener, append(queueRow(tcpEstablished, 0, 2, -1), 3, 0, 2, 0)}, nil, unix.EBADMSG},
 		{"an attribute longer than the row", [][]byte{listener, append(queueRow(tcpEstablished, 0, 2, -1), 0xff, 0xff, 2, 0)}, nil, unix.EBADMSG},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -1,73 +1,27 @@
 //go:build linux
 
-// Bench measures acceptq beside net.Listen and other libraries, all in one run,
-// in turns, and writes what it found as text, JSON and pictures.
+// Bench runs the benchmarks of this directory in a random order, and makes tables
+// and pictures of what they print.
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
-// config is what the flags say.
-type config struct {
-	rounds int
-	short  bool
-}
-
-// pick is full, or small in a run that only shows that everything works.
-func pick[T any](c config, full, small T) T {
-	if c.short {
-		return small
-	}
-	return full
-}
-
-// A measurement is one question. It is asked in a network namespace of its own,
-// in a process of its own, so that none finds what another left behind.
-type measurement struct {
-	name string
-	run  func(config) (*Result, error)
-}
-
-var measurements = []measurement{
-	{"listen", measureListen},
-	{"accept", measureAccept},
-	{"queue", measureQueue},
-	{"burst", measureBurst},
-	{"restart", measureRestart},
-	{"cost", measureCost},
-}
-
 func main() {
-	if done, err := child(); done {
-		exit(err)
-	}
-	exit(run())
-}
-
-// put adds a result, in the place of an earlier one, in the order of measurements.
-func (r *Report) put(result *Result) {
-	order := func(name string) int {
-		return slices.IndexFunc(measurements, func(m measurement) bool { return m.name == name })
-	}
-	r.Results = slices.DeleteFunc(r.Results, func(old *Result) bool { return old.Name == result.Name })
-	r.Results = append(r.Results, result)
-	slices.SortFunc(r.Results, func(a, b *Result) int { return order(a.Name) - order(b.Name) })
-}
-
-func exit(err error) {
-	if err != nil {
+	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
-	os.Exit(0)
 }
 
 func run() error {
@@ -75,80 +29,101 @@ func run() error {
 	for _, m := range measurements {
 		names = append(names, m.name)
 	}
-	rounds := flag.Int("rounds", 12, "how often each thing is measured")
-	only := flag.String("only", strings.Join(names, ","), "which measurements, by name, with commas")
-	out := flag.String("out", "results", "the directory for results.txt, results.json and the pictures")
-	short := flag.Bool("short", false, "see that everything runs: a moment each, figures without worth")
-	draw := flag.Bool("draw", false, "measure nothing: draw the pictures of results.json again")
-	readme := flag.String("readme", "", "a file whose part between the marks is written anew from the results")
+	rounds := flag.Int("rounds", 0, "run each measurement in `n` rounds; 0 means its own default")
+	only := flag.String("only", strings.Join(names, ","), "run these measurements only; separate the `names` by commas")
+	out := flag.String("out", "", "write to this `directory` instead of results/ and the READMEs")
+	short := flag.Bool("short", false, "run everything for a moment, to see that it works; without -out, write nothing")
+	draw := flag.Bool("draw", false, "measure nothing; write the tables and pictures of earlier results again")
+	check := flag.Bool("check", false, "exit with status 1 if a goal falls short")
 	flag.Parse()
-	if flag.NArg() > 0 {
+	chosen := strings.Split(*only, ",")
+	for _, name := range chosen {
+		if !slices.Contains(names, name) {
+			return fmt.Errorf("-only: no measurement %q; there are %s", name, strings.Join(names, ", "))
+		}
+	}
+	switch {
+	case flag.NArg() > 0:
 		return fmt.Errorf("unexpected argument %q", flag.Arg(0))
+	case *rounds < 0:
+		return fmt.Errorf("-rounds %d: must not be negative", *rounds)
 	}
-	c := config{rounds: *rounds, short: *short}
-	if c.short {
-		c.rounds = 1
+	if _, err := os.Stat("internal/alone"); err != nil {
+		return errors.New("run this in the directory bench, or as: go run -C bench")
 	}
-	if c.rounds < 1 {
-		return errors.New("-rounds: at least 1")
-	}
-	if err := os.MkdirAll(*out, 0o777); err != nil {
+	work, err := os.MkdirTemp("", "bench")
+	if err != nil {
 		return err
 	}
-	file := filepath.Join(*out, "results.json")
-
-	var report Report
-	if *draw {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return err
+	defer os.RemoveAll(work)
+	dir := "results"
+	switch {
+	case *out != "":
+		dir = *out
+	case *short && !*draw:
+		dir = work
+	}
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
+	if !*draw {
+		binary := filepath.Join(work, "bench.test")
+		if out, err := exec.Command("go", "test", "-c", "-o", binary, ".").CombinedOutput(); err != nil {
+			return fmt.Errorf("go test -c: %w\n%s", err, out)
 		}
-		if err := json.Unmarshal(text, &report); err != nil {
-			return err
-		}
-	} else {
-		chosen := strings.Split(*only, ",")
-		for _, name := range chosen {
-			if !slices.Contains(names, name) {
-				return fmt.Errorf("-only: no measurement %q; there are %s", name, strings.Join(names, ", "))
-			}
-		}
-		report.Machine = thisMachine(c)
-		// What is not measured now stays, if it was measured here.
-		var former Report
-		if text, err := os.ReadFile(file); err == nil && json.Unmarshal(text, &former) == nil && former.Machine == report.Machine {
-			report.Results = former.Results
-		}
-		fmt.Println(report.Machine)
 		for _, m := range measurements {
 			if !slices.Contains(chosen, m.name) {
 				continue
 			}
-			before := load()
-			r, err := inNamespace(m, c)
-			if err != nil {
+			if err := m.measure(binary, m.file(dir), *rounds, *short); err != nil {
 				return fmt.Errorf("%s: %w", m.name, err)
 			}
-			r.Rounds, r.Load = c.rounds, before+" before and "+load()+" after"
-			report.put(r)
-			fmt.Print(r)
 		}
-		text, err := json.MarshalIndent(report, "", "\t")
+	}
+	for _, m := range measurements {
+		if err := m.read(m.file(dir)); err != nil {
+			return err
+		}
+	}
+	goals := goals()
+	if *out == "" && dir == "results" {
+		err = writeReadmes(goals)
+	} else {
+		_, err = io.WriteString(os.Stdout, longText(goals))
+	}
+	if err == nil {
+		err = drawAll(dir)
+	}
+	if err == nil && *check && slices.ContainsFunc(goals, func(g goal) bool { return g.verdict == fallsShort }) {
+		err = errors.New("a goal falls short")
+	}
+	return err
+}
+
+func (m *measurement) file(dir string) string { return filepath.Join(dir, m.name+".txt") }
+
+// measure runs the benchmarks and stores what they print. The lines before the
+// first round say what was measured, in the form of Go's benchmark format.
+func (m *measurement) measure(binary, file string, rounds int, short bool) error {
+	args := []string{"-test.run=^$", "-test.bench=^Benchmark(" + m.bench + ")$", "-test.benchtime=" + m.benchtime}
+	text := describe()
+	if rounds == 0 && !short {
+		rounds = m.rounds
+	}
+	if short {
+		rounds = max(rounds, 1)
+		args = append(args, "-test.benchtime=1x", "-test.short")
+		text += "short: the figures are worth nothing\n"
+	}
+	start := time.Now()
+	for range rounds {
+		text += "load: " + load() + "\n"
+		out, err := exec.Command(binary, args...).CombinedOutput()
 		if err != nil {
-			return err
+			return fmt.Errorf("%w\n%s", err, out)
 		}
-		if err := os.WriteFile(file, append(text, '\n'), 0o666); err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(*out, "results.txt"), []byte(report.String()), 0o666); err != nil {
-			return err
-		}
+		text += string(out)
 	}
-	if err := drawAll(&report, *out); err != nil {
-		return err
-	}
-	if *readme != "" {
-		return writeReadme(*readme, &report)
-	}
-	return nil
+	fmt.Fprintf(os.Stderr, "%s: %d rounds in %v\n", m.name, rounds, time.Since(start).Round(time.Second))
+	return os.WriteFile(file, []byte(text), 0o666)
 }

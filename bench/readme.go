@@ -4,108 +4,206 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 )
 
-// What stands between these two lines of a file is written from the results.
+// What stands between these two lines of a file is written by this program.
 const (
-	readmeBegin = "<!-- written by: go run -C bench . -readme ../README.md -->\n"
+	readmeBegin = "<!-- written by: go run -C bench . -draw -->\n"
 	readmeEnd   = "<!-- end of what is written -->\n"
 )
 
-func writeReadme(name string, r *Report) error {
-	text, err := os.ReadFile(name)
+// writeReadmes writes all tables to README.md, and the short one to the README of
+// the repository.
+func writeReadmes(goals []goal) error {
+	if err := between("README.md", longText(goals)); err != nil {
+		return err
+	}
+	return between("../README.md", shortText(goals))
+}
+
+func between(name, text string) error {
+	old, err := os.ReadFile(name)
 	if err != nil {
 		return err
 	}
-	before, rest, begun := strings.Cut(string(text), readmeBegin)
+	before, rest, begun := strings.Cut(string(old), readmeBegin)
 	_, after, ended := strings.Cut(rest, readmeEnd)
 	if !begun || !ended {
-		return fmt.Errorf("%s has no lines %q and %q", name, readmeBegin, readmeEnd)
+		return fmt.Errorf("%s must have the lines %q and %q", name, readmeBegin, readmeEnd)
 	}
-	return os.WriteFile(name, []byte(before+readmeBegin+readmeText(r)+readmeEnd+after), 0o666)
+	return os.WriteFile(name, []byte(before+readmeBegin+"\n"+text+"\n"+readmeEnd+after), 0o666)
 }
 
-// readmeText is the figures that matter, one line for each question. What was not
-// measured has no line.
-func readmeText(r *Report) string {
+// provenance says where the figures of m come from, and whether the code they
+// speak of has changed since.
+func (m *measurement) provenance() string {
+	s := fmt.Sprintf("%s, commit %s; %s (%s)", m.meta["date"], m.meta["commit"], m.meta["machine"], m.meta["cpu"])
+	if m.meta["short"] != "" {
+		s += "; a short run, whose figures are worth nothing"
+	}
+	if why := m.outdated(); why != "" {
+		s += "; † " + why
+	}
+	return s
+}
+
+// ran is the number of rounds.
+func (m *measurement) ran() (rounds int) {
+	for _, v := range m.figures {
+		rounds = max(rounds, len(v))
+	}
+	return rounds
+}
+
+// mark follows a figure that is older than the code it speaks of.
+func (m *measurement) mark() string {
+	if m.outdated() != "" {
+		return " †"
+	}
+	return ""
+}
+
+// longText has every table, and for each goal whether it is met.
+func longText(goals []goal) string {
 	var b strings.Builder
-	var loads []string
-	for _, res := range r.Results {
-		loads = append(loads, res.Name+" "+res.Load)
-	}
-	fmt.Fprintf(&b, "\n%s. Medians of at least %d rounds, and where it matters the quartiles. The machine's load: %s.\n\n",
-		r.Machine, leastRounds(r), strings.Join(loads, "; "))
-	b.WriteString("| | acceptq | beside it |\n| --- | --- | --- |\n")
-	row := func(what, own, others string) { fmt.Fprintf(&b, "| %s | %s | %s |\n", what, own, others) }
-	median := func(t *Table, label, column string) string {
-		for _, c := range t.Columns {
-			if s := t.cell(label, column); s != nil && c.Name == column {
-				return format(s.Median, c.Unit)
+	for _, m := range measurements {
+		if len(m.figures) == 0 {
+			continue
+		}
+		if m.svg != "" {
+			fmt.Fprintf(&b, "![%s](results/%s)\n\n", m.alt, m.svg)
+		}
+		note := ""
+		for _, t := range m.tables {
+			fmt.Fprintf(&b, "### %s%s\n\n|", t.title, m.mark())
+			rule := "|\n| ---"
+			for _, c := range t.columns {
+				b.WriteString(" | " + c.name)
+				rule += " | ---"
+				if c.base != "" {
+					b.WriteString(" | × " + c.base)
+					rule += " | ---"
+				}
 			}
-		}
-		return "unknown"
-	}
-	for _, q := range []struct{ result, table, what string }{
-		{"listen", "literal", "Listen and Close with a host, CPU time × net.Listen"},
-		{"listen", "wildcard", "Listen and Close without, CPU time × net.Listen"},
-		{"accept", "accept", "Accept, CPU time × net.Listen"},
-		{"accept", "http", "net/http, one request for each connection, CPU time × net.Listen"},
-	} {
-		if t := r.table(q.result, q.table); t != nil {
-			const column = "CPU × net.Listen"
-			beside := fmt.Sprintf("net.Listen again %s; net's plain TCP %s", t.cell(netAgain, column).format("×"), median(t, netPlain, column))
-			if t.row(handMade) != nil {
-				beside += "; " + handMade + " " + median(t, handMade, column)
+			b.WriteString(" " + rule + " |\n")
+			for _, row := range t.rows {
+				b.WriteString("| " + row)
+				for _, c := range t.columns {
+					b.WriteString(" | " + cell(samples(t.bench, row, c.unit), c.unit, c.loss))
+					if c.base != "" {
+						b.WriteString(" | " + against(t.bench, row, c.base, c.unit))
+					}
+				}
+				b.WriteString(" |\n")
 			}
-			row(q.what, t.cell(ours, column).format("×"), beside)
-		}
-	}
-	if t := r.table("queue", "queue"); t != nil {
-		for _, size := range []string{"10", "1000", "10000"} {
-			var others []string
-			for _, q := range t.Rows[2:] {
-				others = append(others, q.Label+" "+median(t, q.Label, size))
+			b.WriteString("\n")
+			if t.note != "" && t.note != note {
+				b.WriteString(t.note + "\n\n")
 			}
-			row("Reading the queue beside "+size+" sockets", median(t, t.Rows[0].Label, size), strings.Join(others, ", "))
+			note = t.note
 		}
-	}
-	if t := r.table("burst", "burst"); t != nil {
-		say := func(label string) string {
-			return fmt.Sprintf("%s: %s at once, p99 %s", strings.TrimPrefix(label, "acceptq, "), median(t, label, "at once"), median(t, label, "first byte, p99"))
+		if retry := m.meta["tcp_syn_linear_timeouts"]; m.name == "burst" || m.name == "restart" {
+			fmt.Fprintf(&b, "%s\n\n", retryStory(retry))
 		}
-		row("Burst, "+t.Title, say("acceptq, 64 shards")+"; "+say("acceptq, 1 shard"), say(netDefault))
+		fmt.Fprintf(&b, "%s. Rounds: %d. Load average: %s.\n\n", m.provenance(), m.ran(), m.meta["load"])
 	}
-	for _, load := range []struct{ table, what string }{{"busy", "busy clients"}, {"calm", "calm clients"}} {
-		if t := r.table("restart", load.table); t != nil {
-			say := func(label string) string {
-				_, how, _ := strings.Cut(label, ": ")
-				return fmt.Sprintf("%s: %s lost, %s stalled", how, median(t, label, "lost"), median(t, label, "stalled"))
-			}
-			row("A restart, "+load.what, say(restartRecipe), "net.Listen, "+say(restarters[0].name)+"; "+say(restarters[2].name))
-		}
+	b.WriteString("### Goals\n\n| Goal | Measured | Verdict |\n| --- | --- | --- |\n")
+	for _, g := range goals {
+		fmt.Fprintf(&b, "| %s | %s | %s |\n", g.text, g.figure, g.verdict)
 	}
-	if t := r.table("cost", "memory"); t != nil {
-		say := func(label string) string {
-			return fmt.Sprintf("%s in %s allocations, %s kept", median(t, label, "allocated"), median(t, label, "allocations"), median(t, label, "kept while open"))
-		}
-		row("Go's heap for a listener", say(ours), netDefault+": "+say(netDefault))
-	}
-	if t := r.table("cost", "programs"); t != nil && len(t.Rows) > 0 {
-		row("The program grows by", fmt.Sprintf("%s; with net/http in it %s", median(t, ours, "more than net"), median(t, "acceptq with net/http", "more than net")),
-			"tcplisten "+median(t, "valyala/tcplisten", "more than net")+", go-reuseport "+median(t, "libp2p/go-reuseport", "more than net"))
-	}
-	b.WriteString("\n")
 	return b.String()
 }
 
-func leastRounds(r *Report) int {
-	least := 0
-	for i, res := range r.Results {
-		if i == 0 || res.Rounds < least {
-			least = res.Rounds
+// retryStory says when this kernel sends the SYN of a client again.
+func retryStory(linear string) string {
+	n, err := strconv.Atoi(linear)
+	if err != nil {
+		return "This kernel has no net.ipv4.tcp_syn_linear_timeouts: it sends a SYN again after 1, 3, 7, 15, ... s."
+	}
+	at, wait, list := 0, 1, ""
+	for i := range n + 3 {
+		if i > n {
+			wait *= 2
+		}
+		at += wait
+		list += strconv.Itoa(at) + ", "
+	}
+	return "net.ipv4.tcp_syn_linear_timeouts is " + linear + ": this kernel sends a SYN again after " + list + "... s."
+}
+
+// against writes the ratio of a figure to that of the base, and "undecided" if a U
+// test cannot tell the two apart.
+func against(bench, row, base, unit string) string {
+	own, other := samples(bench, row, unit), samples(bench, base, unit)
+	text := cell(ratios(own, other), "×", false)
+	if len(own) > 1 && !slices.Equal(own, other) && atMost(own, 1, other) == undecided {
+		text += ", undecided"
+	}
+	return text
+}
+
+// shortText is the table of the repository's README: five lines, against net.Listen.
+func shortText(goals []goal) string {
+	var b strings.Builder
+	var missing []string
+	sources := map[string][]string{}
+	for _, m := range measurements {
+		switch {
+		case m.ran() == 0:
+			missing = append(missing, m.name)
+			continue
+		case m.name == "burst" || m.name == "restart":
+			fmt.Fprintf(&b, "![%s](bench/results/%s)\n\n", m.alt, m.svg)
+		}
+		sources[m.provenance()] = append(sources[m.provenance()], m.name)
+	}
+	if len(sources) == 0 {
+		return "Not measured at present.\n"
+	}
+	b.WriteString("| | acceptq | as a multiple of `net.Listen`'s |\n| --- | --- | --- |\n")
+	of := map[string]*measurement{}
+	for _, m := range measurements {
+		of[m.name] = m
+	}
+	for _, line := range []struct {
+		what, measurement, bench, own, base, unit string
+		loss                                      bool
+	}{
+		{"CPU time of `Listen` and `Close`", "listen", "Listen/addr=literal", ours, netDefault, cpu, false},
+		{"CPU time of a net/http request over a new connection, its client included", "accept", "HTTP", ours, netDefault, cpu, false},
+		{"Go's heap that an open listener keeps", "memory", "Memory", ours, netDefault, kept, false},
+		{"5,000 clients at once, somaxconn 128: time to the first byte, p99, 64 shards", "burst", "Burst", manyQueues, netDefault, p99, true},
+		{"Requests lost in a restart under load without a parent process: `Drain`", "restart", "Restart/clients=busy", restartOurs, restartNet, "lost", true},
+	} {
+		own, other := samples(line.bench, line.own, line.unit), samples(line.bench, line.base, line.unit)
+		if len(own) > 0 && len(other) > 0 {
+			fmt.Fprintf(&b, "| %s%s | %s | %s; `net.Listen`: %s |\n", line.what, of[line.measurement].mark(),
+				cell(own, line.unit, line.loss), against(line.bench, line.own, line.base, line.unit), cell(other, line.unit, line.loss))
 		}
 	}
-	return least
+	b.WriteString("\nMedians with 95 % intervals. \"Undecided\" means that a U test cannot tell the two apart.\n")
+	for _, v := range []verdict{fallsShort, undecided} {
+		var list string
+		for _, g := range goals {
+			if g.verdict == v {
+				list += fmt.Sprintf("- %s: %s\n", g.text, g.figure)
+			}
+		}
+		if list != "" {
+			fmt.Fprintf(&b, "\nGoals with the verdict \"%s\":\n\n%s", v, list)
+		}
+	}
+	b.WriteString("\nMeasured:\n\n")
+	for _, source := range slices.Sorted(maps.Keys(sources)) {
+		fmt.Fprintf(&b, "- %s: %s.\n", strings.Join(sources[source], ", "), source)
+	}
+	if missing != nil {
+		fmt.Fprintf(&b, "- Not measured at present: %s.\n", strings.Join(missing, ", "))
+	}
+	return b.String()
 }

@@ -1,7 +1,6 @@
 package interop
 
 import (
-	"context"
 	"errors"
 	"net"
 	"os"
@@ -26,6 +25,7 @@ func lateACK(_, _ string, c syscall.RawConn) (err error) {
 // A crowd is clients that come again and again until they are told to stop.
 type crowd struct {
 	done     chan struct{}
+	once     sync.Once
 	wait     sync.WaitGroup
 	ok, lost atomic.Int64
 	first    atomic.Pointer[error] // of those that were lost
@@ -59,8 +59,9 @@ func newCrowd(n int, visit func(id int) error) *crowd {
 	return c
 }
 
+// end tells the clients to stop and waits for them. It may be called again.
 func (c *crowd) end() {
-	close(c.done)
+	c.once.Do(func() { close(c.done) })
 	c.wait.Wait()
 }
 
@@ -69,24 +70,6 @@ func (c *crowd) failure() error {
 		return *err
 	}
 	return nil
-}
-
-// until waits for a condition.
-func until(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	for !holds() {
-		if time.Now().After(deadline) {
-			t.Fatal("waited in vain for ", what)
-		}
-		<-time.After(time.Millisecond)
-	}
-}
-
-func within(t *testing.T, d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), d)
-	t.Cleanup(cancel)
-	return ctx
 }
 
 // Both ways of stopping: with CAP_NET_ADMIN a filter, without it a minimum TTL.

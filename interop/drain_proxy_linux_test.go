@@ -1,27 +1,31 @@
 package interop
 
 import (
-	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/acceptq/acceptq"
 )
 
+// A proxy is a program that stands before servers.
+type proxy struct {
+	args   []string
+	config string // {server} and {front} are addresses, {dir} is a folder
+}
+
 // HAProxy tries nothing twice here. With tcp-smart-connect it holds the final ACK
 // back until it has a request to send with it.
-const haproxyConfig = `
+var haproxy = proxy{args: []string{"-db", "-f"}, config: `
 global
 	nbthread 1
 defaults
@@ -33,28 +37,53 @@ defaults
 	timeout client 20s
 	timeout server 20s
 frontend front
-	bind fd@3
+	bind {front}
 	default_backend back
 backend back
 	http-reuse never
-	server one %s
-`
+	server one {server}
+`}
+
+// nginx tries nothing twice either.
+var nginx = proxy{args: []string{"-c"}, config: `
+daemon off;
+master_process off;
+pid {dir}/pid;
+error_log stderr crit;
+events { worker_connections 1024; }
+http {
+	access_log off;
+	client_body_temp_path {dir}/body;
+	proxy_temp_path {dir}/proxy;
+	fastcgi_temp_path {dir}/fastcgi;
+	uwsgi_temp_path {dir}/uwsgi;
+	scgi_temp_path {dir}/scgi;
+	server {
+		listen {front};
+		location / {
+			proxy_pass http://{server};
+			proxy_next_upstream off;
+			proxy_connect_timeout 10s;
+		}
+	}
+}
+`}
 
 // Behind a proxy each server begins to listen beside the one that it follows
 // (SO_REUSEPORT), which then stops by the recipe: no request fails.
 func TestDrainBehindHAProxy(t *testing.T) {
-	haproxy, err := exec.LookPath("haproxy")
-	if err != nil {
-		why := "no haproxy on PATH: apt-get install haproxy"
-		if os.Getenv("CI") != "" {
-			t.Fatal(why)
-		}
-		t.Skip(why)
-	}
+	behind(t, need(t, "haproxy", "haproxy"), haproxy)
+}
+
+func TestDrainBehindNginx(t *testing.T) {
+	behind(t, need(t, "nginx", "nginx-light"), nginx)
+}
+
+func behind(t *testing.T, program string, p proxy) {
 	inEachWay(t, func(t *testing.T) {
-		without := behindHAProxy(t, haproxy, false)
+		without := restartBehind(t, program, p, false)
 		t.Logf("Shutdown: %d answered, %d failed, the first: %v", without.ok.Load(), without.lost.Load(), without.failure())
-		with := behindHAProxy(t, haproxy, true)
+		with := restartBehind(t, program, p, true)
 		t.Logf("the recipe: %d answered, %d failed, the first: %v", with.ok.Load(), with.lost.Load(), with.failure())
 		if without.lost.Load() == 0 {
 			t.Error("Shutdown alone lost nobody: the test has no load, or Drain no purpose")
@@ -65,36 +94,36 @@ func TestDrainBehindHAProxy(t *testing.T) {
 	})
 }
 
-func behindHAProxy(t *testing.T, haproxy string, drain bool) *crowd {
-	const restarts = 20
+func restartBehind(t *testing.T, program string, p proxy, drain bool) *crowd {
+	const restarts = 15
 	now := newServer(t, "127.0.0.1:0")
 	addr := now.ln.Addr().String()
 
-	front, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	// The proxy listens on a port that was free a moment ago.
+	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer front.Close()
-	f, err := front.File()
-	if err != nil {
+	front := free.Addr().String()
+	free.Close()
+	dir := t.TempDir()
+	config := filepath.Join(dir, "config")
+	text := strings.NewReplacer("{front}", front, "{dir}", dir, "{server}", addr).Replace(p.config)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	config := filepath.Join(t.TempDir(), "haproxy.cfg")
-	if err := os.WriteFile(config, fmt.Appendf(nil, haproxyConfig, addr), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	proxy := exec.Command(haproxy, "-db", "-f", config)
-	proxy.ExtraFiles = []*os.File{f}
-	if err := proxy.Start(); err != nil {
+	cmd := exec.Command(program, append(p.args, config)...)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		proxy.Process.Kill()
-		proxy.Wait()
+		cmd.Process.Kill()
+		cmd.Wait()
 	}()
+	until(t, "the proxy", func() bool { return get(front) == nil })
 
-	clients := newCrowd(32, func(int) error { return get(front.Addr().String()) })
+	clients := newCrowd(32, func(int) error { return get(front) })
 	for range restarts {
 		until(t, "answers", func() bool { return now.answered.Load() >= 20 })
 		next := newServer(t, addr)
@@ -106,7 +135,7 @@ func behindHAProxy(t *testing.T, haproxy string, drain bool) *crowd {
 	return clients
 }
 
-type server struct {
+type httpServer struct {
 	ln       *acceptq.Listener
 	srv      http.Server
 	early    sync.Map // connections that have had no answer yet
@@ -114,12 +143,12 @@ type server struct {
 	served   chan error
 }
 
-func newServer(t *testing.T, addr string) *server {
+func newServer(t *testing.T, addr string) *httpServer {
 	ln, err := acceptq.ListenTCP(addr, acceptq.WithReusePort())
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{ln: ln, served: make(chan error, 1)}
+	s := &httpServer{ln: ln, served: make(chan error, 1)}
 	s.srv.ConnState = func(c net.Conn, state http.ConnState) {
 		switch state {
 		case http.StateNew:
@@ -136,7 +165,7 @@ func newServer(t *testing.T, addr string) *server {
 	return s
 }
 
-func (s *server) stop(t *testing.T, drain bool) {
+func (s *httpServer) stop(t *testing.T, drain bool) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if drain {
@@ -155,26 +184,4 @@ func (s *server) stop(t *testing.T, drain bool) {
 	if err := <-s.served; !errors.Is(err, http.ErrServerClosed) {
 		t.Error(err)
 	}
-}
-
-func get(addr string) error {
-	c, err := net.DialTimeout("tcp", addr, patience)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(patience))
-	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"); err != nil {
-		return err
-	}
-	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err == nil && (resp.StatusCode != http.StatusOK || string(body) != "served") {
-		err = fmt.Errorf("status %s, %q", resp.Status, body)
-	}
-	return err
 }

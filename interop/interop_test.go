@@ -4,10 +4,13 @@ package interop
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"runtime"
@@ -24,9 +27,10 @@ import (
 // again as the process that gets a listener from another.
 const helperEnv = "ACCEPTQ_TEST_HELPER"
 
+// A file for one system alone adds its own.
 var helpers = map[string]func() error{
-	"systemd":   systemdHelper,
-	"tableflip": tableflipHelper,
+	"activation": activationHelper,
+	"tableflip":  tableflipHelper,
 }
 
 func TestMain(m *testing.M) {
@@ -65,6 +69,7 @@ type report struct {
 	Addr      string
 	Inherited *numbers // the queue as the listener came
 	Resized   *numbers // after SetBacklog(9)
+	Served    int      // clients that were answered
 	Done      bool
 }
 
@@ -132,6 +137,12 @@ type reports struct {
 func (r reports) next(t *testing.T) (got report) {
 	t.Helper()
 	require.True(t, r.lines.Scan(), "a helper ended early")
+	return r.last(t)
+}
+
+// last is the line that was read last.
+func (r reports) last(t *testing.T) (got report) {
+	t.Helper()
 	require.NoError(t, json.Unmarshal(r.lines.Bytes(), &got), "%s", r.lines.Bytes())
 	return got
 }
@@ -199,6 +210,35 @@ func onDescriptor(t *testing.T, c syscall.Conn, f func(fd int) error) {
 	require.NoError(t, err)
 }
 
+// drainShared drains a socket that another process holds too. That new clients are
+// let in when Drain returns is no failure there: the other process serves them.
+func drainShared(ctx context.Context, ln *acceptq.Listener) error {
+	err := ln.Drain(ctx)
+	var incomplete *acceptq.DrainError
+	if errors.Is(err, acceptq.ErrStillOpen) && !errors.As(err, &incomplete) {
+		return nil
+	}
+	return err
+}
+
+// need is the path of a program of a Debian package. In CI it is an error if the
+// program is missing.
+func need(t *testing.T, program, debianPackage string) string {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil {
+		path, err = exec.LookPath("/usr/sbin/" + program) // not everybody's PATH has it
+	}
+	if err != nil {
+		why := fmt.Sprintf("no %s on PATH: apt-get install %s", program, debianPackage)
+		if os.Getenv("CI") != "" {
+			t.Fatal(why)
+		}
+		t.Skip(why)
+	}
+	return path
+}
+
 // duplicate is the socket of c for a child. The file that File returns would make
 // the socket of the listener blocking when it is handed to one.
 func duplicate(t *testing.T, c syscall.Conn) (f *os.File) {
@@ -212,4 +252,50 @@ func duplicate(t *testing.T, c syscall.Conn) (f *os.File) {
 	})
 	t.Cleanup(func() { f.Close() })
 	return f
+}
+
+// until waits for a condition.
+func until(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for !holds() {
+		if time.Now().After(deadline) {
+			t.Fatal("waited in vain for ", what)
+		}
+		<-time.After(time.Millisecond)
+	}
+}
+
+func within(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// get makes one HTTP request on a connection of its own.
+func get(addr string) error {
+	c, err := net.DialTimeout("tcp", addr, patience)
+	if err != nil {
+		return err
+	}
+	return getOver(c)
+}
+
+// getOver makes one HTTP request on c and closes it.
+func getOver(c net.Conn) error {
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"); err != nil {
+		return err
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && (resp.StatusCode != http.StatusOK || string(body) != "served") {
+		err = fmt.Errorf("status %s, %q", resp.Status, body)
+	}
+	return err
 }

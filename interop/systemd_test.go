@@ -18,9 +18,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// systemdHelper is a service that systemd starts with a UDP and a TCP socket.
-func systemdHelper() error {
-	// systemd sets it between fork and exec.
+// activationHelper is a service that is started with a UDP and a TCP socket.
+func activationHelper() error {
+	// By hand: systemd sets it between fork and exec.
 	if err := os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid())); err != nil {
 		return err
 	}
@@ -45,9 +45,12 @@ func systemdHelper() error {
 	return report{Who: "service", Done: true}.send()
 }
 
-// A service gets its listener from systemd, with clients waiting in it. Both see
-// one queue, and what the service does to it lasts when the service has gone.
-func TestSystemdActivation(t *testing.T) {
+// A service gets its listener by systemd's protocol, with clients waiting in it.
+// Both see one queue, and what the service does to it lasts when the service has
+// gone. Of systemd's there is the library that reads the protocol; the sockets and
+// the LISTEN_ variables are set by hand, since only so can the holder look on and
+// the socket be MPTCP. TestSystemdSocketActivate runs systemd's own program.
+func TestActivationLibraryWithSocketsSetByHand(t *testing.T) {
 	for name, listen := range newListeners {
 		t.Run(name, func(t *testing.T) {
 			original, err := listen()
@@ -69,7 +72,7 @@ func TestSystemdActivation(t *testing.T) {
 				return err == nil && s.Queued == 2
 			}, patience, time.Millisecond)
 
-			cmd := helperCommand(t, "systemd", "LISTEN_FDS=2")
+			cmd := helperCommand(t, "activation", "LISTEN_FDS=2")
 			cmd.ExtraFiles = append(cmd.ExtraFiles,
 				duplicate(t, udp.(syscall.Conn)), duplicate(t, original.(syscall.Conn))) // 3 and 4
 			out, err := cmd.StdoutPipe()

@@ -5,9 +5,10 @@ package interop
 import (
 	"bufio"
 	"context"
-	"fmt"
 	"net"
 	"os"
+	"os/signal"
+	"syscall"
 	"testing"
 
 	"github.com/acceptq/acceptq"
@@ -52,12 +53,12 @@ func oldGeneration(upg *tableflip.Upgrader, listener net.Listener) error {
 	if err := upg.Ready(); err != nil {
 		return err
 	}
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
 	if err := (report{Who: "old", Addr: ln.Addr().String(), Inherited: (*numbers)(&s)}).send(); err != nil {
 		return err
 	}
-	if _, err := fmt.Scanln(new(string)); err != nil { // the word to go
-		return err
-	}
+	<-hangup
 	if err := upg.Upgrade(); err != nil {
 		return err
 	}
@@ -90,14 +91,12 @@ func newGeneration(upg *tableflip.Upgrader, listener net.Listener) error {
 	return report{Who: "new", Done: true}.send()
 }
 
-// A server upgrades itself with clients in its queue. Old and new see one queue,
+// A server upgrades itself on SIGHUP with clients in its queue. Old and new see one queue,
 // and nobody is lost.
 func TestTableflipUpgrade(t *testing.T) {
 	for name := range newListeners {
 		t.Run(name, func(t *testing.T) {
 			cmd := helperCommand(t, "tableflip", makerEnv+"="+name)
-			in, err := cmd.StdinPipe()
-			require.NoError(t, err)
 			out, err := cmd.StdoutPipe()
 			require.NoError(t, err)
 			require.NoError(t, cmd.Start())
@@ -111,7 +110,7 @@ func TestTableflipUpgrade(t *testing.T) {
 			}
 
 			clients := []net.Conn{connect(t, first.Addr), connect(t, first.Addr)}
-			fmt.Fprintln(in, "go")
+			require.NoError(t, cmd.Process.Signal(syscall.SIGHUP))
 			adopted := both.next(t)
 			require.Equal(t, "new", adopted.Who)
 			require.Equal(t, first.Addr, adopted.Addr)

@@ -16,6 +16,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/acceptq/acceptq"
@@ -34,7 +36,17 @@ func main() {
 	addr := flag.String("addr", "127.0.0.1:0", "address to listen on")
 	network := flag.String("network", "tcp", "tcp, tcp4 or tcp6")
 	flag.Parse()
-	agrees, err := run(*network, *addr, *backlog)
+	switch {
+	case flag.NArg() > 0:
+		misused("unexpected argument %q", flag.Arg(0))
+	case *network != "tcp" && *network != "tcp4" && *network != "tcp6":
+		misused("-network %q: it must be tcp, tcp4 or tcp6", *network)
+	}
+	out := bufio.NewWriter(os.Stdout) // it keeps the first error for Flush
+	agrees, err := run(out, *network, *addr, *backlog)
+	if ferr := out.Flush(); err == nil {
+		err = ferr
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "backlog:", err)
 	}
@@ -43,30 +55,53 @@ func main() {
 	}
 }
 
-func run(network, addr string, backlog int) (agrees bool, err error) {
+// misused reports wrong use in one line and ends the program.
+func misused(format string, args ...any) {
+	fmt.Fprintln(os.Stderr, "backlog:", fmt.Sprintf(format, args...))
+	os.Exit(2)
+}
+
+func run(out *bufio.Writer, network, addr string, backlog int) (agrees bool, err error) {
 	ln, err := acceptq.Listen(context.Background(), network, addr, acceptq.WithBacklog(backlog))
 	if err != nil {
 		return false, err
 	}
 	defer ln.Close()
 	account := ln.Backlog()
-	fmt.Println("listening on", ln.Addr())
-	fmt.Println("backlog:", account)
-	fmt.Println("effective backlog:", ln.EffectiveBacklog())
+	fmt.Fprintln(out, "listening on", ln.Addr())
+	fmt.Fprintln(out, "backlog:", account)
+	fmt.Fprintln(out, "effective backlog:", ln.EffectiveBacklog())
 
-	if err := session(ln); err != nil {
+	at := reach(network, ln)
+	if err := session(out, ln, at); err != nil {
 		return false, err
 	}
-	return fill(ln, account.Capacity)
+	if err := out.Flush(); err != nil {
+		return false, err
+	}
+	return fill(out, ln, at, account.Capacity)
 }
 
-// session serves one client: its line comes back with a "!" behind it, and the
-// connection ends in order, the client first.
-func session(ln net.Listener) error {
+// reach is where a client on this machine reaches ln. Not every system connects to
+// the wildcard address: NetBSD has no route to [::].
+func reach(network string, ln net.Listener) string {
+	addr := *ln.Addr().(*net.TCPAddr)
+	if addr.IP.IsUnspecified() {
+		addr.IP = net.IPv4(127, 0, 0, 1)
+		if network == "tcp6" {
+			addr.IP = net.IPv6loopback
+		}
+	}
+	return addr.String()
+}
+
+// session serves one client, which connects to at. Its line comes back with a "!" behind
+// it, and the connection ends in order, the client first.
+func session(out *bufio.Writer, ln net.Listener, at string) error {
 	served := make(chan error, 1)
 	go func() { served <- serveOne(ln) }()
 
-	c, err := net.Dial("tcp", ln.Addr().String())
+	c, err := net.Dial("tcp", at)
 	if err != nil {
 		return err
 	}
@@ -84,7 +119,7 @@ func session(ln net.Listener) error {
 	if err := <-served; err != nil {
 		return err
 	}
-	fmt.Printf("1 accepted: sent \"hello\", received %q, closed in order\n", answer)
+	fmt.Fprintf(out, "1 accepted: sent \"hello\", received %q, closed in order\n", answer)
 	return nil
 }
 
@@ -112,15 +147,18 @@ func serveOne(ln net.Listener) error {
 
 // fill connects clients that nobody accepts, one at a time, up to one more than
 // should fit, and counts those that the kernel kept for the server.
-func fill(ln *acceptq.Listener, capacity int) (agrees bool, err error) {
+func fill(out *bufio.Writer, ln *acceptq.Listener, at string, capacity int) (agrees bool, err error) {
 	tries := capacity + 1
 	if capacity < 0 {
 		tries = unknownLimit
 	}
 	next := "connected too"
 	for i := range tries {
-		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+		c, err := net.DialTimeout("tcp", at, patience)
 		if err != nil {
+			if !keptOut(err) {
+				return false, fmt.Errorf("client %d of %d: %w", i+1, tries, err)
+			}
 			next = fate(err)
 			break
 		}
@@ -138,17 +176,26 @@ func fill(ln *acceptq.Listener, capacity int) (agrees bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	fmt.Printf("%d queued, the next %s\n", queued, next)
+	fmt.Fprintf(out, "%d queued, the next %s\n", queued, next)
 	if capacity < 0 {
-		fmt.Println("how many should fit, this system does not tell")
+		fmt.Fprintln(out, "how many should fit, this system does not tell")
 		return true, nil
 	}
 	if queued != capacity {
-		fmt.Printf("the listener said that %d fit: they differ\n", capacity)
+		fmt.Fprintf(out, "the listener said that %d fit: they differ\n", capacity)
 		return false, nil
 	}
-	fmt.Printf("the listener said that %d fit: they agree\n", capacity)
+	fmt.Fprintf(out, "the listener said that %d fit: they agree\n", capacity)
 	return true, nil
+}
+
+// keptOut reports whether a client failed because the listener's kernel did not
+// let it in. Other failures are the client's own: it had no descriptor
+// (ulimit -n), for example, or no free port.
+func keptOut(err error) bool {
+	var call *os.SyscallError
+	return timedOut(err) || errors.As(err, &call) && strings.HasPrefix(call.Syscall, "connect") &&
+		!errors.Is(err, syscall.EADDRNOTAVAIL)
 }
 
 // fate says what became of a client that did not get in.

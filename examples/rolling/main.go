@@ -14,8 +14,10 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/acceptq/acceptq"
@@ -33,14 +35,24 @@ func main() {
 	restarts := flag.Int("restarts", 40, "how often to restart the server")
 	clients := flag.Int("clients", 64, "how many clients come at a time")
 	flag.Parse()
-	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt)
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "rolling: unexpected argument %q\n", flag.Arg(0))
+		os.Exit(2)
+	}
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
+	if runtime.GOOS != "linux" && *mode != modeClose {
+		fmt.Println("this system has no way to keep new clients out: those that connect between Drain and Close are lost")
+	}
 	saw, err := run(ctx, *mode, *restarts, *clients)
+	if saw != nil { // interrupted, it still saw something
+		_, perr := fmt.Printf("%-23s %d restarts: %v\n", *mode+",", saw.restarts, saw)
+		err = errors.Join(err, perr)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "rolling:", err)
 		os.Exit(1)
 	}
-	fmt.Printf("%-23s %d restarts: %v\n", *mode+",", *restarts, saw)
 }
 
 // stop ends a server and loses nobody: take in no new client, serve those whom
@@ -104,7 +116,7 @@ func run(ctx context.Context, mode string, restarts, clients int) (*tally, error
 		return nil, fmt.Errorf("no mode %q", mode)
 	}
 	if restarts < 1 || clients < 1 {
-		return nil, errors.New("-restarts and -clients must be 1 or more")
+		return nil, fmt.Errorf("-restarts %d, -clients %d: both must be 1 or more", restarts, clients)
 	}
 	saw := new(tally)
 	var crowd sync.WaitGroup
@@ -147,7 +159,12 @@ func run(ctx context.Context, mode string, restarts, clients int) (*tally, error
 			goHome()
 			crowd.Wait()
 			err = end(srv.Shutdown)
-			return saw, errors.Join(err, ctx.Err(), serveError(served))
+			err = errors.Join(err, serveError(served))
+			if ctx.Err() != nil {
+				err = errors.Join(err, fmt.Errorf("interrupted after %d of %d restarts: %w", i, restarts, ctx.Err()))
+			}
+			saw.restarts = i
+			return saw, err
 		}
 		switch mode {
 		case modeClose:
@@ -183,7 +200,10 @@ func serveError(served <-chan error) error {
 }
 
 // A tally is what the clients saw.
-type tally struct{ ok, lost, stalled atomic.Int64 }
+type tally struct {
+	ok, lost, stalled atomic.Int64
+	restarts          int // that were finished
+}
 
 // stall is how long a client may wait without being called stalled. A dropped SYN
 // is sent again after a second.

@@ -1,3 +1,5 @@
+//go:build !plan9
+
 // Command shards shows how many clients a server keeps that has stalled: it
 // listens with several shards on one port, lets clients connect while nobody
 // accepts, prints how full each queue is, and then serves all that got in.
@@ -8,6 +10,7 @@
 package main
 
 import (
+	"bufio"
 	"errors"
 	"flag"
 	"fmt"
@@ -16,6 +19,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/acceptq/acceptq"
@@ -38,13 +42,29 @@ func main() {
 	addr := flag.String("addr", "127.0.0.1:0", "address to listen on")
 	picture := flag.String("svg", "", "file to draw one listener beside the shards in")
 	flag.Parse()
+	switch {
+	case flag.NArg() > 0:
+		misused("unexpected argument %q", flag.Arg(0))
+	case *n < 1:
+		misused("-n %d: it must be 1 or more", *n)
+	case *clients < 1:
+		misused("-clients %d: it must be 1 or more", *clients)
+	}
 	if err := run(os.Stdout, *addr, *n, *backlog, *clients, *picture); err != nil {
 		fmt.Fprintln(os.Stderr, "shards:", err)
 		os.Exit(1)
 	}
 }
 
-func run(out io.Writer, addr string, n, backlog, clients int, picture string) error {
+// misused reports wrong use in one line and ends the program.
+func misused(format string, args ...any) {
+	fmt.Fprintln(os.Stderr, "shards:", fmt.Sprintf(format, args...))
+	os.Exit(2)
+}
+
+func run(w io.Writer, addr string, n, backlog, clients int, picture string) error {
+	out := bufio.NewWriter(w) // it keeps the first error for Flush
+	defer out.Flush()         // what was seen before an error
 	if picture == "" {
 		_, err := stall(out, addr, n, backlog, clients)
 		return err
@@ -74,7 +94,7 @@ type outcome struct {
 
 // stall listens, lets clients connect to a server that does not accept, and lets
 // it go on.
-func stall(out io.Writer, addr string, n, backlog, clients int) (outcome, error) {
+func stall(out *bufio.Writer, addr string, n, backlog, clients int) (outcome, error) {
 	shards, err := acceptq.ListenTCPShards(addr, n, acceptq.WithBacklog(backlog))
 	if err != nil {
 		return outcome{}, err
@@ -86,20 +106,28 @@ func stall(out io.Writer, addr string, n, backlog, clients int) (outcome, error)
 	}
 
 	fmt.Fprintf(out, "the server is stalled, %d %s connect\n", clients, plural(clients, "client"))
-	conns := connect(shards.Addr(), clients)
+	if err := out.Flush(); err != nil {
+		return outcome{}, err
+	}
+	conns, err := connect(shards.Addr(), clients)
+	all := conns
 	defer func() {
-		for _, c := range conns {
+		for _, c := range all {
 			c.Close()
 		}
 	}()
-	o := outcome{clients: clients, in: len(conns)}
+	if err != nil {
+		return outcome{}, err
+	}
+	o := outcome{clients: clients}
 	if o.queues, o.sum, err = look(shards, len(conns)); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return o, err
 	}
+	conns = stillIn(conns) // FreeBSD resets the surplus after it has connected
+	o.in = len(conns)
 	if err == nil {
-		o.in = o.sum.Queued // FreeBSD resets the surplus after it has connected
 		for i, q := range o.queues {
-			fmt.Fprintf(out, "%5d %s %d of %d\n", i+1, bar(q), q.Queued, q.Capacity)
+			fmt.Fprintf(out, "%5d %s %s of %d\n", i+1, bar(q), length(q), q.Capacity)
 		}
 	}
 	fmt.Fprintf(out, "%d of %d got in", o.in, clients)
@@ -111,27 +139,45 @@ func stall(out io.Writer, addr string, n, backlog, clients int) (outcome, error)
 	}
 	fmt.Fprintln(out)
 
-	served := serve(shards, conns)
+	served, err := serve(shards, conns)
+	if err != nil {
+		return o, err
+	}
 	if served < o.in {
 		return o, fmt.Errorf("%d of %d that got in were lost", o.in-served, o.in)
 	}
 	fmt.Fprintf(out, "the server goes on: %d served, none of them was lost\n", served)
-	return o, nil
+	return o, out.Flush()
 }
 
-// connect connects clients and returns those that are connected.
-func connect(addr net.Addr, clients int) (conns []net.Conn) {
+// connect connects clients and returns those that are connected. The error is of a
+// client that failed for a reason of its own.
+func connect(addr net.Addr, clients int) (conns []net.Conn, err error) {
 	var mu sync.Mutex
-	each(clients, func(int) {
-		c, err := net.DialTimeout(addr.Network(), addr.String(), patience)
-		if err != nil {
-			return
-		}
+	each(clients, func(i int) {
+		c, cerr := net.DialTimeout(addr.Network(), addr.String(), patience)
 		mu.Lock()
 		defer mu.Unlock()
-		conns = append(conns, c)
+		switch {
+		case cerr == nil:
+			conns = append(conns, c)
+		case !keptOut(cerr) && err == nil:
+			err = fmt.Errorf("client %d of %d: %w", i+1, clients, cerr)
+		}
 	})
-	return conns
+	return conns, err
+}
+
+// keptOut reports whether a client failed because the listener's kernel did not
+// let it in. Other failures are the client's own: it had no descriptor
+// (ulimit -n), for example, or no free port.
+func keptOut(err error) bool {
+	var (
+		timeout net.Error
+		call    *os.SyscallError
+	)
+	return errors.As(err, &timeout) && timeout.Timeout() ||
+		errors.As(err, &call) && strings.HasPrefix(call.Syscall, "connect") && !errors.Is(err, syscall.EADDRNOTAVAIL)
 }
 
 // each calls f n times, atOnce at most at the same time.
@@ -171,9 +217,33 @@ func look(shards *acceptq.Shards, connected int) (queues []acceptq.Stats, sum ac
 	return queues, sum, nil
 }
 
+// stillIn returns those of conns that have not been reset. The server is stalled, so
+// none of them has anything to read.
+func stillIn(conns []net.Conn) (in []net.Conn) {
+	var mu sync.Mutex
+	each(len(conns), func(i int) {
+		conns[i].SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		if _, err := conns[i].Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		in = append(in, conns[i])
+	})
+	return in
+}
+
+// length is the length of a queue in words: DragonFly does not tell that of a long one.
+func length(q acceptq.Stats) string {
+	if q.Queued < 0 {
+		return "unknown"
+	}
+	return fmt.Sprint(q.Queued)
+}
+
 // serve lets the server go on: each connection gets its byte back. It returns how
-// many of conns did.
-func serve(shards *acceptq.Shards, conns []net.Conn) (served int) {
+// many of conns did. The error is the server's, if it had to stop earlier.
+func serve(shards *acceptq.Shards, conns []net.Conn) (served int, err error) {
 	done := make(chan error, 1)
 	go func() { done <- shards.Serve(echo) }()
 	var mu sync.Mutex
@@ -185,8 +255,10 @@ func serve(shards *acceptq.Shards, conns []net.Conn) (served int) {
 		}
 	})
 	shards.Close()
-	<-done
-	return served
+	if err := <-done; !errors.Is(err, net.ErrClosed) {
+		return served, err
+	}
+	return served, nil
 }
 
 func echo(ln net.Listener) error {

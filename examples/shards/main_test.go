@@ -1,6 +1,9 @@
+//go:build !plan9
+
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/xml"
 	"errors"
@@ -10,13 +13,19 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/acceptq/acceptq/examples/internal/try"
 	"github.com/stretchr/testify/require"
 )
+
+func TestMain(m *testing.M) {
+	try.Be(main)
+	os.Exit(m.Run())
+}
 
 func TestNoneIsLost(t *testing.T) {
 	for _, n := range []int{1, 3} {
 		var out bytes.Buffer
-		o, err := stall(&out, "127.0.0.1:0", n, 64, 12)
+		o, err := stall(bufio.NewWriter(&out), "127.0.0.1:0", n, 64, 12)
 		if n > 1 && errors.Is(err, errors.ErrUnsupported) {
 			continue
 		}
@@ -59,4 +68,40 @@ func TestPicture(t *testing.T) {
 func TestNoShards(t *testing.T) {
 	require.Error(t, run(io.Discard, "127.0.0.1:0", 0, 128, 1, ""))
 	require.Error(t, run(io.Discard, "nowhere", 1, 128, 1, ""))
+}
+
+func TestProgram(t *testing.T) {
+	addrs := []string{"127.0.0.1:"}
+	if try.HasIPv6() {
+		addrs = append(addrs, "[::1]:")
+	}
+	for _, addr := range addrs {
+		out, err := try.Program(t, "-n", "1", "-clients", "3", "-addr", addr+"0").Output()
+		require.NoError(t, err, "%s", out)
+		require.Contains(t, string(out), "1 shard on "+addr)
+		require.Contains(t, string(out), "3 of 3 got in")
+	}
+}
+
+func TestWrongUse(t *testing.T) {
+	try.Misused(t, "shards", `"16"`, "16")
+	for _, n := range []string{"0", "-1"} {
+		try.Misused(t, "shards", "-n "+n, "-n", n)
+		try.Misused(t, "shards", "-clients "+n, "-clients", n)
+	}
+	try.BadAddresses(t, "shards", "-n", "1")
+	try.ClosedPipe(t, "shards", "-n", "1", "-clients", "1")
+	nowhere := filepath.Join(t.TempDir(), "no", "such", "folder.svg")
+	cmd := try.Program(t, "-n", "1", "-clients", "1", "-svg", nowhere)
+	try.Fails(t, cmd, 1, "shards")
+}
+
+// A client that has no descriptor has not been turned away, and a server that has
+// none has lost nobody.
+func TestFewDescriptors(t *testing.T) {
+	for _, clients := range []string{"300", "40"} {
+		cmd := try.WithDescriptors(t, 60, "-n", "1", "-clients", clients)
+		out := try.Fails(t, cmd, 1, "shards", "too many open files")
+		require.NotContains(t, out, "turned away")
+	}
 }

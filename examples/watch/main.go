@@ -3,11 +3,12 @@
 // queue fills up, runs over and empties again under the reader's eyes: in a bar
 // that is drawn in place on a terminal, in a line each second elsewhere.
 //
-// Try it with -backlog 5, or with more than the system grants. It ends on SIGINT
-// or after -for.
+// Try it with -backlog 5, or with more than the system grants. It ends on SIGINT,
+// SIGTERM or SIGHUP, or after -for.
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"flag"
@@ -37,10 +38,16 @@ const (
 func main() {
 	backlog := flag.Int("backlog", 32, "connections to ask listen(2) for; negative is as many as the system allows")
 	addr := flag.String("addr", "127.0.0.1:0", "address to listen on")
-	span := flag.Duration("for", 0, "how long to run, as 10s; 0 is until SIGINT")
+	span := flag.Duration("for", 0, "how long to run, as 10s; 0 is until a signal")
 	flag.Parse()
+	switch {
+	case flag.NArg() > 0:
+		misused("unexpected argument %q", flag.Arg(0))
+	case *span < 0:
+		misused("-for %v: it must not be negative", *span)
+	}
 
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), endSignals...)
 	defer stop()
 	if *span > 0 {
 		var cancel context.CancelFunc
@@ -53,6 +60,12 @@ func main() {
 	}
 }
 
+// misused reports wrong use in one line and ends the program.
+func misused(format string, args ...any) {
+	fmt.Fprintln(os.Stderr, "watch:", fmt.Sprintf(format, args...))
+	os.Exit(2)
+}
+
 // isTerminal tells a terminal that can draw a line again from what cannot.
 func isTerminal(f *os.File) bool {
 	info, err := f.Stat()
@@ -61,7 +74,8 @@ func isTerminal(f *os.File) bool {
 }
 
 // run listens, serves and watches until ctx ends.
-func run(ctx context.Context, out io.Writer, terminal bool, addr string, backlog int) error {
+func run(ctx context.Context, w io.Writer, terminal bool, addr string, backlog int) error {
+	out := bufio.NewWriter(w) // it keeps the first error for Flush
 	ln, err := acceptq.ListenTCP(addr, acceptq.WithBacklog(backlog))
 	if err != nil {
 		return err

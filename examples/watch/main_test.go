@@ -3,42 +3,27 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"io"
 	"math"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 	"unicode/utf8"
 
 	"github.com/acceptq/acceptq"
+	"github.com/acceptq/acceptq/examples/internal/try"
 	"github.com/stretchr/testify/require"
 )
 
-// beTheProgram makes the test binary the program itself.
-const beTheProgram = "ACCEPTQ_TEST_EXAMPLE"
-
 func TestMain(m *testing.M) {
-	if os.Getenv(beTheProgram) != "" {
-		main()
-		return
-	}
+	try.Be(main)
 	os.Exit(m.Run())
 }
 
 func program(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Skipf("this system starts no program: %v", err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, self, args...)
-	cmd.Env = append(os.Environ(), beTheProgram+"=1",
-		"GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0") // else a second at its end
+	cmd := try.Program(t, args...)
 	cmd.Stderr = os.Stderr
 	return cmd
 }
@@ -113,4 +98,20 @@ func TestBlocks(t *testing.T) {
 	for i := range 1000 {
 		require.Equal(t, 24, utf8.RuneCountInString(blocks(float64(i)/900, 24)))
 	}
+}
+
+func TestWrongUse(t *testing.T) {
+	try.Misused(t, "watch", `"10s"`, "10s")
+	try.Misused(t, "watch", "-for", "-for", "-1s")
+	try.BadAddresses(t, "watch")
+	try.ClosedPipe(t, "watch")
+}
+
+func TestIPv6(t *testing.T) {
+	if !try.HasIPv6() {
+		t.Skip("no IPv6 on this host")
+	}
+	out, err := program(t, "-addr", "[::1]:0", "-for", "1ns").Output()
+	require.NoError(t, err)
+	require.Contains(t, string(out), "listening on [::1]:")
 }

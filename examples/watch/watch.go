@@ -1,10 +1,10 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"strings"
@@ -18,8 +18,14 @@ import (
 // many of the looks make a line elsewhere.
 const looks = 10
 
-// watch shows the queue until ctx ends, and then what it has seen.
-func watch(ctx context.Context, out io.Writer, terminal bool, ln *acceptq.Listener, served *atomic.Int64) error {
+// watch shows the queue until ctx ends, and then what it has seen. It returns the
+// first error of writing to out.
+func watch(ctx context.Context, out *bufio.Writer, terminal bool, ln *acceptq.Listener, served *atomic.Int64) (err error) {
+	defer func() {
+		if ferr := out.Flush(); err == nil {
+			err = ferr
+		}
+	}()
 	v := view{colour: terminal && os.Getenv("NO_COLOR") == ""}
 	if terminal {
 		fmt.Fprint(out, "\x1b[?25l")       // without the cursor
@@ -29,6 +35,9 @@ func watch(ctx context.Context, out io.Writer, terminal bool, ln *acceptq.Listen
 	tick := time.NewTicker(time.Second / looks)
 	defer tick.Stop()
 	for {
+		if err := out.Flush(); err != nil {
+			return err
+		}
 		select {
 		case <-ctx.Done():
 			if terminal {

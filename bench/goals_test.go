@@ -1,0 +1,170 @@
+//go:build linux
+
+package main
+
+import (
+	"encoding/xml"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestGoals gives the goals figures that meet them, miss them, do not tell, and are
+// not there. Each goal must be able to have each verdict.
+func TestGoals(t *testing.T) {
+	steady := func(v float64) []float64 {
+		return []float64{v, v * 1.001, v * 1.002, v * 1.003, v * 1.004, v * 1.005, v * 1.006, v * 1.007}
+	}
+	noisy := func(v float64) []float64 {
+		return []float64{v / 3, v / 2, v, v * 2, v * 3, v / 1.5, v * 1.5, v * 1.1}
+	}
+	zeros, once := make([]float64, 8), []float64{0, 0, 0, 0, 0, 0, 0, 300} // one bad round of eight
+	for _, q := range []struct {
+		verdict       verdict
+		own, base     []float64
+		p99, none     []float64
+		stats, others []float64
+	}{
+		{holds, steady(50), steady(100), steady(500e6), zeros, steady(1), steady(1000)},
+		{fallsShort, steady(200), steady(100), steady(900e6), once, steady(500), steady(1000)},
+		{undecided, noisy(100), noisy(97), noisy(600e6), zeros, noisy(20), noisy(1000)},
+		{unknown, nil, steady(100), nil, nil, nil, steady(1000)},
+	} {
+		figures := map[string][]float64{}
+		set := func(bench, row, unit string, v []float64) { figures[bench+"/with="+slug(row)+" "+unit] = v }
+		for _, bench := range []string{"Listen/addr=literal", "Listen/addr=wildcard", "Accept", "HTTP"} {
+			set(bench, ours, cpu, q.own)
+			set(bench, netDefault, cpu, q.base)
+			set(bench, netPlain, cpu, q.base)
+		}
+		set("Burst", manyQueues, p99, q.p99)
+		control := once
+		if q.verdict == undecided { // nothing was lost where it could be
+			control = zeros
+		}
+		set("Burst", manyQueues, "sent-again", q.none)
+		set("Burst", oneQueue, "sent-again", control)
+		for _, clients := range []string{"busy", "calm"} {
+			set("Restart/clients="+clients, restartOurs, "lost", q.none)
+			set("Restart/clients="+clients, restartOurs, "stalled", q.none)
+			set("Restart/clients="+clients, restartBeside, "lost", control)
+			set("Restart/clients="+clients, restartAlone, "stalled", control)
+		}
+		for i, size := range readSizes {
+			set(readBench(size), readerNames[4], "ns/op", q.others)
+			set(readBench(size), readStats, "ns/op", q.stats)
+			if i == 0 && q.verdict == fallsShort { // slower beside more sockets
+				set(readBench(size), readStats, "ns/op", steady(1))
+			}
+			if i == 0 && q.verdict == holds {
+				set(readBench(size), readStats, "ns/op", steady(1.2))
+			}
+		}
+		measurements[0].figures = figures
+		for _, g := range goals() {
+			if g.verdict != q.verdict {
+				t.Errorf("%s: %s: %s, want %s", g.text, g.figure, g.verdict, q.verdict)
+			}
+		}
+	}
+	measurements[0].figures = nil
+}
+
+// TestWorst: no summary hides the one round in which something was lost.
+func TestWorst(t *testing.T) {
+	if got := cell([]float64{0, 0, 0, 0, 0, 0, 0, 300}, "lost", true); !strings.Contains(got, "worst 300") {
+		t.Error(got)
+	}
+}
+
+// TestOutdated: a figure is marked once the code it speaks of changes, and not when
+// other code does.
+func TestOutdated(t *testing.T) {
+	t.Chdir(t.TempDir())
+	commit := func(file, text string) string {
+		if err := os.WriteFile(file, []byte(text), 0o666); err != nil {
+			t.Fatal(err)
+		}
+		for _, args := range [][]string{{"init", "-q"}, {"add", "."}, {"-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "t"}} {
+			if out, err := git(args...); err != nil {
+				t.Fatal(args, out, err)
+			}
+		}
+		hash, err := git("rev-parse", "HEAD")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return hash
+	}
+	m := &measurement{code: "drain*.go", meta: map[string]string{"commit": commit("drain.go", "1")}}
+	if why := m.outdated(); why != "" {
+		t.Errorf("nothing changed: %s", why)
+	}
+	commit("stats.go", "1")
+	commit("drain_test.go", "1")
+	if why := m.outdated(); why != "" {
+		t.Errorf("other code changed: %s", why)
+	}
+	commit("drain_linux.go", "1")
+	if why := m.outdated(); why != "drain_linux.go changed since" || m.mark() == "" {
+		t.Errorf("drain_linux.go changed: %q", why)
+	}
+	for _, hash := range []string{m.meta["commit"] + " with changes", "0123456789"} {
+		m.meta["commit"], m.code = hash, "none.go"
+		if m.outdated() == "" {
+			t.Errorf("commit %s: no mark", hash)
+		}
+	}
+}
+
+// TestCode: the files of which a figure speaks exist, or no change of them could mark
+// it.
+func TestCode(t *testing.T) {
+	for _, m := range measurements {
+		for _, name := range strings.Fields(m.code) {
+			if files, err := filepath.Glob("../" + name); err != nil || len(files) == 0 {
+				t.Errorf("%s: %s matches no file (%v)", m.name, name, err)
+			}
+		}
+	}
+}
+
+// TestPicture: a picture is XML, and no text touches another or the edge.
+func TestPicture(t *testing.T) {
+	rows := []string{"a short row", "a row with a very long name, which needs much room", "a row without figures"}
+	p := panel{title: "a title that is too long for one line above its panel", bars: []bar{
+		{parts: []float64{1, 2}, inks: []string{"lost", "late"}, text: "1 + 2 (300 + 400)"},
+		{parts: []float64{500}, inks: []string{"ours"}, text: "500", median: summarize([]float64{1, 2, 500, 500, 500, 900, 900})},
+		{text: "unknown"},
+	}}
+	log := panel{title: "log", bars: bars(rows, "ns", true, func(string) []float64 { return []float64{900, 1e6, 1e9} }), log: true}
+	var svg struct {
+		Height float64 `xml:"height,attr"`
+		Text   []struct {
+			X    float64 `xml:"x,attr"`
+			Y    float64 `xml:"y,attr"`
+			Kind string  `xml:"class,attr"`
+			Text string  `xml:",chardata"`
+		} `xml:"text"`
+	}
+	text := picture("A title", strings.Repeat("many words about it ", 20), rows, p, p, log)
+	if err := xml.Unmarshal(text, &svg); err != nil || strings.Contains(string(text), "%!") || len(svg.Text) < 15 {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	for i, a := range svg.Text {
+		if a.Kind == "end" {
+			svg.Text[i].X -= width(a.Text)
+		}
+		a = svg.Text[i]
+		if a.X < margin || a.X+width(a.Text) > pictureWidth || a.Y > svg.Height {
+			t.Errorf("%q leaves the picture", a.Text)
+		}
+		for _, b := range svg.Text[:i] {
+			if math.Abs(a.Y-b.Y) < 12 && a.X < b.X+width(b.Text) && b.X < a.X+width(a.Text) {
+				t.Errorf("%q and %q overlap", a.Text, b.Text)
+			}
+		}
+	}
+}

@@ -1,0 +1,199 @@
+//go:build linux
+
+package main
+
+import "fmt"
+
+// A measurement is some benchmarks that are run and published together. To add one,
+// write its benchmarks and add a line to measurements; README.md, "Adding a
+// measurement", has the rules.
+type measurement struct {
+	name      string // its file is results/NAME.txt, in Go's benchmark format
+	bench     string // which benchmarks, a regular expression
+	benchtime string // for go test; 1x with -short
+	rounds    int    // a round is a process of its own; an interval of 95 % needs 6
+	code      string // the files of the library that its figures speak of
+	svg, alt  string // its picture
+	tables    []table
+
+	meta    map[string]string    // of the run: commit, date, load, ...
+	figures map[string][]float64 // by benchmark and unit, one value for each round
+}
+
+// A table shows one benchmark, with a row for each candidate.
+type table struct {
+	bench, title, note string
+	rows               []string
+	columns            []column
+}
+
+// A column is one unit of a benchmark. Where something can be lost, the worst round
+// stands beside the median. With a base, ratios to that row are shown.
+type column struct {
+	name, unit string
+	loss       bool
+	base       string
+}
+
+// The rows to which others are compared. net.Listen is there twice: what these two
+// differ in is noise.
+const (
+	netDefault = "net.Listen"
+	netAgain   = "net.Listen again (control)"
+	netPlain   = "net, plain TCP"
+	ours       = "acceptq"
+)
+
+var peerNames = []string{netDefault, netAgain, netPlain, ours, "tcplisten", "go-reuseport", "fasthttp", "system calls by hand"}
+
+const (
+	readStats  = "acceptq Stats"
+	readAgain  = "acceptq Stats again (control)"
+	readByHand = "getsockopt(2) twice by hand"
+)
+
+var readerNames = []string{readStats, readAgain, readByHand, "mdlayher/netlink, one socket", "mdlayher/netlink, all listeners",
+	"vishvananda/netlink, all sockets", "the file /proc/net/tcp", "ss -ltn"}
+
+var readSizes = []int{10, 1000, 10000}
+
+const (
+	oneQueue   = "acceptq, 1 shard"
+	manyQueues = "acceptq, 64 shards"
+	longQueue  = "acceptq, 1 shard, somaxconn raised"
+)
+
+// A candidate is a row whose server is a program of internal/alone.
+type candidate struct {
+	name, program, arg string
+	inherits           bool // a parent process passes the socket on to its successor
+}
+
+var programs = []candidate{
+	{netDefault, "net", "", false},
+	{ours, "acceptq", "", false},
+	{"tcplisten", "tcplisten", "", false},
+	{"go-reuseport", "libp2p", "", false},
+	{"fasthttp", "fasthttp", "", false},
+	{"net.Listen with net/http", "webnet", "", false},
+	{"acceptq with net/http", "webacceptq", "", false},
+}
+
+var bursts = []candidate{
+	{netDefault, "net", "", false},
+	{netAgain, "net", "", false},
+	{"tcplisten", "tcplisten", "", false},
+	{"go-reuseport", "libp2p", "", false},
+	{"fasthttp", "fasthttp", "", false},
+	{"go-reuseport, 64 by hand", "libp2p64", "", false},
+	{oneQueue, "acceptq", "", false},
+	{"acceptq, 4 shards", "shards", "4", false},
+	{"acceptq, 16 shards", "shards", "16", false},
+	{manyQueues, "shards", "64", false},
+	{longQueue, "acceptq", "", false},
+}
+
+const (
+	restartNet     = "net.Listen: Shutdown, listen again"
+	restartMigrate = "go-reuseport: the same, with tcp_migrate_req ²"
+	restartBeside  = "acceptq: listen beside, Shutdown"
+	restartAlone   = "acceptq: Drain, wait, Shutdown, listen again"
+	restartOurs    = "acceptq: listen beside, Drain, wait, Shutdown"
+)
+
+// The name of a restart lists all its steps, in order. Every library has the best
+// way that we know: it waits for first answers.
+var restarts = []candidate{
+	{restartNet, "webnet", "shutdown", false},
+	{"net.Listen: the same again (control)", "webnet", "shutdown", false},
+	{"net.Listen: close, listen again, wait, Shutdown", "webnet", "close", false},
+	{"net.Listen: pass descriptor ¹, Shutdown", "webnet", "shutdown", true},
+	{"net.Listen: pass descriptor ¹, close, wait, Shutdown", "webnet", "close", true},
+	{"tcplisten: listen beside, close, wait, Shutdown", "webtcplisten", "close", false},
+	{"fasthttp: listen beside, close, wait, Shutdown", "webfasthttp", "close", false},
+	{"go-reuseport: listen beside, close, wait, Shutdown", "weblibp2p", "close", false},
+	{restartMigrate, "weblibp2p", "close", false},
+	{restartBeside, "webacceptqshared", "shutdown", false},
+	{restartAlone, "webacceptq", "drain", false},
+	{restartOurs, "webacceptqshared", "drain", false},
+}
+
+func names(all []candidate) (names []string) {
+	for _, c := range all {
+		names = append(names, c.name)
+	}
+	return names
+}
+
+const restartNote = "A round is one restart. Lost: refused, reset or unanswered after 20 s; a client that is refused asks again at once, " +
+	"so it can count more than once. Stalled: answered, but only after a packet was sent again. " +
+	"Wait: until no accepted connection is before its first answer. ¹ Needs a parent process or socket activation. " +
+	"² net.ipv4.tcp_migrate_req=1 needs root."
+
+const (
+	cpu  = "cpu-ns/op"
+	kept = "kept-B/op"
+	p99  = "p99-ns"
+)
+
+var (
+	timeColumns    = []column{{"time", "ns/op", false, ""}, {"CPU time", cpu, false, netDefault}}
+	restartColumns = []column{{"requests", "requests", false, ""}, {"lost", "lost", true, ""}, {"refused", "refused", false, ""},
+		{"reset", "reset", false, ""}, {"stalled", "stalled", true, ""}, {"the old server ends after", "ns/op", false, ""}}
+)
+
+var measurements = []*measurement{
+	{name: "listen", svg: "speed.svg", alt: "CPU time of listening, accepting and serving, as a multiple of that of net.Listen.",
+		bench: "Listen", benchtime: "100ms", rounds: 12,
+		code: "listener.go address*.go backlog*.go options*.go socket_*.go", tables: []table{
+			{"Listen/addr=literal", `Listen on "127.0.0.1:0" and Close`, "", peerNames, timeColumns},
+			{"Listen/addr=wildcard", `Listen on ":0" and Close`, "tcplisten, go-reuseport and fasthttp listen on IPv4 only here, the others on both IP families.", peerNames, timeColumns},
+		}},
+	{name: "accept",
+		bench: "Accept|HTTP", benchtime: "100ms", rounds: 12,
+		code: "listener.go options*.go drain*.go", tables: []table{
+			{"Accept", "Accept, while clients wait in the queue", "", peerNames, timeColumns},
+			{"HTTP", "net/http, one request for each connection", "The clients run in the same process: time and CPU time include theirs.", peerNames, timeColumns},
+		}},
+	{name: "read", svg: "read.svg", alt: "The time of one reading of an accept queue, by eight ways, beside 10, 1,000 and 10,000 other sockets.",
+		bench: "Read", benchtime: "20ms", rounds: 12,
+		code: "stats.go backlog_linux.go", tables: readTables()},
+	{name: "memory",
+		bench: "Memory", benchtime: "200x", rounds: 6, code: "*.go", tables: []table{
+			{"Memory", "Go's heap, for each listener", "The kernel's memory for a socket is not counted.", peerNames, []column{
+				{"allocated", "B/op", false, netDefault}, {"allocations", "allocs/op", false, ""}, {"kept while open", kept, false, netDefault}}},
+		}},
+	{name: "program",
+		bench: "Program", benchtime: "1x", rounds: 1, code: "*.go go.mod", tables: []table{
+			{"Program", "The smallest program that serves, built without symbols", "Packages: those that are neither Go's nor the program's own.", names(programs), []column{
+				{"size", "size-B", false, ""}, {"packages", "packages", false, ""}}},
+		}},
+	{name: "burst", svg: "burst.svg", alt: "5,000 clients at once and a server that is stopped: how many are let in at once, and the time to the first byte, for net.Listen, other libraries, and 1 to 64 shards.",
+		bench: "Burst", benchtime: "1x", rounds: 7,
+		code: "shards*.go listener.go socket_*.go", tables: []table{
+			{"Burst", "5,000 clients at once, the server is stopped for 0.5 s, somaxconn is 128",
+				"At once: answered, and the client's kernel sent no packet twice. Sent again: answered, but only after a packet was repeated. " +
+					"No wait is cut: each client waits for up to a minute, and \"unanswered\" counts those that waited in vain. " +
+					"somaxconn raised: to 5,000. The CPU time is the server's alone.", names(bursts), []column{
+					{"at once", "at-once", false, ""}, {"sent again", "sent-again", true, ""}, {"unanswered", "unanswered", true, ""},
+					{"packets dropped", "dropped", true, ""}, {"first byte, p50", "p50-ns", false, ""}, {"first byte, p99", p99, true, ""},
+					{"server's CPU time", "server-cpu-ns", false, netDefault}}},
+		}},
+	{name: "restart", svg: "restart.svg", alt: "Requests lost and clients stalled in one restart under load, for each way to restart.",
+		bench: "Restart", benchtime: "1x", rounds: 16,
+		code: "drain*.go listener.go shards*.go", tables: []table{
+			{"Restart/clients=busy", "One restart of an HTTP server; 64 clients never rest", restartNote, names(restarts), restartColumns},
+			{"Restart/clients=calm", "One restart of an HTTP server; 64 clients rest for about 20 ms after each request", restartNote, names(restarts), restartColumns},
+		}},
+}
+
+func readBench(size int) string { return fmt.Sprintf("Read/sockets=%d", size) }
+
+func readTables() (all []table) {
+	for _, size := range readSizes {
+		all = append(all, table{readBench(size), fmt.Sprintf("One reading of a queue in which 3 clients wait, beside %d other TCP sockets", size),
+			"vishvananda/netlink also has SocketGet for one address. It is not here because it fails when more than one client is queued.",
+			readerNames, []column{{"time", "ns/op", false, readStats}}})
+	}
+	return all
+}

@@ -1,0 +1,131 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const restartClients = 64 // at the same time
+
+// BenchmarkRestart replaces a server once while clients come, each with a new
+// connection for every request. Both servers are processes of their own, whose
+// programs use one library alone.
+func BenchmarkRestart(b *testing.B) {
+	dir := build(b)
+	for _, load := range []struct {
+		name string
+		rest time.Duration
+	}{{"busy", 0}, {"calm", 20 * time.Millisecond}} {
+		b.Run("clients="+load.name, func(b *testing.B) {
+			shuffled(b, restarts, nameOf, func(b *testing.B, c candidate) {
+				migrate := 0
+				if c.name == restartMigrate {
+					migrate = 1
+				}
+				if err := setSysctl("net.ipv4.tcp_migrate_req", migrate); err != nil {
+					b.Fatal(err)
+				}
+				restart(b, filepath.Join(dir, c.program), c, load.rest)
+			})
+		})
+	}
+}
+
+// restart restarts a server once, and counts what becomes of the requests.
+func restart(b *testing.B, program string, c candidate, rest time.Duration) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	addr := ln.Addr()
+	args, socket := []string{addr.String(), c.arg}, (*os.File)(nil)
+	if c.inherits {
+		args[0] = "inherited"
+		if socket, err = ln.(*net.TCPListener).File(); err != nil {
+			b.Fatal(err)
+		}
+		defer socket.Close()
+	}
+	ln.Close()
+	old := startWeb(b, socket, program, args)
+	stop := make(chan struct{})
+	var asked, refused, reset, stalled atomic.Int64
+	var clients sync.WaitGroup
+	for range restartClients {
+		clients.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				e := ask(addr, 20*time.Second)
+				asked.Add(1)
+				switch {
+				case errors.Is(e.err, syscall.ECONNREFUSED):
+					refused.Add(1)
+				case e.err != nil:
+					reset.Add(1)
+				case e.retried:
+					stalled.Add(1)
+				}
+				if rest > 0 {
+					time.Sleep(rest/2 + rand.N(rest)) // clients do not keep step
+				}
+			}
+		})
+	}
+	if !testing.Short() {
+		time.Sleep(200 * time.Millisecond)
+	}
+	next := startWeb(b, socket, program, args)
+	b.ResetTimer()
+	old.Process.Signal(syscall.SIGTERM)
+	if err := old.Wait(); err != nil {
+		b.Error(err)
+	}
+	b.StopTimer()
+	time.Sleep(100 * time.Millisecond)
+	close(stop)
+	clients.Wait() // a stalled client takes a second or more
+	next.Process.Kill()
+	next.Wait()
+	b.ReportMetric(float64(asked.Load()), "requests")
+	b.ReportMetric(float64(refused.Load()+reset.Load()), "lost")
+	b.ReportMetric(float64(refused.Load()), "refused")
+	b.ReportMetric(float64(reset.Load()), "reset")
+	b.ReportMetric(float64(stalled.Load()), "stalled")
+}
+
+// startWeb starts a web server and returns when it serves, or waits for the port.
+func startWeb(b *testing.B, socket *os.File, program string, args []string) *exec.Cmd {
+	cmd := exec.Command(program, args...)
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if socket != nil {
+		cmd.ExtraFiles = []*os.File{socket}
+	}
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err == nil {
+		_, err = bufio.NewReader(out).ReadString('\n')
+	}
+	if err != nil {
+		b.Fatal(program, args, err)
+	}
+	return cmd
+}

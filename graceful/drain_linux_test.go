@@ -1,0 +1,100 @@
+package graceful
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/acceptq/acceptq"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// lateClient is a client whose handshake is in flight: with TCP_QUICKACK off the
+// kernel holds its final ACK back until it sends something. It is not in flight for
+// long: the kernel sends the ACK after some 40 ms.
+func lateClient(t *testing.T, addr string) *client {
+	t.Helper()
+	d := net.Dialer{Timeout: patience, Control: func(_, _ string, c syscall.RawConn) error {
+		var operr error
+		err := c.Control(func(fd uintptr) {
+			operr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
+		})
+		return errors.Join(err, operr)
+	}}
+	nc, err := d.Dial("tcp", addr)
+	require.NoError(t, err)
+	t.Cleanup(func() { nc.Close() })
+	require.NoError(t, nc.SetDeadline(time.Now().Add(patience)))
+	return newClient(t, nc)
+}
+
+// Clients whose handshake is in flight when the stop begins get their answer.
+func TestHandshakesInFlight(t *testing.T) {
+	for range 10 {
+		log := new(journal)
+		r := start(t, &http.Server{Handler: hello}, listen(t), log.option(), WithLinger(0))
+		var clients []*client
+		for range 20 {
+			clients = append(clients, lateClient(t, r.addr))
+		}
+		r.stop()
+		for _, c := range clients {
+			c.send(get)
+			_, body := c.answer()
+			require.Equal(t, "hello", body)
+		}
+		require.NoError(t, r.wait())
+	}
+}
+
+// A drain does not end while the server does not call Accept: here ConnContext
+// hangs. Its time limit ends it, or the second context, and what waits in the queue is counted.
+func TestDrainThatHangs(t *testing.T) {
+	for name, abort := range map[string]bool{"time limit": false, "abort": true} {
+		t.Run(name, func(t *testing.T) {
+			going, hanging := make(chan bool), make(chan bool, 1)
+			log, reason := new(journal), errors.New("enough")
+			now, cancel := context.WithCancelCause(context.Background())
+			defer cancel(nil)
+			opts := []Option{log.option(), WithAbort(now), WithTimeout(time.Hour), WithDrainTimeout(time.Hour)}
+			if !abort {
+				opts = append(opts, WithDrainTimeout(50*time.Millisecond), WithFirstAnswerTimeout(0), WithRequestTimeout(0))
+			}
+			ln := listen(t)
+			r := start(t, &http.Server{Handler: hello, ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
+				select {
+				case hanging <- true:
+					<-going
+				default:
+				}
+				return ctx
+			}}, ln, opts...)
+			dial(t, r.addr).send(get)
+			until(t, "the hook", func() bool { return len(hanging) == 1 })
+			queued := dial(t, r.addr)
+			r.stop()
+			log.after(t, "turned away")
+			if abort {
+				cancel(reason)
+			}
+			err := r.wait()
+			queued.closed()
+			close(going)
+			var cut *Error
+			require.ErrorAs(t, err, &cut)
+			require.Equal(t, 1, cut.Queued)
+			var drain *acceptq.DrainError
+			require.ErrorAs(t, err, &drain)
+			if abort {
+				require.ErrorIs(t, err, reason)
+			} else {
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+			}
+		})
+	}
+}

@@ -1,0 +1,116 @@
+//go:build dragonfly || freebsd
+
+package acceptq
+
+import (
+	"context"
+	"errors"
+	"net"
+	"runtime"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// groupOption is the option with which the kernel may spread connections, past the
+// library.
+func groupOption() int {
+	if runtime.GOOS == "freebsd" {
+		return 0x10000 // SO_REUSEPORT_LB
+	}
+	return unix.SO_REUSEPORT
+}
+
+// groupShares has two listeners of one address with the option of groupOption, and
+// counts what each is given of some clients.
+func groupShares(network, host string) (shares [2]int, err error) {
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, groupOption(), 1)
+		})
+		return errors.Join(cerr, err)
+	}}
+	const clients = 30 // that one of two that share gets all has a chance of 1 in 2^29
+	address := net.JoinHostPort(host, "0")
+	accepted := make(chan int, clients)
+	var loops sync.WaitGroup
+	defer loops.Wait()
+	for i := range shares {
+		ln, err := lc.Listen(context.Background(), network, address)
+		if err != nil {
+			return shares, err
+		}
+		defer ln.Close()
+		address = ln.Addr().String()
+		loops.Go(func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				c.Close()
+				accepted <- i
+			}
+		})
+	}
+	for range clients {
+		c, err := net.DialTimeout(network, address, tooLong)
+		if err != nil {
+			return shares, err
+		}
+		defer c.Close()
+	}
+	late := time.After(tooLong)
+	for range clients {
+		select {
+		case i := <-accepted:
+			shares[i]++
+		case <-late:
+			return shares, errors.New("not all clients were accepted")
+		}
+	}
+	return shares, nil
+}
+
+var kernelSpreads = sync.OnceValue(func() bool {
+	shares, err := groupShares("tcp4", "127.0.0.1")
+	return err == nil && shares[0] > 0 && shares[1] > 0
+})
+
+// The library refuses shards where the kernel gives all connections to one, and
+// only there. It goes by the release and by the jail, the test by what happens.
+func TestShardsAreRefusedWhereTheyGetNothing(t *testing.T) {
+	for _, row := range []struct{ network, host string }{{"tcp4", "127.0.0.1"}, {"tcp6", "::1"}} {
+		t.Run(row.host, func(t *testing.T) {
+			shares, err := groupShares(row.network, row.host)
+			if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EPROTONOSUPPORT) {
+				t.Skipf("there is no %s here (%v): give lo0, or the jail, that address", row.host, err)
+			}
+			require.NoError(t, err)
+			t.Logf("the kernel gave %v", shares)
+			spread := shares[0] > 0 && shares[1] > 0
+
+			s, err := ListenShards(t.Context(), row.network, net.JoinHostPort(row.host, "0"), 2)
+			if spread {
+				require.NoError(t, err)
+				require.NoError(t, s.Close())
+			} else {
+				require.ErrorIs(t, err, errors.ErrUnsupported)
+				require.ErrorContains(t, err, "more than one shard")
+				require.NotContains(t, err.Error(), "WithReusePort", "which nobody gave")
+			}
+			ln, err := Listen(t.Context(), row.network, net.JoinHostPort(row.host, "0"), WithReusePort())
+			if spread {
+				require.NoError(t, err)
+				require.NoError(t, ln.Close())
+			} else {
+				require.ErrorIs(t, err, errors.ErrUnsupported)
+				require.ErrorContains(t, err, "WithReusePort")
+			}
+		})
+	}
+}

@@ -1,0 +1,554 @@
+package acceptq
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// run interprets a program of the kind that steering makes, with every number that may
+// be drawn, and counts the results.
+func run(t *testing.T, p []unix.SockFilter) map[uint32]int {
+	t.Helper()
+	results := map[uint32]int{}
+	for draw := range uint32(5040) { // divisible by 1 to 10
+		var a uint32
+		for pc := 0; ; pc++ {
+			switch i := p[pc]; i.Code {
+			case unix.BPF_LD | unix.BPF_W | unix.BPF_ABS:
+				require.EqualValues(t, bpfRandom, i.K)
+				a = draw
+			case unix.BPF_ALU | unix.BPF_MOD | unix.BPF_K:
+				a %= i.K
+			case unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K:
+				if a >= i.K {
+					pc += int(i.Jt)
+				} else {
+					pc += int(i.Jf)
+				}
+				continue
+			case unix.BPF_ALU | unix.BPF_ADD | unix.BPF_K:
+				a += i.K
+				continue
+			case unix.BPF_RET | unix.BPF_A:
+				results[a]++
+			case unix.BPF_RET | unix.BPF_K:
+				results[i.K]++
+			default:
+				t.Fatalf("instruction %+v", i)
+			}
+			if p[pc].Code&7 == unix.BPF_RET {
+				break
+			}
+		}
+	}
+	return results
+}
+
+// Every member that is not excluded has the same share, and an excluded one has none.
+func TestProgramPicksAllButTheExcluded(t *testing.T) {
+	for n := 1; n <= 10; n++ {
+		for set := range 1 << n {
+			var excluded, left []int
+			for i := range n {
+				if set>>i&1 != 0 {
+					excluded = append(excluded, i)
+				} else {
+					left = append(left, i)
+				}
+			}
+			rand.Shuffle(len(excluded), func(i, j int) { excluded[i], excluded[j] = excluded[j], excluded[i] })
+			p := program(n, excluded)
+			if len(left) == 0 {
+				require.Nil(t, p)
+				continue
+			}
+			want := map[uint32]int{}
+			for _, i := range left {
+				want[uint32(i)] = 5040 / len(left)
+			}
+			require.Equal(t, want, run(t, p), "%d members but %v", n, excluded)
+		}
+	}
+	many := make([]int, 2046)
+	for i := range many {
+		many[i] = i
+	}
+	require.Len(t, program(4096, many), 4095, "the kernel takes 4096")
+	require.Nil(t, program(4096, append(many, 2046)))
+}
+
+// The closes of all that drain, the last one first: before each and after it the program
+// leads nobody to a listener that drains. An index past the end is the kernel's hash,
+// which is fine when none drains any more. Who is where among those that drain need not
+// be known as long as enough others are there.
+func TestLastProgramHoldsOnBothSidesOfAClose(t *testing.T) {
+	for m := 1; m <= 8; m++ {
+		for others := 1; others <= 8; others++ {
+			for _, known := range []bool{true, others < m} {
+				array := make([]bool, m+others) // who drains
+				var region []int
+				for i := range m {
+					array[i] = true
+					region = append(region, i)
+				}
+				own := slices.Clone(region) // as believed
+				for range m {
+					what := fmt.Sprintf("%d drain, %d others, known %v: %v", m, others, known, array)
+					n := len(array)
+					believed := own[len(own)-1]
+					closing := believed
+					if !known { // the truth is the other way round
+						closing = slices.Index(array, true)
+					}
+					p := lastProgram(n, region, own, believed)
+					after := slices.Clone(array)
+					after[closing] = after[n-1]
+					after = after[:n-1]
+					for target := range run(t, p) {
+						require.Less(t, int(target), n, what)
+						require.False(t, array[target], what)
+						if int(target) < n-1 {
+							require.False(t, after[target], what)
+						} else {
+							// Of two that drain beside one other, the first leaves a moment.
+							require.True(t, len(own) == 1 || others == 1, what)
+						}
+					}
+					array, own = after, own[:len(own)-1]
+				}
+				require.NotContains(t, array, true)
+			}
+		}
+	}
+}
+
+// The array is followed through closes and newcomers, as the kernel keeps it.
+func TestSteeringFollowsTheGroup(t *testing.T) {
+	s := new(steering)
+	for _, step := range []struct {
+		listed, want []uint32
+		same         bool
+	}{
+		{[]uint32{1, 2, 3, 4}, []uint32{1, 2, 3, 4}, false},
+		{[]uint32{1, 2, 3, 4}, []uint32{1, 2, 3, 4}, true},
+		{[]uint32{2, 3, 4}, []uint32{4, 2, 3}, false},
+		{[]uint32{2, 3, 4, 5}, []uint32{4, 2, 3, 5}, false},
+		{[]uint32{2, 3, 4, 5}, []uint32{4, 2, 3, 5}, true},
+		{[]uint32{2, 4, 5, 6, 7}, []uint32{4, 2, 5, 6, 7}, false},
+	} {
+		require.Equal(t, step.same, s.follow(step.listed))
+		require.Equal(t, step.want, s.members)
+	}
+}
+
+func TestParseMember(t *testing.T) {
+	row := make([]byte, diagMsgSize)
+	row[diagFamily], row[diagSource], row[diagInterface], row[diagUID], row[diagInode] = unix.AF_INET6, 9, 1, 2, 3
+	if row[diagInode+3] != 0 {
+		t.Skip("big-endian")
+	}
+	want := member{3, group{family: unix.AF_INET6, addr: [16]byte{9}, device: 1, uid: 2}}
+	attribute := func(kind byte, value ...byte) []byte {
+		p := append([]byte{byte(4 + len(value)), 0, kind, 0}, value...)
+		return append(p, make([]byte, -len(p)&3)...)
+	}
+	got, err := parseMember(row)
+	require.NoError(t, err)
+	require.Equal(t, want, got)
+	got, err = parseMember(slices.Concat(row, attribute(1, 1, 2, 3), attribute(diagSKV6Only, 1)))
+	require.NoError(t, err)
+	want.group.v6only = 1
+	require.Equal(t, want, got)
+	for name, p := range map[string][]byte{
+		"short":                   row[:diagMsgSize-1],
+		"an attribute too short":  slices.Concat(row, []byte{3, 0, 1, 0}),
+		"an attribute beyond all": slices.Concat(row, []byte{9, 0, 1, 0}),
+	} {
+		_, err := parseMember(p)
+		require.ErrorIs(t, err, unix.EBADMSG, name)
+	}
+}
+
+// A generation is what one process of a rolling restart has.
+type generation struct {
+	shards *Shards
+	done   chan error
+}
+
+// newGeneration has n listeners at address, which answer with one byte.
+func newGeneration(t *testing.T, sys *system, network, address string, n int, opts ...Option) *generation {
+	t.Helper()
+	s, err := sys.shards(t.Context(), network, address, n, append([]Option{WithReusePort(), WithBacklog(1024)}, opts...))
+	require.NoError(t, err)
+	g := &generation{s, make(chan error, 1)}
+	go func() {
+		g.done <- s.Serve(func(ln net.Listener) error { return answerEach(ln, func() {}) })
+	}()
+	return g
+}
+
+// answerEach answers each client with one byte until ln is closed.
+func answerEach(ln net.Listener, accepted func()) error {
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			return err
+		}
+		accepted()
+		c.Write([]byte{'!'})
+		c.Close()
+	}
+}
+
+// end drains and closes.
+func (g *generation) end(t *testing.T) {
+	t.Helper()
+	require.NoError(t, g.shards.Drain(within(t, patience)))
+	g.close(t)
+}
+
+func (g *generation) close(t *testing.T) {
+	t.Helper()
+	require.NoError(t, g.shards.Close())
+	require.ErrorIs(t, <-g.done, net.ErrClosed)
+}
+
+// A throng is clients that connect to an address again and again.
+type throng struct {
+	stop     chan struct{}
+	wait     sync.WaitGroup
+	ok, lost atomic.Int64
+	failure  atomic.Value
+}
+
+func newThrong(n int, address string) *throng {
+	th := &throng{stop: make(chan struct{})}
+	for range n {
+		th.wait.Go(func() {
+			for {
+				select {
+				case <-th.stop:
+					return
+				default:
+				}
+				if err := ask(address); err != nil {
+					th.lost.Add(1)
+					th.failure.Store(err)
+					return
+				}
+				th.ok.Add(1)
+			}
+		})
+	}
+	return th
+}
+
+// ask is one client.
+func ask(address string) error {
+	c, err := net.DialTimeout("tcp", address, patience)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	_, err = c.Read(make([]byte, 1))
+	return err
+}
+
+func (th *throng) end(t *testing.T) (answered int64) {
+	t.Helper()
+	close(th.stop)
+	th.wait.Wait()
+	require.Zero(t, th.lost.Load(), "%v", th.failure.Load())
+	return th.ok.Load()
+}
+
+// answers waits until n more clients were answered.
+func (th *throng) answers(t *testing.T, n int64) {
+	t.Helper()
+	want := th.ok.Load() + n
+	require.Eventually(t, func() bool { return th.ok.Load() >= want || th.lost.Load() > 0 }, patience, time.Millisecond)
+}
+
+// Generation after generation takes over, under clients that come all the time: none is
+// lost, and hardly any has to send its SYN again. The kernel counts those.
+func TestSteeredGenerations(t *testing.T) {
+	t.Parallel()
+	forEachStop(t, func(t *testing.T, sys system, _ way) {
+		for _, row := range []struct {
+			name, network, address, dial string
+			sizes                        []int
+			generations                  int
+			opts                         []Option
+			most                         int64 // SYNs that may be sent again
+		}{
+			{"control: without steering", "tcp4", "127.0.0.1:0", "127.0.0.1", []int{1}, 10, []Option{WithoutSteering()}, 0},
+			{"IPv4", "tcp4", "127.0.0.1:0", "127.0.0.1", []int{1}, 50, nil, 5},
+			{"IPv6", "tcp6", "[::1]:0", "::1", []int{1}, 20, nil, 2},
+			{"wildcard of both families, a client of IPv4", "tcp", ":0", "127.0.0.1", []int{1}, 20, nil, 2},
+			{"IPv4 wildcard, 3 and 8 and 2 shards", "tcp4", ":0", "127.0.0.1", []int{3, 8, 2}, 12, nil, 3},
+			// Several beside one other leave it a moment with each close.
+			{"IPv6, 4 and 1 shards", "tcp6", "[::1]:0", "::1", []int{4, 1}, 12, nil, 20},
+			{"64 shards", "tcp4", "127.0.0.1:0", "127.0.0.1", []int{64}, 3, nil, 3},
+		} {
+			t.Run(row.name, func(t *testing.T) {
+				if strings.Contains(row.network+row.address, "6") || row.network == "tcp" {
+					haveIPv6(t)
+				}
+				g := newGeneration(t, &sys, row.network, row.address, row.sizes[0], row.opts...)
+				address := g.shards.Addr().String()
+				port := g.shards.Addr().(*net.TCPAddr).Port
+				clients := newThrong(16, net.JoinHostPort(row.dial, strconv.Itoa(port)))
+				clients.answers(t, 50)
+				before := kernelCounter(t, "TCPSynRetrans")
+				for i := range row.generations {
+					next := newGeneration(t, &sys, row.network, address, row.sizes[(i+1)%len(row.sizes)], row.opts...)
+					g.end(t)
+					g = next
+					clients.answers(t, 20)
+				}
+				answered := clients.end(t)
+				again := kernelCounter(t, "TCPSynRetrans") - before
+				t.Logf("%d generations: %d answered, none lost, %d SYNs sent again", row.generations, answered, again)
+				if row.opts != nil {
+					require.Greater(t, again, int64(row.generations/2))
+				} else {
+					require.LessOrEqual(t, again, row.most)
+				}
+				g.close(t)
+			})
+		}
+	})
+}
+
+// A counted listens in a group, and counts the clients that it is given.
+type counted struct {
+	*Listener
+	clients atomic.Int64
+}
+
+func newMembers(t *testing.T, sys *system, address string, n int, opts ...Option) (all []*counted) {
+	t.Helper()
+	for range n {
+		ln, err := sys.listenWith(t.Context(), "tcp4", address, append([]Option{WithReusePort(), WithBacklog(1024)}, opts...))
+		require.NoError(t, err)
+		address = ln.Addr().String()
+		c := &counted{Listener: ln}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			answerEach(ln, func() { c.clients.Add(1) })
+		}()
+		t.Cleanup(func() { ln.Close(); <-done })
+		all = append(all, c)
+	}
+	return all
+}
+
+// shares is what part of n clients each member was given.
+func shares(t *testing.T, members []*counted, n int) (parts []float64) {
+	t.Helper()
+	before := make([]int64, len(members))
+	for i, m := range members {
+		before[i] = m.clients.Load()
+	}
+	for range n {
+		require.NoError(t, ask(members[0].Addr().String()))
+	}
+	for i, m := range members {
+		parts = append(parts, float64(m.clients.Load()-before[i])/float64(n))
+	}
+	return parts
+}
+
+// requireEven says that each of them has about what the kernel's hash gives.
+func requireEven(t *testing.T, parts []float64) {
+	t.Helper()
+	for _, part := range parts {
+		require.InDelta(t, 1/float64(len(parts)), part, 0.6/float64(len(parts)), "%v", parts)
+	}
+}
+
+// A program that a process left when it was killed gives all clients to one. The next
+// that listens takes it off; with WithoutSteering it stays.
+func TestListenHealsAGroup(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		sys := realSystem
+		for _, row := range []struct {
+			name   string
+			opts   []Option
+			healed bool
+		}{{"WithReusePort", nil, true}, {"WithoutSteering", []Option{WithoutSteering()}, false}} {
+			t.Run(row.name, func(t *testing.T) {
+				members := newMembers(t, &sys, "127.0.0.1:0", 2)
+				requireEven(t, shares(t, members, 200))
+				left := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 1}}
+				onDescriptor(t, members[0].Listener, func(fd int) (int, error) { return 0, attachProgram(fd, left) })
+				require.Equal(t, []float64{0, 1}, shares(t, members, 50))
+				members = append(members, newMembers(t, &sys, members[0].Addr().String(), 1, row.opts...)...)
+				if row.healed {
+					requireEven(t, shares(t, members, 300))
+				} else {
+					require.Equal(t, []float64{0, 1, 0}, shares(t, members, 50))
+				}
+			})
+		}
+	})
+}
+
+// While one drains the others share its clients, and after its close, and when it
+// resumes, the kernel's hash decides again.
+func TestSharesAroundADrain(t *testing.T) {
+	t.Parallel()
+	forEachStop(t, func(t *testing.T, sys system, _ way) {
+		for drains := range 4 {
+			members := newMembers(t, &sys, "127.0.0.1:0", 4)
+			others := slices.Delete(slices.Clone(members), drains, drains+1)
+			require.NoError(t, members[drains].Drain(within(t, patience)))
+			before := kernelCounter(t, "TCPSynRetrans")
+			requireEven(t, shares(t, others, 200))
+			require.NoError(t, members[drains].Resume())
+			requireEven(t, shares(t, members, 300))
+			require.NoError(t, members[drains].Drain(within(t, patience)))
+			requireEven(t, shares(t, others, 200))
+			require.NoError(t, members[drains].Close())
+			if drains < 3 { // the last leaves a program, which gives the others all the same
+				requireEven(t, shares(t, others, 200))
+			}
+			newcomers := newMembers(t, &sys, members[drains].Addr().String(), 1)
+			requireEven(t, shares(t, append(others, newcomers...), 300))
+			require.Equal(t, before, kernelCounter(t, "TCPSynRetrans"), "member %d", drains)
+		}
+	})
+}
+
+// A wrong idea of the group shows by dropped SYNs, and the next guess is tried.
+func TestSteeringGuessesAgain(t *testing.T) {
+	t.Parallel()
+	forEachStop(t, func(t *testing.T, sys system, _ way) {
+		members := newMembers(t, &sys, "127.0.0.1:0", 3)
+		l := members[2].Listener
+		slices.Reverse(l.group) // as after closes in an order that nobody saw
+		clients := newThrong(8, l.Addr().String())
+		// Its loop ends, so the drain waits for what is queued.
+		require.NoError(t, l.SetDeadline(time.Now()))
+		require.Eventually(t, func() bool {
+			l.accepts.mu.Lock()
+			defer l.accepts.mu.Unlock()
+			return l.accepts.inside == 0
+		}, patience, time.Millisecond)
+		c := dialUntil(t, l)
+		defer c.Close()
+		drained := inBackground(t, l, within(t, patience))
+		require.Eventually(t, func() bool {
+			s := l.intake.steering.Load()
+			if s == nil {
+				return false
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return len(s.own) == 1 && s.on && s.index(s.own[0]) == 2
+		}, patience, time.Millisecond)
+		clients.answers(t, 50)
+		s, err := l.Stats()
+		require.NoError(t, err)
+		clients.answers(t, 300)
+		after, err := l.Stats()
+		require.NoError(t, err)
+		require.Equal(t, s.Drops, after.Drops, "its index is known now")
+		require.NoError(t, l.SetDeadline(time.Time{}))
+		go answerEach(l, func() {})
+		require.NoError(t, received(t, drained))
+		require.NoError(t, l.Close())
+		clients.end(t)
+	})
+}
+
+// dialUntil leaves a connection in the queue of l, a member of a group.
+func dialUntil(t *testing.T, l *Listener) net.Conn {
+	t.Helper()
+	for range 1000 {
+		c, err := net.DialTimeout("tcp", l.Addr().String(), patience)
+		require.NoError(t, err)
+		if s, err := l.Stats(); err == nil && s.Queued > 0 {
+			return c
+		}
+		c.Close()
+	}
+	t.Fatal("no client fell to it")
+	return nil
+}
+
+// The successor dies while the old one drains: nobody is left to steer to, the program
+// comes off, and whoever listens next has the clients.
+func TestSuccessorDies(t *testing.T) {
+	t.Parallel()
+	forEachStop(t, func(t *testing.T, sys system, _ way) {
+		members := newMembers(t, &sys, "127.0.0.1:0", 2)
+		old, successor := members[0], members[1]
+		require.NoError(t, old.SetDeadline(time.Now()))
+		c := dialUntil(t, old.Listener)
+		defer c.Close()
+		drained := inBackground(t, old.Listener, within(t, 500*time.Millisecond))
+		on := func() bool {
+			s := old.intake.steering.Load()
+			if s == nil {
+				return false
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.on
+		}
+		require.Eventually(t, on, patience, time.Millisecond)
+		require.NoError(t, successor.Close())
+		require.Eventually(t, func() bool { return !on() }, patience, time.Millisecond)
+		require.ErrorAs(t, received(t, drained), new(*DrainError))
+		third := newMembers(t, &sys, old.Addr().String(), 1)
+		require.NoError(t, old.Close())
+		require.Equal(t, []float64{1}, shares(t, third, 50))
+	})
+}
+
+// Where no program can be attached, and where the group cannot be listed, a drain is
+// what it is without steering.
+func TestDrainWithoutAProgram(t *testing.T) {
+	t.Parallel()
+	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+		for name, breaks := range map[string]func(*system){
+			"EPERM": func(sys *system) { sys.attachProgram = func(int, []unix.SockFilter) error { return unix.EPERM } },
+			"no listing": func(sys *system) {
+				diag := sys.diag
+				sys.diag = func(ctx context.Context, request []byte) ([][]byte, error) {
+					if binary.NativeEndian.Uint32(request[unix.SizeofNlMsghdr+4:]) == 1<<tcpListen {
+						return nil, unix.EACCES
+					}
+					return diag(ctx, request)
+				}
+			},
+		} {
+			t.Run(name, func(t *testing.T) {
+				broken := sys
+				breaks(&broken)
+				members := newMembers(t, &broken, "127.0.0.1:0", 2)
+				require.NoError(t, members[0].Drain(within(t, patience)))
+				require.Equal(t, v4, wayOf(t, members[0].raw))
+				require.NoError(t, members[0].Close())
+				require.Equal(t, []float64{1}, shares(t, members[1:], 50))
+			})
+		}
+	})
+}

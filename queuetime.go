@@ -9,34 +9,26 @@ import (
 	"time"
 )
 
-// QueueTime returns how long a connection waited in the accept queue. It is the time
-// since the three-way handshake ended, so call QueueTime right after Accept, for
-// example in [net/http.Server.ConnContext]. c is a TCP connection, or a wrapper that
-// has a NetConn method, such as [*crypto/tls.Conn].
+// QueueTime returns how long a connection waited in the accept queue: the time since
+// its three-way handshake ended. Call it right after Accept, for example in
+// [net/http.Server.ConnContext]. c is a TCP connection, or a wrapper that has a NetConn
+// method, such as [*crypto/tls.Conn].
 //
-// It makes one system call, copies no descriptor and does not allocate. The kernel
-// counts in ticks of 1 to 10 ms (CONFIG_HZ), so the result can be one tick too long or
-// too short. It is -1 if there is an error.
+// It makes one system call and does not allocate. The result can be one tick of the
+// kernel (1 to 10 ms) too long or too short. If there is an error it is -1.
 //
-//   - A connection that the client has closed or reset meanwhile still tells its time.
-//   - The wait begins when the connection enters the queue: with [WithDeferAccept]
-//     that is when data comes.
-//   - A fast-open connection enters the queue with its SYN. Its time begins again when
-//     the client's ACK comes, so it is about one round trip too short.
-//   - On an MPTCP connection the time is that of its first subflow.
+// A connection that the client has closed or reset meanwhile still tells its time. The
+// wait begins when the connection enters the queue: with [WithDeferAccept] that is when
+// data comes. On a fast-open connection the time is about one round trip too short.
 //
-// QueueTime works on Linux. Elsewhere the error matches [errors.ErrUnsupported]: no
-// other system tells this time in a way that has been verified. FreeBSD's
-// tcpi_last_data_recv begins again at each segment that the client sends, and
-// OpenBSD's tcpi_last_data_sent promises the same as Linux but has not been measured.
-// See docs/overload.md.
+// The error matches
+//   - [syscall.EINVAL], if c was dialled or has sent data (as far as the kernel tells:
+//     since Linux 4.6), or is not a TCP connection
+//   - [errors.ErrUnsupported], on systems other than Linux; docs/overload.md says what
+//     their fields of the same name mean
+//   - [net.ErrClosed], if c is closed
 //
-// The error matches [syscall.EINVAL] if c has sent data, if it was dialled, or if it
-// is not a TCP connection, as far as the kernel tells: Linux 4.6 and later do.
-// It matches [net.ErrClosed] if c is closed.
-//
-// Source: tcpi_last_data_sent of TCP_INFO, tcp(7), which Linux sets when it makes the
-// connection (tcp_create_openreq_child).
+// Source: tcpi_last_data_sent of TCP_INFO, tcp(7).
 func QueueTime(c net.Conn) (time.Duration, error) { return realSystem.queueTime(c) }
 
 func (sys *system) queueTime(c net.Conn) (time.Duration, error) {

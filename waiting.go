@@ -48,28 +48,21 @@ func (w Waiting) String() string {
 	return line.String()
 }
 
-// Waiting lists the connections that wait for Accept, the longest wait first. It
-// needs no privilege, and it does not disturb Accept: a server that is stuck can be
-// asked from another goroutine.
+// Waiting lists the connections that wait for Accept, the longest wait first. It needs
+// no privilege and does not disturb Accept: a server that is stuck can be asked from
+// another goroutine.
 //
-// The list can be shorter than Stats.Queued. A connection that its client has reset
-// stays in the queue, but the kernel does not list it. Connections that come or go
-// during the call may be missing.
-//
-// If other sockets listen on the port, with SO_REUSEPORT, the kernel does not tell
-// which of them a connection belongs to. Those that may belong to another one are
-// listed and have Shared set. A client of an MPTCP listener is listed once for each of
-// its subflows.
+// A connection that its client has reset stays in the queue, but the kernel does not
+// list it, so the list can be shorter than Stats.Queued. Connections that come or go
+// during the call may be missing. A client of an MPTCP listener is listed once for each
+// of its subflows.
 //
 // Call it when something is wrong, not for each request: the kernel walks its table of
-// all TCP connections of the network namespace. Beside 198,000 sockets that took 67 ms
-// of CPU time. ctx ends the walk early.
+// all TCP connections of the network namespace, which took 67 ms of CPU time beside
+// 198,000 sockets. ctx ends the walk early.
 //
-// It works on Linux. Elsewhere the error matches [errors.ErrUnsupported]: FreeBSD's
-// net.inet.tcp.pcblist does not tell which listener a connection belongs to, nor when
-// it was made. After Close the error matches [net.ErrClosed].
-//
-// Source: sock_diag(7), connections without an inode.
+// The error matches [net.ErrClosed] after Close, and [errors.ErrUnsupported] on systems
+// other than Linux. Source: sock_diag(7), connections without an inode.
 func (l *Listener) Waiting(ctx context.Context) ([]Waiting, error) {
 	if !l.ok() {
 		return nil, l.opError("waiting", errNotListening)

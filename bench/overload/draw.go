@@ -114,6 +114,7 @@ func (f *figures) cell(server string, load float64, unit string) string {
 func (f *figures) table() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "![Good answers a second by the load, for %d servers](overload.svg)\n\n", len(servers))
+	b.WriteString(f.summary())
 	section := func(title, unit string) {
 		fmt.Fprintf(&b, "**%s**\n\n| clients that come, of the capacity |", title)
 		rule := "\n| ---"
@@ -142,6 +143,22 @@ func (f *figures) table() string {
 	return b.String() + "\n"
 }
 
+// summary says in one sentence what the figures say at one load past the capacity.
+func (f *figures) summary() string {
+	const load = 1.5
+	var parts []string
+	for _, s := range servers {
+		if median, _, _, ok := f.spread(s.name, load, "good/s"); ok {
+			parts = append(parts, fmt.Sprintf("%s %.0f %%", s.title, 100*median/capacity))
+		}
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("With %v times as many clients as the server can answer, it gave this part of its capacity as good answers: %s.\n\n",
+		load, strings.Join(parts, "; "))
+}
+
 // between replaces what stands between the two lines of a page.
 func between(name, text string) error {
 	old, err := os.ReadFile(name)
@@ -164,12 +181,12 @@ text { font: 12px Helvetica, Arial, 'Liberation Sans', sans-serif; fill: #1f2328
 .panel { fill: #f6f8fa; stroke: #d1d9e0 }
 .grid { stroke: #d1d9e0 }
 polyline { fill: none; stroke-width: 2 }
-.long { stroke: #cf222e } .short { stroke: #bf8700 } .shed { stroke: #0969da } .context { stroke: #818b98 }
+.long { stroke: #cf222e } .short { stroke: #bf8700 } .shed { stroke: #0969da } .adapt { stroke: #1a7f37 } .context { stroke: #818b98 }
 @media (prefers-color-scheme: dark) {
 text { fill: #f0f6fc }
 .panel { fill: #151b23; stroke: #3d444d }
 .grid { stroke: #3d444d }
-.long { stroke: #f85149 } .short { stroke: #d29922 } .shed { stroke: #4493f8 } .context { stroke: #7d8590 }
+.long { stroke: #f85149 } .short { stroke: #d29922 } .shed { stroke: #4493f8 } .adapt { stroke: #3fb950 } .context { stroke: #7d8590 }
 }
 </style>
 `
@@ -178,7 +195,7 @@ text { fill: #f0f6fc }
 // below, so that no two texts can overlap.
 func (f *figures) picture() []byte {
 	const width, left, right, top, bottom = 880, 70, 30, 60, 340
-	const height = bottom + 60 + 20*4 + 10
+	const height = bottom + 60 + 20*5 + 10
 	x := func(load float64) float64 { return left + (width-left-right)*load/slices.Max(loads) }
 	most := capacity * 1.1
 	y := func(good float64) float64 { return bottom - (bottom-top)*good/most }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 const sample = `date: 2026-01-02
@@ -19,6 +20,7 @@ load: 0.1 0.2 0.3
 BenchmarkOverload/server=long/load=2 1 10.0 good/s 800.0 came/s 4.0 turned-away/s 5 worked
 BenchmarkOverload/server=long/load=2 1 30.0 good/s 800.0 came/s 4.0 turned-away/s 400000000 p50-ns 980400000 p99-ns 5 worked
 BenchmarkOverload/server=shed/load=2 1 390.0 good/s 500600000 p99-ns
+BenchmarkOverload/server=short/load=1.5 1 300.0 good/s
 `
 
 func stored(t *testing.T, text string) string {
@@ -38,10 +40,10 @@ func TestTable(t *testing.T) {
 	}
 	text := f.table()
 	for _, want := range []string{
-		"| 2 × | 20 (10 to 30) | none | 390 | none |",
-		"| 2 × | 980ms | none | 501ms | none |",
-		"| 2 × | 4 | none | none | none |",
-		"| 0.5 × | none | none | none | none |",
+		"| 2 × | 20 (10 to 30) | none | 390 | none | none |",
+		"| 2 × | 980ms | none | 501ms | none | none |",
+		"| 2 × | 4 | none | none | none | none |",
+		"| 0.5 × | none | none | none | none | none |", "good answers: short queue 75 %.\n",
 		"Median of 2 rounds", "2026-01-02, commit abc; Linux 6.18, 2 CPUs, go1.26; load average before the run 0.1 0.2 0.3.",
 	} {
 		if !strings.Contains(text, want) {
@@ -104,5 +106,29 @@ func TestBetween(t *testing.T) {
 	}
 	if err := between(stored(t, "no marks"), "new\n"); err == nil {
 		t.Error("no error")
+	}
+}
+
+// The queue stands if nobody waited for less than the target during a whole interval.
+func TestStanding(t *testing.T) {
+	var s standing
+	at := time.Unix(1000, 0)
+	for i, step := range []struct {
+		after  time.Duration
+		waited time.Duration
+		stands bool
+	}{
+		{0, 10 * target, false}, // nothing is known yet
+		{budget / 2, 10 * target, false},
+		{budget + 1, 10 * target, true},    // it stood for the first interval
+		{budget + 2, target / 2, true},     // until this one ends
+		{2*budget + 2, 10 * target, false}, // somebody was taken at once in it
+		{3*budget + 3, target + 1, true},   // it stands again
+		{4*budget + 4, target, true},       // and again, up to this moment
+		{5*budget + 5, 10 * target, false},
+	} {
+		if got := s.stands(at.Add(step.after), step.waited); got != step.stands {
+			t.Errorf("step %d: %v", i, got)
+		}
 	}
 }

@@ -35,7 +35,8 @@ const (
 	work     = 20 * time.Millisecond  // for each request, in which it waits and needs no CPU
 	patience = time.Second            // of a client, for each try
 	tries    = 3                      // then it gives up for good
-	budget   = 500 * time.Millisecond // of the server that turns clients away
+	budget   = 500 * time.Millisecond // of the servers that turn clients away
+	target   = 50 * time.Millisecond  // of a wait, for the server that adapts its budget
 	capacity = float64(workers) / float64(work) * float64(time.Second)
 )
 
@@ -45,13 +46,15 @@ type server struct {
 	backlog     int
 	budget      time.Duration // 0 turns nobody away
 	context     bool          // the work ends when net/http notices that the client has gone
+	adapts      bool          // the budget falls while a queue stands
 }
 
 var servers = []server{
-	{"long", "long queue", 4096, 0, false},
-	{"short", "short queue", int(capacity * budget.Seconds()), 0, false},
-	{"shed", "long queue, shedding", 4096, budget, false},
-	{"context", "long queue, work ends with the client", 4096, 0, true},
+	{name: "long", title: "long queue", backlog: 4096},
+	{name: "short", title: "short queue", backlog: int(capacity * budget.Seconds())},
+	{name: "shed", title: "long queue, shedding", backlog: 4096, budget: budget},
+	{name: "adapt", title: "long queue, adaptive shedding", backlog: 4096, budget: budget, adapts: true},
+	{name: "context", title: "long queue, work ends with the client", backlog: 4096, context: true},
 }
 
 // loads are how many clients come, as a multiple of the server's capacity. Each
@@ -233,7 +236,7 @@ func enter() error {
 // measure starts the server, lets clients come until the queue has settled, and
 // counts what becomes of those that come next.
 func (s server) measure(load float64, warm, measured time.Duration) (line string, err error) {
-	cmd := exec.Command("/proc/self/exe", "serve", fmt.Sprint(s.backlog), s.budget.String(), fmt.Sprint(s.context))
+	cmd := exec.Command("/proc/self/exe", "serve", fmt.Sprint(s.backlog), s.budget.String(), fmt.Sprint(s.context), fmt.Sprint(s.adapts))
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread() // the signal comes when the thread that started it ends

@@ -63,9 +63,8 @@ func TestAcceptThatIsLateWaitsOn(t *testing.T) {
 
 	// What sendOut does, with a call that comes out after it has given up.
 	g.mu.Lock()
-	g.shut = true
 	g.epoch++
-	g.shut = false
+	g.accepted = 1 // another loop is busy with a connection
 	g.mu.Unlock()
 	require.NoError(t, ln.tcp.SetDeadline(time.Unix(1, 0)))
 	require.Eventually(t, func() bool {
@@ -77,6 +76,7 @@ func TestAcceptThatIsLateWaitsOn(t *testing.T) {
 	require.NoError(t, err)
 	defer c.Close()
 	require.NoError(t, received(t, accepted), "not i/o timeout")
+	require.Equal(t, 2, g.unreturned(), "coming again is not a call that follows the other loop's connection")
 }
 
 // A second drain waits until the first has let the calls in again, and so does

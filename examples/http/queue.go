@@ -97,13 +97,15 @@ func serveBacklog(ln *acceptq.Listener, times *queueTimes) http.HandlerFunc {
 		answer := struct {
 			Backlog    acceptq.Backlog `json:"backlog"`
 			QueueTimes *queueTimes     `json:"queueTimes"`
-			Waiting    []client        `json:"waiting,omitempty"`
+			Waiting    []client        `json:"waiting,omitzero"` // present if asked for
 			Error      string          `json:"error,omitempty"`
 		}{Backlog: ln.Backlog(), QueueTimes: times}
 		if r.URL.Query().Has("waiting") {
 			waiting, err := ln.Waiting(r.Context())
 			if err != nil {
 				answer.Error = err.Error()
+			} else {
+				answer.Waiting = []client{}
 			}
 			for _, c := range waiting {
 				answer.Waiting = append(answer.Waiting, client{c.Client.String(), c.Waited.String(), c.Received, c.Closed})

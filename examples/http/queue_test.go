@@ -118,6 +118,7 @@ func TestShedding(t *testing.T) {
 		Error string
 	}
 	require.NoError(t, json.Unmarshal([]byte(body), &debug))
+	require.Contains(t, body, `"waiting":[]`, "nobody waits")
 	require.GreaterOrEqual(t, debug.QueueTimes.Shed, int64(1))
 	require.Zero(t, debug.QueueTimes.Unknown)
 	require.Empty(t, debug.Error)

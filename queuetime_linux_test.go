@@ -185,6 +185,28 @@ func TestQueueTimeOfACookie(t *testing.T) {
 	})
 }
 
+// A connection whose listener closed, and which the kernel moved to another one's
+// queue, has waited since it came.
+func TestQueueTimeOfAMigrated(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.ipv4.tcp_migrate_req", 1)
+		first := listen4(t, realSystem, WithReusePort())
+		_, w := joinQueue(t, first.Addr(), 1, func() (net.Conn, error) { return net.Dial("tcp", first.Addr().String()) })
+		heir, err := ListenTCP(first.Addr().String(), WithReusePort())
+		require.NoError(t, err)
+		defer heir.Close()
+		time.Sleep(50 * time.Millisecond) // the wait is the subject
+		require.NoError(t, first.Close())
+		all := waitingBecomes(t, 1, heir.Waiting)
+		require.False(t, all[0].Shared, "its former listener is gone")
+		s, err := heir.AcceptTCP()
+		require.NoError(t, err)
+		defer s.Close()
+		w.requireTime(t, s)
+	})
+}
+
 // fastOpen connects with data in the SYN. Without deaf the handshake ends at once.
 func fastOpen(t *testing.T, addr net.Addr, deaf bool) (fd int) {
 	t.Helper()

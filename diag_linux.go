@@ -82,8 +82,8 @@ func diagRequestWith(family uint8, port int, states uint32, extensions uint8) []
 // diagWait is how long one read of an answer blocks before ctx is looked at.
 const diagWait = 100 * time.Millisecond
 
-// diag asks for the handshakes of a drain. No look is worth more time than they are
-// given.
+// diag asks for all rows on behalf of a drain. No look is worth more time than a drain
+// gives the handshakes in flight.
 func diag(ctx context.Context, request []byte) (rows [][]byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, drainFlight)
 	defer cancel()

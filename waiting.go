@@ -54,8 +54,8 @@ func (w Waiting) String() string {
 //
 // A connection that its client has reset stays in the queue, but the kernel does not
 // list it, so the list can be shorter than Stats.Queued. Connections that come or go
-// during the call may be missing. A client of an MPTCP listener is listed once for each
-// of its subflows.
+// during the call may be missing. A client of an MPTCP listener may be listed once for
+// each of its subflows.
 //
 // Call it when something is wrong, not for each request: the kernel walks its table of
 // all TCP connections of the network namespace, which took 67 ms of CPU time beside

@@ -179,8 +179,9 @@ text { font: 12px Helvetica, Arial, 'Liberation Sans', sans-serif; fill: #1f2328
 .end { text-anchor: end }
 .middle { text-anchor: middle }
 .panel { fill: #f6f8fa; stroke: #d1d9e0 }
-.grid { stroke: #d1d9e0 }
-polyline { fill: none; stroke-width: 2 }
+.grid { stroke: #d1d9e0; stroke-width: 1 }
+polyline { fill: none }
+line, polyline { stroke-width: 2 }
 .long { stroke: #cf222e } .short { stroke: #bf8700 } .shed { stroke: #0969da } .adapt { stroke: #1a7f37 } .context { stroke: #818b98 }
 @media (prefers-color-scheme: dark) {
 text { fill: #f0f6fc }

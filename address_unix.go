@@ -50,12 +50,12 @@ var errNoted = errors.New("acceptq: endpoint noted")
 // wildcards, what is malformed) is given to net itself, up to the moment at which
 // it has a socket of the right kind, so that the choice of the family and every
 // error are net's own.
-func (sys *system) resolve(ctx context.Context, network, address string) (endpoint, error) {
+func (k *kernel) resolve(ctx context.Context, network, address string) (endpoint, error) {
 	if ep, ok := literal(network, address); ok {
 		return ep, nil
 	}
 	port, hostless := portAlone(address)
-	if known, ok := sys.wildcards.Load(network); ok && hostless {
+	if known, ok := k.withoutHost.Load(network); ok && hostless {
 		ep := known.(endpoint)
 		ep.at = netip.AddrPortFrom(netip.Addr{}, port)
 		return ep, nil
@@ -65,7 +65,7 @@ func (sys *system) resolve(ctx context.Context, network, address string) (endpoi
 		ep.network = network
 		if network == "tcp6" {
 			v, err := rawInt(c, func(fd int) (int, error) {
-				return sys.getsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+				return k.getsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
 			})
 			if err != nil {
 				return err
@@ -86,7 +86,7 @@ func (sys *system) resolve(ctx context.Context, network, address string) (endpoi
 		ep.at = netip.AddrPortFrom(ip, ep.at.Port()) // net turns "::" into 0.0.0.0, which has no zone
 	}
 	if hostless {
-		sys.wildcards.Store(network, endpoint{network: ep.network, v6only: ep.v6only})
+		k.withoutHost.Store(network, endpoint{network: ep.network, v6only: ep.v6only})
 	}
 	return ep, nil
 }
@@ -162,8 +162,8 @@ func zoneIndex(zone string) (uint32, error) {
 }
 
 // localAddr is the address that fd is bound to.
-func (sys *system) localAddr(fd int) (netip.AddrPort, error) {
-	sa, err := sys.getsockname(fd)
+func (k *kernel) localAddr(fd int) (netip.AddrPort, error) {
+	sa, err := k.getsockname(fd)
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
 		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)), nil

@@ -119,12 +119,12 @@ func TestWhatNetIsAsked(t *testing.T) {
 	if aFreeAddress("tcp", "::1") == "" {
 		t.Skip("no IPv6 here")
 	}
-	sys := realSystem
-	sys.wildcards = new(sync.Map)
+	k := realKernel
+	k.withoutHost = new(sync.Map)
 	asked := 0
-	sys.getsockoptInt = func(fd, level, name int) (int, error) {
+	k.getsockoptInt = func(fd, level, name int) (int, error) {
 		asked++
-		return realSystem.getsockoptInt(fd, level, name)
+		return realKernel.getsockoptInt(fd, level, name)
 	}
 	literalsAreNets := runtime.GOOS == "openbsd" || runtime.GOOS == "dragonfly"
 	for _, tt := range []struct {
@@ -140,7 +140,7 @@ func TestWhatNetIsAsked(t *testing.T) {
 		{"tcp6", "[::]:80", true},
 	} {
 		asked = 0
-		ep, err := sys.resolve(t.Context(), tt.network, tt.address)
+		ep, err := k.resolve(t.Context(), tt.network, tt.address)
 		require.NoError(t, err)
 		require.Equal(t, tt.asked, asked == 1, "%s %s", tt.network, tt.address)
 		require.Equal(t, "tcp6", ep.network)
@@ -165,4 +165,22 @@ func TestRawIntOfAClosedSocket(t *testing.T) {
 	require.NoError(t, ln.Close())
 	_, err := rawInt(ln.raw, func(int) (int, error) { panic("there is no descriptor") })
 	require.ErrorIs(t, err, net.ErrClosed)
+}
+
+// What is taken apart here is a literal for net too, with the same meaning.
+func FuzzLiteralIsNets(f *testing.F) {
+	for _, address := range []string{"127.0.0.1:0", "[::1]:80", "[fe80::1%lo]:1", "1.2.3.4:065", "[::ffff:1.2.3.4]:5", "[::]:+1", "0.0.0.0:65535"} {
+		for _, network := range []string{"tcp", "tcp4", "tcp6", "udp"} {
+			f.Add(network, address)
+		}
+	}
+	f.Fuzz(func(t *testing.T, network, address string) {
+		ep, ok := literal(network, address)
+		if !ok {
+			return
+		}
+		want, err := net.ResolveTCPAddr(network, address)
+		require.NoError(t, err)
+		require.Equal(t, want.String(), ep.addr().String())
+	})
 }

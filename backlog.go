@@ -53,7 +53,7 @@ func (b Backlog) String() string {
 	if b == (Backlog{}) {
 		return nothingKnown
 	}
-	r, _ := ruleOf(runtime.GOOS)
+	r := hostRule()
 	return r.describe(b)
 }
 
@@ -171,10 +171,10 @@ func logKnown(attrs ...slog.Attr) slog.Value {
 // The error is that of reading the ceiling; it matches [errors.ErrUnsupported]
 // on systems whose rule the package does not know.
 func PredictBacklog(n int) (Backlog, error) {
-	return realSystem.predict(n)
+	return realKernel.predict(n)
 }
 
-func (sys *system) predict(n int) (Backlog, error) { return predict(n, sys.bounds) }
+func (k *kernel) predict(n int) (Backlog, error) { return predict(n, k.bounds) }
 
 // predict is what n would get under the bounds that are read by bounds.
 func predict(n int, bounds func() (ceiling, floor int, err error)) (Backlog, error) {
@@ -262,6 +262,13 @@ func ruleOf(goos string) (r rule, known bool) {
 		}, true
 	}
 	return rule{}, false
+}
+
+// hostRule returns the rule of this system. Where it is not known every number is
+// unknown.
+func hostRule() rule {
+	r, _ := ruleOf(runtime.GOOS)
+	return r
 }
 
 // argument is the number to pass to listen(2) for a request of n. The kernel does the

@@ -10,35 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernel is what the package asks of the BSDs and macOS only.
-type kernel struct {
-	sysctl           func(name string) (uint32, error)
-	readable         func(fd int) (int, error)
-	setsockoptString func(fd, level, name int, value string) error
-}
-
-var realKernel = kernel{
-	sysctl:           sysctlUnsigned,
-	readable:         readable,
-	setsockoptString: unix.SetsockoptString,
-}
-
-// sysctlUnsigned reads a number of 32 bits or a truth value of 8.
-func sysctlUnsigned(name string) (uint32, error) {
-	n, err := unix.SysctlUint32(name)
-	if err != unix.EIO { // which stands for another width
-		return n, err
-	}
-	raw, err := unix.SysctlRaw(name)
-	if err != nil {
-		return 0, err
-	}
-	if n, ok := sysctlNumber(raw); ok {
-		return n, nil
-	}
-	return 0, unix.EIO
-}
-
 // Options of a listening socket on FreeBSD, from sys/socket.h; x/sys has them
 // for FreeBSD only.
 const (
@@ -49,52 +20,29 @@ const (
 
 // limit reads the limit of the listening socket fd. FreeBSD alone has an option
 // that tells it (getsockopt(2)).
-func (sys *system) limit(fd int) (limit int, ok bool) {
+func (k *kernel) limit(fd int) (limit int, ok bool) {
 	if runtime.GOOS != "freebsd" {
 		return unknown, false
 	}
-	n, err := sys.getsockoptInt(fd, unix.SOL_SOCKET, soListenQueueLimit)
+	n, err := k.getInt(fd, unix.SOL_SOCKET, soListenQueueLimit)
 	if err != nil || n < 0 {
 		return unknown, false
 	}
 	return n, true
 }
 
-// bounds reads the ceiling and, on OpenBSD, the floor of listen(2).
-func (sys *system) bounds() (ceiling, floor int, err error) {
-	r, _ := ruleOf(runtime.GOOS)
-	if r.knob == "" {
-		return r.compiled, 0, nil
-	}
-	if ceiling, err = sys.readSysctl(r.knob); errors.Is(err, unix.ENOENT) && r.formerKnob != "" {
-		ceiling, err = sys.readSysctl(r.formerKnob)
-	}
-	if err == nil && r.floor != "" {
-		floor, err = sys.readSysctl(r.floor)
-	}
-	return ceiling, floor, err
-}
-
-func (sys *system) readSysctl(name string) (int, error) {
-	n, err := sys.sysctl(name)
-	if err != nil {
-		return unknown, os.NewSyscallError("sysctl "+name, err)
-	}
-	return sysctlCount(n), nil
-}
-
 // stats reads the accept queue of fd. One whose transport is known was looked at
 // when its Listener was made. The buffer is Linux's need.
-func (sys *system) stats(fd int, tr transport, _ []byte) (Stats, error) {
+func (k *kernel) stats(fd int, tr transport, _ []byte) (Stats, error) {
 	if tr == transportUnknown {
-		if err := sys.mustListen(fd); err != nil {
+		if err := k.mustListen(fd); err != nil {
 			return noStats, err
 		}
 	}
 	s := noStats
 	if runtime.GOOS != "freebsd" {
 		var err error
-		s.Queued, err = sys.queueLength(fd)
+		s.Queued, err = k.queueLength(fd)
 		return s, err
 	}
 	for _, q := range []struct {
@@ -105,13 +53,13 @@ func (sys *system) stats(fd int, tr transport, _ []byte) (Stats, error) {
 		{soListenIncompleteQueue, &s.Incomplete},
 		{soListenQueueLimit, &s.Limit},
 	} {
-		n, err := sys.getsockoptInt(fd, unix.SOL_SOCKET, q.name)
+		n, err := k.getInt(fd, unix.SOL_SOCKET, q.name)
 		if err != nil {
-			return noStats, os.NewSyscallError("getsockopt", err)
+			return noStats, err
 		}
 		*q.to = n
 	}
-	r, _ := ruleOf(runtime.GOOS)
+	r := hostRule()
 	s.Capacity = r.capacity(s.Limit)
 	return s, nil
 }
@@ -119,12 +67,12 @@ func (sys *system) stats(fd int, tr transport, _ []byte) (Stats, error) {
 // queueLength is the length of the accept queue of fd as kqueue(2) tells it; -1 if
 // it is too long for that. DragonFly alone has a bound (filt_solisten in
 // kern/uipc_socket.c); a kernel that does not know its name is from before it.
-func (sys *system) queueLength(fd int) (int, error) {
-	n, err := sys.readable(fd)
+func (k *kernel) queueLength(fd int) (int, error) {
+	n, err := k.readable(fd)
 	if err != nil || n == 0 || runtime.GOOS != "dragonfly" {
 		return n, err
 	}
-	most, err := sys.readSysctl(availKnob)
+	most, err := k.readSysctl(availKnob)
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return n, nil
@@ -159,14 +107,4 @@ func readable(fd int) (int, error) {
 }
 
 // transportOf: there is no MPTCP below net's listeners here.
-func (sys *system) transportOf(int) transport { return plainTCP }
-
-// describe fills in what FreeBSD says of listening besides the ceiling. Its
-// counters are in a structure whose layout moves between releases.
-func (sys *system) describe(s *System) {
-	if runtime.GOOS != "freebsd" {
-		return
-	}
-	s.SYNCookies, _ = sys.readSysctl(cookiesKnob)
-	s.AbortOnOverflow, _ = sys.readSysctl("net.inet.tcp.syncache.rst_on_sock_fail")
-}
+func (k *kernel) transportOf(int) transport { return plainTCP }

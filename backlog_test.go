@@ -15,12 +15,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// most is a capacity of one more than listen(2) can ask for, where int holds it.
-var most = saturate(math.MaxInt32 + 1)
-
-// beyond is a number that listen(2) would take for 5, where int holds it.
-var beyond = saturate(1<<32 + 5)
-
 // What each kernel makes of the number given to listen(2), and how long the
 // queue gets: the whole way from the request to the capacity.
 func TestRules(t *testing.T) {
@@ -260,7 +254,7 @@ func TestDescribe(t *testing.T) {
 }
 
 func TestStringIsOfThisSystem(t *testing.T) {
-	r, _ := ruleOf(runtime.GOOS)
+	r := hostRule()
 	for _, b := range []Backlog{r.account(4096, 128, 128, true), r.account(-1, unknown, unknown, false)} {
 		require.Equal(t, r.describe(b), b.String())
 		require.Equal(t, r.describe(b), fmt.Sprint(b))
@@ -506,7 +500,7 @@ func TestStrictSaysWhatIsMissing(t *testing.T) {
 	var op *net.OpError
 	require.True(t, errors.As(err, &op))
 	require.Equal(t, "listen", op.Op)
-	r, _ := ruleOf(runtime.GOOS)
+	r := hostRule()
 	var clamp *ClampError
 	require.True(t, errors.As(err, &clamp))
 	require.Equal(t, r.clamp(math.MaxInt, b.Limit, b.Ceiling), clamp)

@@ -17,15 +17,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A tcpListener is what users do with a *net.TCPListener.
-type tcpListener interface {
-	net.Listener
-	syscall.Conn
-	AcceptTCP() (*net.TCPConn, error)
-	SetDeadline(time.Time) error
-	File() (*os.File, error)
-}
-
 var (
 	_ tcpListener = (*net.TCPListener)(nil)
 	_ tcpListener = (*Listener)(nil)
@@ -78,9 +69,6 @@ func listenOurs(opts ...Option) func(network, address string) (net.Listener, err
 	}
 }
 
-// onFakeNet says that net is only played here, without descriptors or hooks.
-const onFakeNet = runtime.GOOS == "js" || runtime.GOOS == "wasip1"
-
 // open makes a listener that the end of the test closes.
 func (m maker) open(t *testing.T, network, address string) tcpListener {
 	t.Helper()
@@ -114,26 +102,6 @@ func TestBehavesAsNetListen(t *testing.T) {
 			})
 		}
 	}
-}
-
-// connect makes a client that the end of the test closes.
-func connect(t *testing.T, network, address string) net.Conn {
-	t.Helper()
-	c, err := net.Dial(network, address)
-	require.NoError(t, err)
-	t.Cleanup(func() { c.Close() })
-	return c
-}
-
-// accept takes the next connection of ln, and does not wait for ever.
-func accept(t *testing.T, ln tcpListener) *net.TCPConn {
-	t.Helper()
-	require.NoError(t, ln.SetDeadline(time.Now().Add(20*time.Second)))
-	c, err := ln.AcceptTCP()
-	require.NoError(t, err)
-	t.Cleanup(func() { c.Close() })
-	require.NoError(t, ln.SetDeadline(time.Time{}))
-	return c
 }
 
 func acceptsAClient(t *testing.T, ln tcpListener) {

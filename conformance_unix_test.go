@@ -3,7 +3,6 @@
 package acceptq
 
 import (
-	"net"
 	"runtime"
 	"syscall"
 	"testing"
@@ -12,30 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A socketOption is one number that getsockopt(2) tells.
-type socketOption struct{ level, name int }
-
 var (
 	reuseAddr = socketOption{unix.SOL_SOCKET, unix.SO_REUSEADDR}
 	keepAlive = socketOption{unix.SOL_SOCKET, unix.SO_KEEPALIVE}
 	noDelay   = socketOption{unix.IPPROTO_TCP, unix.TCP_NODELAY}
 	v6only    = socketOption{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY}
 )
-
-// option reads o from the socket of c.
-func option(t *testing.T, c syscall.Conn, o socketOption) int {
-	t.Helper()
-	return onDescriptor(t, c, func(fd int) (int, error) { return unix.GetsockoptInt(fd, o.level, o.name) })
-}
-
-func onDescriptor(t testing.TB, c syscall.Conn, f func(fd int) (int, error)) (v int) {
-	t.Helper()
-	raw, err := c.SyscallConn()
-	require.NoError(t, err)
-	v, err = rawInt(raw, f)
-	require.NoError(t, err)
-	return v
-}
 
 // requireAdopted checks what makes a descriptor one of Go's.
 func requireAdopted(t *testing.T, c syscall.Conn) {
@@ -48,7 +29,7 @@ func requireAdopted(t *testing.T, c syscall.Conn) {
 
 // The socket that is made here is close-on-exec before net has its copy.
 func TestSocketIsCloseOnExecFromTheStart(t *testing.T) {
-	fd, err := realSystem.socket(unix.AF_INET)
+	fd, err := realKernel.socket(unix.AF_INET)
 	require.NoError(t, err)
 	defer unix.Close(fd)
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
@@ -178,22 +159,4 @@ func TestAcceptedConnectionIsNets(t *testing.T) {
 			}
 		})
 	}
-}
-
-// What is taken apart here is a literal for net too, with the same meaning.
-func FuzzLiteralIsNets(f *testing.F) {
-	for _, address := range []string{"127.0.0.1:0", "[::1]:80", "[fe80::1%lo]:1", "1.2.3.4:065", "[::ffff:1.2.3.4]:5", "[::]:+1", "0.0.0.0:65535"} {
-		for _, network := range []string{"tcp", "tcp4", "tcp6", "udp"} {
-			f.Add(network, address)
-		}
-	}
-	f.Fuzz(func(t *testing.T, network, address string) {
-		ep, ok := literal(network, address)
-		if !ok {
-			return
-		}
-		want, err := net.ResolveTCPAddr(network, address)
-		require.NoError(t, err)
-		require.Equal(t, want.String(), ep.addr().String())
-	})
 }

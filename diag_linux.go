@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,10 +42,10 @@ const (
 
 // handshakes returns the unfinished handshakes on a local port, of every listener
 // in the calling thread's network namespace.
-func (sys *system) handshakes(ctx context.Context, families []uint8, port int) (map[handshake]struct{}, error) {
+func (k *kernel) handshakes(ctx context.Context, families []uint8, port int) (map[handshake]struct{}, error) {
 	found := make(map[handshake]struct{})
 	for _, family := range families {
-		rows, err := sys.diag(ctx, diagRequest(family, port, 1<<tcpSynRecv|1<<tcpNewSynRecv))
+		rows, err := k.diag(ctx, diagRequest(family, port, 1<<tcpSynRecv|1<<tcpNewSynRecv))
 		if err != nil {
 			return nil, err
 		}
@@ -169,6 +171,89 @@ func parseDump(p []byte) (rows [][]byte, done bool, err error) {
 		p = p[min((size+align)&^align, int64(len(p))):]
 	}
 	return rows, false, nil
+}
+
+// A member is one listener of a port, as sock_diag lists it. Two with the same group
+// are of one SO_REUSEPORT group, if they have the option.
+type member struct {
+	inode uint32
+	group group
+}
+
+type group struct {
+	family uint8
+	v6only uint8
+	addr   [16]byte
+	device uint32
+	uid    uint32
+}
+
+const (
+	diagSource    = diagSockID + 2*2 // __be32 idiag_src[4]
+	diagInterface = diagSockID + 36  // __u32 idiag_if
+	diagUID       = 64               // __u32 idiag_uid
+	diagInode     = 68               // __u32 idiag_inode
+	diagSKV6Only  = 11               // INET_DIAG_SKV6ONLY, a u8
+)
+
+// listeners lists the listeners of l's port and family, in the order in which they
+// called listen(2). The kernel lists those of IPv4 newest first.
+func (k *kernel) listeners(ctx context.Context, l *Listener) (all []member, err error) {
+	addr := l.Addr().(*net.TCPAddr)
+	family := uint8(unix.AF_INET6)
+	if addr.IP.To4() != nil {
+		family = unix.AF_INET
+	}
+	rows, err := k.diag(ctx, diagRequest(family, addr.Port, 1<<tcpListen))
+	if err != nil {
+		return nil, err
+	}
+	for _, row := range rows {
+		r, err := parseMember(row)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, r)
+	}
+	if family == unix.AF_INET {
+		slices.Reverse(all)
+	}
+	return all, nil
+}
+
+// groupOf lists the group of l in the order of listen(2), by inode.
+func (k *kernel) groupOf(ctx context.Context, l *Listener, inode uint32) (inodes []uint32, err error) {
+	rows, err := k.listeners(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(rows, func(r member) bool { return r.inode == inode })
+	if i < 0 {
+		return nil, errors.New("the listener is not listed")
+	}
+	for _, r := range rows {
+		if r.group == rows[i].group {
+			inodes = append(inodes, r.inode)
+		}
+	}
+	return inodes, nil
+}
+
+// parseMember parses a row of sock_diag: struct inet_diag_msg, then attributes.
+func parseMember(row []byte) (r member, err error) {
+	if len(row) < diagMsgSize {
+		return r, unix.EBADMSG
+	}
+	r.inode = binary.NativeEndian.Uint32(row[diagInode:])
+	r.group.family = row[diagFamily]
+	copy(r.group.addr[:], row[diagSource:])
+	r.group.device = binary.NativeEndian.Uint32(row[diagInterface:])
+	r.group.uid = binary.NativeEndian.Uint32(row[diagUID:])
+	v6only, err := attribute(row, diagSKV6Only)
+	if len(v6only) > 0 {
+		r.group.v6only = v6only[0]
+	}
+	return r, err
 }
 
 // A diagRow is one socket as sock_diag lists it.

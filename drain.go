@@ -212,7 +212,7 @@ func (d *draining) look(f *flight, left *DrainError) error {
 	if err != nil {
 		return err
 	}
-	unreturned := d.l.accepts.unreturned()
+	unreturned := d.l.gate.unreturned()
 	left.Queued = sum(left.Queued, s.Queued)
 	left.HeldBack = sum(left.HeldBack, s.Incomplete)
 	left.Accepted += unreturned
@@ -236,7 +236,7 @@ func (d *draining) look(f *flight, left *DrainError) error {
 	}
 	// A connection that was on its way out of Accept is counted by now. No other
 	// can have come in behind it, unless nothing keeps new clients out.
-	d.done = d.l.accepts.settled(d.l.tcp) || time.Since(d.since) > drainReturn
+	d.done = d.l.gate.settled(d.l.tcp) || time.Since(d.since) > drainReturn
 	return nil
 }
 
@@ -260,11 +260,11 @@ func (d *draining) looks() int {
 // An intake lets new clients into a Listener, or is stopped by a drain. It is the
 // only owner of what a drain changes on the socket.
 type intake struct {
-	mu     sync.Mutex
-	drains int         // running
-	stop   *stop       // what keeps new clients out; nil if nothing does
-	shared bool        // another holder has the socket, or may have it
-	shown  atomic.Bool // someone saw the descriptor, and may have copied it
+	mu      sync.Mutex
+	running int         // drains
+	stop    *stop       // what keeps new clients out; nil if nothing does
+	shared  bool        // another holder has the socket, or may have it
+	shown   atomic.Bool // someone saw the descriptor, and may have copied it
 
 	inherited atomic.Pointer[inheritance]
 	steering  atomic.Pointer[steering] // of the drain that runs, or that ended well
@@ -277,13 +277,13 @@ func (l *Listener) beginDrain(f *flight) (*draining, error) {
 	defer in.mu.Unlock()
 	d := &draining{l: l}
 	if in.stop == nil {
-		err := l.raw.Control(func(fd uintptr) { in.stop, d.why = l.sys.stopIntake(int(fd), in, f) })
+		err := l.raw.Control(func(fd uintptr) { in.stop, d.why = l.kernel.stopIntake(int(fd), in, f) })
 		if err != nil {
 			return nil, err
 		}
 	}
 	d.stop = in.stop
-	in.drains++
+	in.running++
 	return d, nil
 }
 
@@ -293,10 +293,10 @@ func (d *draining) end(waited bool) error {
 	in := &d.l.intake
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.drains--
+	in.running--
 	if d.stop != nil && (in.shared || in.shown.Load() && d.l.duplicated()) {
 		d.why = errors.New("the socket has another holder")
-		if in.drains == 0 {
+		if in.running == 0 {
 			if err := d.l.open(); err != nil {
 				return err
 			}
@@ -315,7 +315,7 @@ func (l *Listener) open() error {
 	var operr error
 	err := l.raw.Control(func(fd uintptr) {
 		if in.stop != nil {
-			operr = l.sys.lift(int(fd), in.stop)
+			operr = l.kernel.lift(int(fd), in.stop)
 		}
 	})
 	if err != nil { // the socket is closed
@@ -334,14 +334,14 @@ func (l *Listener) open() error {
 	return nil
 }
 
-// share notes that another holder of the socket may exist from now on. New clients
+// markShared notes that another holder of the socket may exist from now on. New clients
 // are let in again, unless a drain is running and will do that when it ends.
-func (l *Listener) share() error {
+func (l *Listener) markShared() error {
 	in := &l.intake
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.shared = true
-	if in.stop == nil || in.drains > 0 {
+	if in.stop == nil || in.running > 0 {
 		return nil
 	}
 	return l.open()
@@ -372,21 +372,21 @@ type inheritance struct {
 // queue that was made before it.
 const inheritanceLast = 100 * time.Millisecond
 
-// clean takes from c, which was accepted just now, what it inherited from a stopped
+// removeStop takes from c, which was accepted just now, what it inherited from a stopped
 // listener. before is what could be inherited when the call of Accept began: the queue
 // may have been seen empty by another call while this one had c already.
-func (l *Listener) clean(c *net.TCPConn, before *inheritance) {
+func (l *Listener) removeStop(c *net.TCPConn, before *inheritance) {
 	now := l.intake.inherited.Load()
 	if now == nil || now.over && before == now {
 		return
 	}
 	if raw, err := c.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) { l.sys.clean(int(fd), now.stop) })
+		raw.Control(func(fd uintptr) { l.kernel.removeInherited(int(fd), now.stop) })
 	}
 	if now.over || now.lifted.IsZero() || time.Since(now.lifted) < inheritanceLast {
 		return
 	}
-	if s, err := readStats(l.sys, l.raw, l.transport); err == nil && s.Queued == 0 {
+	if s, err := readStats(l.kernel, l.raw, l.transport); err == nil && s.Queued == 0 {
 		l.intake.inherited.CompareAndSwap(now, &inheritance{stop: now.stop, over: true})
 	}
 }

@@ -21,12 +21,12 @@ import (
 const drainerEnv = "ACCEPTQ_TEST_DRAINER"
 
 // drainForever drains a queue that nobody empties.
-func drainForever(t *testing.T, sys system) {
+func drainForever(t *testing.T, k kernel) {
 	f := os.NewFile(3, "listener")
 	inner, err := net.FileListener(f)
 	require.NoError(t, err)
 	f.Close()
-	ln, err := sys.wrap(inner)
+	ln, err := k.wrap(inner)
 	require.NoError(t, err)
 	go func() { // the parent has gone
 		io.Copy(io.Discard, os.Stdin)
@@ -69,7 +69,7 @@ func TestDrainerIsKilled(t *testing.T) {
 	if name := os.Getenv(drainerEnv); name != "" {
 		for _, stop := range stops {
 			if stop.name == name {
-				drainForever(t, stop.sys())
+				drainForever(t, stop.kernel())
 			}
 		}
 		return
@@ -88,10 +88,10 @@ func TestDrainerIsKilled(t *testing.T) {
 			for _, row := range []struct {
 				name string
 				// heal makes the Listener that heals, before or after the kill
-				heal func(t *testing.T, sys system, ln *net.TCPListener, kill func()) *Listener
+				heal func(t *testing.T, k kernel, ln *net.TCPListener, kill func()) *Listener
 			}{
-				{"control: nobody heals", func(t *testing.T, sys system, ln *net.TCPListener, kill func()) *Listener {
-					_, err := sys.wrap(ln)
+				{"control: nobody heals", func(t *testing.T, k kernel, ln *net.TCPListener, kill func()) *Listener {
+					_, err := k.wrap(ln)
 					require.NoError(t, err)
 					kill()
 					d := net.Dialer{Timeout: 100 * time.Millisecond}
@@ -99,20 +99,20 @@ func TestDrainerIsKilled(t *testing.T) {
 					requireDropped(t, err)
 					return nil
 				}},
-				{"Wrap", func(t *testing.T, sys system, ln *net.TCPListener, kill func()) *Listener {
+				{"Wrap", func(t *testing.T, k kernel, ln *net.TCPListener, kill func()) *Listener {
 					kill()
-					w, err := sys.wrap(ln)
+					w, err := k.wrap(ln)
 					require.NoError(t, err)
 					return w
 				}},
-				{"the next drain", func(t *testing.T, sys system, ln *net.TCPListener, kill func()) *Listener {
-					w, err := sys.wrap(ln)
+				{"the next drain", func(t *testing.T, k kernel, ln *net.TCPListener, kill func()) *Listener {
+					w, err := k.wrap(ln)
 					require.NoError(t, err)
 					kill()
 					require.ErrorAs(t, w.Drain(within(t, 50*time.Millisecond)), new(*DrainError))
 					return w
 				}},
-				{"Drain by one who may not filter, then Resume", func(t *testing.T, _ system, ln *net.TCPListener, kill func()) *Listener {
+				{"Drain by one who may not filter, then Resume", func(t *testing.T, _ kernel, ln *net.TCPListener, kill func()) *Listener {
 					unprivileged := withoutFilter()
 					w, err := unprivileged.wrap(ln)
 					require.NoError(t, err)
@@ -135,7 +135,7 @@ func TestDrainerIsKilled(t *testing.T) {
 						late.hear(t) // its connection is made with the stop in force
 						inherited = late.connected(t)
 					}
-					w := row.heal(t, stop.sys(), ln, kill)
+					w := row.heal(t, stop.kernel(), ln, kill)
 					if w == nil {
 						return
 					}
@@ -156,9 +156,9 @@ func TestDrainerIsKilled(t *testing.T) {
 // user's, and whoever accepts hears the client.
 func TestTwoListenersDrainOneSocket(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
-		first := listen4(t, sys)
-		second, err := sys.wrap(first.TCPListener())
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
+		first := listen4(t, k)
+		second, err := k.wrap(first.TCPListener())
 		require.NoError(t, err)
 		client := newDeafClient(t, first.Addr())
 		one := inBackground(t, first, within(t, patience))
@@ -167,7 +167,7 @@ func TestTwoListenersDrainOneSocket(t *testing.T) {
 		require.Eventually(t, func() bool {
 			second.intake.mu.Lock()
 			defer second.intake.mu.Unlock()
-			return second.intake.drains == 1
+			return second.intake.running == 1
 		}, patience, time.Millisecond)
 		require.Equal(t, v4, wayOf(t, first.raw), "one stop, not two")
 		client.hear(t)
@@ -192,19 +192,19 @@ const gtsm = 60
 // on them: only what is a drain's is undone, and not for ever.
 func TestLiftedDrainUndoesOnlyItsOwn(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		var reads atomic.Int64
-		read := sys.getsockopt
-		sys.getsockopt = func(fd, level, name int, p []byte) (int, error) {
+		read := k.getsockopt
+		k.getsockopt = func(fd, level, name int, p []byte) (int, error) {
 			reads.Add(1)
 			return read(fd, level, name, p)
 		}
-		getFilter := sys.getFilter
-		sys.getFilter = func(fd int, p []unix.SockFilter) (int, error) {
+		getFilter := k.getFilter
+		k.getFilter = func(fd int, p []unix.SockFilter) (int, error) {
 			reads.Add(1)
 			return getFilter(fd, p)
 		}
-		ln := listen4(t, sys)
+		ln := listen4(t, k)
 		require.NoError(t, ln.Drain(within(t, patience)))
 		require.Equal(t, v4, wayOf(t, ln.raw))
 		require.NoError(t, ln.Resume())
@@ -213,7 +213,7 @@ func TestLiftedDrainUndoesOnlyItsOwn(t *testing.T) {
 		pass := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff}}
 		require.NoError(t, ln.raw.Control(func(fd uintptr) {
 			require.NoError(t, unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MINTTL, gtsm))
-			require.NoError(t, realSystem.attachFilter(int(fd), &unix.SockFprog{Len: 1, Filter: &pass[0]}))
+			require.NoError(t, realKernel.attachFilter(int(fd), &unix.SockFprog{Len: 1, Filter: &pass[0]}))
 		}))
 		accept := func(c net.Conn) {
 			t.Helper()
@@ -250,8 +250,8 @@ func TestLiftedDrainUndoesOnlyItsOwn(t *testing.T) {
 func TestInheritanceIsNotForgottenTooEarly(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		sys := withoutFilter()
-		ln := listen4(t, sys)
+		k := withoutFilter()
+		ln := listen4(t, k)
 		client := newDeafClient(t, ln.Addr())
 		drained := inBackground(t, ln, within(t, 100*time.Millisecond))
 		untilStopped(t, ln, way{0, maxTTL, -1})
@@ -270,7 +270,7 @@ func TestInheritanceIsNotForgottenTooEarly(t *testing.T) {
 			other.Close()
 			return ln.intake.inherited.Load().over
 		}, patience, time.Millisecond)
-		ln.clean(s, before)
+		ln.removeStop(s, before)
 		talk(t, c, s)
 	})
 }
@@ -280,7 +280,7 @@ func TestInheritanceIsNotForgottenTooEarly(t *testing.T) {
 // another holder; one that is closed again is not.
 func TestWhatSharesASocket(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		keeps := func(kept *net.Listener, t *testing.T) Option {
 			return WithControl(func(_, _ string, c syscall.RawConn) (err error) {
 				*kept = duplicateUnbound(t, c)
@@ -337,7 +337,7 @@ func TestWhatSharesASocket(t *testing.T) {
 					if row.opts != nil {
 						opts = row.opts(t)
 					}
-					ln := listen4(t, sys, opts...)
+					ln := listen4(t, k, opts...)
 					if when == "before" {
 						row.do(t, ln)
 					}
@@ -359,7 +359,7 @@ func TestWhatSharesASocket(t *testing.T) {
 			}
 		}
 		t.Run("descriptors that cannot be listed", func(t *testing.T) {
-			blind := sys
+			blind := k
 			blind.holders = func(unix.Stat_t) (int, error) { return 0, unix.EMFILE }
 			ln := listen4(t, blind)
 			require.NoError(t, ln.Drain(within(t, patience)), "nobody has seen it")
@@ -394,21 +394,21 @@ func (keptDescriptor) Addr() net.Addr            { return nil }
 // changed on the socket.
 func TestDrainThatCannotSeeTheQueueChangesNothing(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
-		ln := listen4(t, sys)
-		blind := sys
+	forEachStop(t, func(t *testing.T, k kernel, _ way) {
+		ln := listen4(t, k)
+		blind := k
 		blind.getsockopt = func(fd, level, name int, p []byte) (int, error) {
 			if name == unix.TCP_INFO {
 				return 0, unix.EPERM
 			}
-			return sys.getsockopt(fd, level, name, p)
+			return k.getsockopt(fd, level, name, p)
 		}
-		ln.sys = &blind
+		ln.kernel = &blind
 		err := ln.Drain(within(t, patience))
 		require.ErrorIs(t, err, errors.ErrUnsupported)
 		require.NotErrorIs(t, err, ErrStillOpen)
 		require.Equal(t, way{0, 0, -1}, wayOf(t, ln.raw))
-		ln.sys = &sys
+		ln.kernel = &k
 		dialed(t, ln, 1)
 	})
 }
@@ -416,8 +416,8 @@ func TestDrainThatCannotSeeTheQueueChangesNothing(t *testing.T) {
 // Resume lets new clients in again, after a drain and in the middle of one.
 func TestResume(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
-		ln := listen4(t, sys, withInt(unix.IPPROTO_IP, unix.IP_MINTTL, gtsm))
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
+		ln := listen4(t, k, withInt(unix.IPPROTO_IP, unix.IP_MINTTL, gtsm))
 		former := way{0, gtsm, -1}
 		stopped := v4
 		stopped.ttl = max(v4.ttl, gtsm)
@@ -434,7 +434,7 @@ func TestResume(t *testing.T) {
 		require.Eventually(t, func() bool {
 			ln.intake.mu.Lock()
 			defer ln.intake.mu.Unlock()
-			return ln.intake.drains == 2
+			return ln.intake.running == 2
 		}, patience, time.Millisecond)
 		require.NoError(t, ln.Resume())
 		requireStillOpen(t, received(t, one))

@@ -2,10 +2,8 @@ package acceptq
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"time"
 
@@ -47,19 +45,19 @@ const (
 // stopIntake stops the intake of the listening socket fd, or says why it cannot. A stop
 // that is on the socket already, left by a process that was killed or put there by
 // another holder, is taken over.
-func (sys *system) stopIntake(fd int, in *intake, f *flight) (*stop, error) {
-	if s := sys.stopOn(fd); s != nil {
+func (k *kernel) stopIntake(fd int, in *intake, f *flight) (*stop, error) {
+	if s := k.stopOn(fd); s != nil {
 		in.inherited.Store(&inheritance{stop: s})
 		return s, nil
 	}
 	var reasons []error
 	former := in.inherited.Load()
-	for _, way := range []func(fd int, f *flight) (*stop, error){sys.filterWay, sys.ttlWay} {
+	for _, way := range []func(fd int, f *flight) (*stop, error){k.filterWay, k.ttlWay} {
 		s, err := way(fd, f)
 		if err == nil {
 			// Noted first: a connection may be made, and accepted, right after.
 			in.inherited.Store(&inheritance{stop: s})
-			if err = sys.apply(fd, s); err == nil {
+			if err = k.apply(fd, s); err == nil {
 				return s, nil
 			}
 		}
@@ -71,8 +69,8 @@ func (sys *system) stopIntake(fd int, in *intake, f *flight) (*stop, error) {
 
 // filterWay is the stop by a socket filter, if fd can take it. A filter that is there
 // already is the user's, and would be replaced.
-func (sys *system) filterWay(fd int, _ *flight) (*stop, error) {
-	switch some, _, err := sys.filterOn(fd); {
+func (k *kernel) filterWay(fd int, _ *flight) (*stop, error) {
+	switch some, _, err := k.filterOn(fd); {
 	case err != nil:
 		return nil, os.NewSyscallError("getsockopt", err)
 	case some:
@@ -83,11 +81,11 @@ func (sys *system) filterWay(fd int, _ *flight) (*stop, error) {
 
 // ttlWay is the stop by a minimum TTL, if that stops anyone on fd. It drops the final
 // ACK of a SYN cookie, so it does not serve where every handshake is made by one.
-func (sys *system) ttlWay(fd int, f *flight) (*stop, error) {
+func (k *kernel) ttlWay(fd int, f *flight) (*stop, error) {
 	if f.cookiesOnly {
 		return nil, errors.New("a minimum TTL drops the handshakes of SYN cookies")
 	}
-	ttl, hops := sys.minimumTTL(fd)
+	ttl, hops := k.minimumTTL(fd)
 	switch most := max(ttl, hops); {
 	case most == unknown:
 		return nil, fmt.Errorf("a minimum TTL: %w", errors.ErrUnsupported)
@@ -98,9 +96,9 @@ func (sys *system) ttlWay(fd int, f *flight) (*stop, error) {
 }
 
 // minimumTTL reads IP_MINTTL and IPV6_MINHOPCOUNT of fd; -1 where it has no such option.
-func (sys *system) minimumTTL(fd int) (ttl, hops int) {
+func (k *kernel) minimumTTL(fd int) (ttl, hops int) {
 	read := func(level, name int) int {
-		n, err := sys.getsockoptInt(fd, level, name)
+		n, err := k.getInt(fd, level, name)
 		if err != nil {
 			return unknown
 		}
@@ -110,39 +108,39 @@ func (sys *system) minimumTTL(fd int) (ttl, hops int) {
 }
 
 // apply puts s on fd, or leaves fd as it was.
-func (sys *system) apply(fd int, s *stop) error {
+func (k *kernel) apply(fd int, s *stop) error {
 	if s.filter {
-		return os.NewSyscallError("setsockopt", sys.attachFilter(fd, &unix.SockFprog{Len: uint16(len(dropSYN)), Filter: &dropSYN[0]}))
+		return os.NewSyscallError("setsockopt", k.attachFilter(fd, &unix.SockFprog{Len: uint16(len(dropSYN)), Filter: &dropSYN[0]}))
 	}
 	// The mark comes first and goes last, so that whatever is found between is known
 	// to be a drain's.
-	err := sys.setMark(fd, 1)
+	err := k.setMark(fd, 1)
 	if err == nil {
-		err = sys.setTTL(fd, s, maxTTL, maxTTL)
+		err = k.setTTL(fd, s, maxTTL, maxTTL)
 	}
 	if err != nil {
-		sys.remove(fd, s)
+		k.remove(fd, s)
 	}
 	return err
 }
 
 // setMark marks a minimum TTL as a drain's by SO_RXQ_OVFL, an option that TCP does not
 // use. Without it nobody could tell it from one that the user set for GTSM (RFC 5082).
-func (sys *system) setMark(fd, value int) error {
-	return sys.setInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, value)
+func (k *kernel) setMark(fd, value int) error {
+	return k.setInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, value)
 }
 
 // stopOn returns the stop that is on fd, a listener or a connection that inherited
 // it; nil if there is none. What the minimum TTL was before is not known then, and 0
 // is the kernel's default.
-func (sys *system) stopOn(fd int) *stop {
-	if _, ours, _ := sys.filterOn(fd); ours {
+func (k *kernel) stopOn(fd int) *stop {
+	if _, ours, _ := k.filterOn(fd); ours {
 		return &stop{filter: true}
 	}
-	if on, err := sys.marked(fd); err != nil || !on {
+	if on, err := k.marked(fd); err != nil || !on {
 		return nil
 	}
-	ttl, hops := sys.minimumTTL(fd)
+	ttl, hops := k.minimumTTL(fd)
 	if max(ttl, hops) != maxTTL {
 		return nil
 	}
@@ -150,9 +148,9 @@ func (sys *system) stopOn(fd int) *stop {
 }
 
 // filterOn reports whether fd has some filter, and whether that is dropSYN.
-func (sys *system) filterOn(fd int) (some, ours bool, err error) {
+func (k *kernel) filterOn(fd int) (some, ours bool, err error) {
 	var p [len(dropSYN)]unix.SockFilter
-	switch n, err := sys.getFilter(fd, p[:]); {
+	switch n, err := k.getFilter(fd, p[:]); {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EACCES): // it is longer, or eBPF
 		return true, false, nil
 	case err != nil:
@@ -163,78 +161,78 @@ func (sys *system) filterOn(fd int) (some, ours bool, err error) {
 }
 
 // marked reports whether a drain has set, or is setting, a minimum TTL on fd.
-func (sys *system) marked(fd int) (bool, error) {
-	n, err := sys.getsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL)
+func (k *kernel) marked(fd int) (bool, error) {
+	n, err := k.getInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL)
 	return n != 0, err
 }
 
 // remove takes s from fd, a listener or a connection that inherited it.
-func (sys *system) remove(fd int, s *stop) error {
+func (k *kernel) remove(fd int, s *stop) error {
 	if s.filter {
-		err := sys.setInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
+		err := k.setInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
 		if errors.Is(err, unix.ENOENT) { // another holder was quicker
 			return nil
 		}
 		return err
 	}
-	if err := sys.setTTL(fd, s, s.ttl, s.hops); err != nil {
+	if err := k.setTTL(fd, s, s.ttl, s.hops); err != nil {
 		return err
 	}
-	return sys.setMark(fd, 0)
+	return k.setMark(fd, 0)
 }
 
 // setTTL sets those of the two options that the socket has, the second also when
 // the first fails.
-func (sys *system) setTTL(fd int, s *stop, ttl, hops int) error {
+func (k *kernel) setTTL(fd int, s *stop, ttl, hops int) error {
 	var v4, v6 error
 	if s.ttl != unknown {
-		v4 = sys.setInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, ttl)
+		v4 = k.setInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, ttl)
 	}
 	if s.hops != unknown {
-		v6 = sys.setInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT, hops)
+		v6 = k.setInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT, hops)
 	}
 	return cmp.Or(v4, v6)
 }
 
 // lift takes s from the listening socket fd, unless another holder has taken it or has
 // put something else in its place. If that cannot be found out it is taken all the same.
-func (sys *system) lift(fd int, s *stop) error {
+func (k *kernel) lift(fd int, s *stop) error {
 	var replaced bool
 	if s.filter {
-		some, ours, _ := sys.filterOn(fd)
+		some, ours, _ := k.filterOn(fd)
 		replaced = some && !ours
 	} else {
-		on, err := sys.marked(fd)
-		replaced = err == nil && !on && max(sys.minimumTTL(fd)) != maxTTL
+		on, err := k.marked(fd)
+		replaced = err == nil && !on && max(k.minimumTTL(fd)) != maxTTL
 	}
 	if replaced {
 		return nil
 	}
-	return sys.remove(fd, s)
+	return k.remove(fd, s)
 }
 
-// clean takes from the connection fd what it inherited. With a minimum TTL it would
+// removeInherited takes from the connection fd what it inherited. With a minimum TTL it would
 // hear nothing from its client. s is what its listener was stopped by; what the user
 // has set on it is left alone.
-func (sys *system) clean(fd int, s *stop) {
-	on := sys.stopOn(fd)
+func (k *kernel) removeInherited(fd int, s *stop) {
+	on := k.stopOn(fd)
 	if on == nil {
 		return
 	}
 	if on.filter == s.filter {
 		on = s // it knows the former values
 	}
-	sys.remove(fd, on)
+	k.remove(fd, on)
 }
 
 // liftLeft takes from the listening socket fd what a drain has left on it, and returns
 // what connections in the queue may have inherited from it; nil if there was nothing.
-func (sys *system) liftLeft(fd int) (*inheritance, error) {
-	s := sys.stopOn(fd)
+func (k *kernel) liftLeft(fd int) (*inheritance, error) {
+	s := k.stopOn(fd)
 	if s == nil {
 		return nil, nil
 	}
-	return &inheritance{stop: s, lifted: time.Now()}, sys.remove(fd, s)
+	return &inheritance{stop: s, lifted: time.Now()}, k.remove(fd, s)
 }
 
 // duplicated reports whether this process has another descriptor of the socket, as
@@ -246,7 +244,7 @@ func (l *Listener) duplicated() bool {
 	if err != nil {
 		return false // closed, so no stop is left either
 	}
-	n, err := l.sys.holders(own)
+	n, err := l.kernel.holders(own)
 	return operr != nil || err != nil || n > 1
 }
 
@@ -273,116 +271,3 @@ func holders(file unix.Stat_t) (n int, err error) {
 	}
 	return n, nil
 }
-
-// A flight is the handshakes on a port that were unfinished when the intake stopped.
-// Their rows do not name a listener, so those of another listener of this port are
-// among them. Handshakes that begin later are not.
-type flight struct {
-	sys      *system
-	where    namespace
-	lost     error // why the listener's namespace cannot be asked
-	port     int
-	families []uint8
-	limit    int   // of one listener: with more handshakes than that the kernel sends SYN cookies
-	cookies  int64 // how many it had sent when the drain began
-	full     bool  // the accept queue was full then, so clients with cookies may be retrying
-	// cookiesOnly says that the kernel answers every SYN with a cookie
-	// (net.ipv4.tcp_syncookies is 2), and knows of no handshake in flight.
-	cookiesOnly bool
-
-	looked  int                    // how many looks the kernel has answered
-	unseen  bool                   // handshakes may be in flight that no look shows
-	waiting map[handshake]struct{} // as of the last look
-	next    time.Time              // when to ask the kernel again
-	pause   time.Duration          // and how long after that: each answer costs it a walk
-	until   time.Time
-}
-
-func newFlight(l *Listener) *flight {
-	f := &flight{sys: l.sys, until: time.Now().Add(drainFlight), limit: unknown, cookies: unknown}
-	addr := l.Addr().(*net.TCPAddr)
-	f.port, f.families = addr.Port, families(addr)
-	if err := l.raw.Control(func(fd uintptr) { f.where, f.lost = l.sys.namespaceOf(int(fd)) }); err != nil {
-		f.lost = err
-	}
-	if s, err := l.Stats(); err == nil {
-		f.limit, f.full = s.Limit, s.Queued >= s.Capacity
-	}
-	f.ask(func() error {
-		f.cookiesOnly = l.sys.ipv4Setting("tcp_syncookies") == 2
-		f.cookies = l.sys.tcpCounters()("TCPReqQFullDoCookies")
-		return nil
-	})
-	return f
-}
-
-// families are those that a client of a listener at addr may have.
-func families(addr *net.TCPAddr) []uint8 {
-	switch {
-	case addr.IP.To4() != nil:
-		return []uint8{unix.AF_INET}
-	case addr.IP.IsUnspecified() || addr.IP == nil: // may be of both
-		return []uint8{unix.AF_INET, unix.AF_INET6}
-	}
-	return []uint8{unix.AF_INET6}
-}
-
-func (f *flight) close() { f.where.close() }
-
-// ask calls question where the listener is.
-func (f *flight) ask(question func() error) error {
-	if f.lost != nil {
-		return f.lost
-	}
-	return f.where.in(question)
-}
-
-// look asks the kernel which handshakes are left, if it is time to.
-func (f *flight) look(ctx context.Context) {
-	if f.over() || f.unseen || f.looked > 1 && len(f.waiting) == 0 || time.Now().Before(f.next) {
-		return
-	}
-	var now map[handshake]struct{}
-	cookies := int64(unknown)
-	err := f.ask(func() (err error) {
-		now, err = f.sys.handshakes(ctx, f.families, f.port)
-		cookies = f.sys.tcpCounters()("TCPReqQFullDoCookies")
-		return err
-	})
-	if ctx.Err() != nil {
-		return // the last answer holds
-	}
-	f.pause = min(2*f.pause+drainLook, 20*drainLook)
-	f.next = time.Now().Add(f.pause)
-	f.looked++
-	switch {
-	case err != nil || f.cookiesOnly:
-		f.unseen = true
-	case f.looked <= 2:
-		// Handshakes by SYN cookies have no state. There may be some if the kernel
-		// sends cookies now, or has sent some and the accept queue was full.
-		f.unseen = f.cookies != unknown && cookies > f.cookies || f.cookies > 0 && f.full ||
-			f.limit != unknown && len(now) > f.limit
-		// The second look adds those whose SYN another processor was about to take
-		// in when the intake stopped.
-		f.waiting = now
-	default:
-		for h := range f.waiting {
-			if _, unfinished := now[h]; !unfinished {
-				delete(f.waiting, h)
-			}
-		}
-	}
-}
-
-// left is the number of handshakes still unfinished; -1 if it cannot be found out, or
-// has not been yet.
-func (f *flight) left() int {
-	if f.unseen || f.looked < 2 {
-		return unknown
-	}
-	return len(f.waiting)
-}
-
-// over reports whether they have been waited for long enough.
-func (f *flight) over() bool { return time.Now().After(f.until) }

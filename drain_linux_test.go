@@ -2,14 +2,11 @@ package acceptq
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -19,172 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stops are the two ways of stopping the intake. In a namespace of its own a test
-// may use the filter; refused, Drain takes the other.
-var stops = []struct {
-	name string
-	sys  func() system
-	v4   way // in force on a socket that had nothing
-}{
-	{"filter", func() system { return realSystem }, way{len(dropSYN), 0, -1}},
-	{"minimum TTL", withoutFilter, way{0, maxTTL, -1}},
-}
-
-func withoutFilter() system {
-	sys := realSystem
-	sys.attachFilter = func(int, *unix.SockFprog) error { return unix.EPERM }
-	return sys
-}
-
-// forEachStop runs f in a namespace, once with each way.
-func forEachStop(t *testing.T, f func(t *testing.T, sys system, v4 way)) {
-	t.Helper()
-	inNamespace(t, func(t *testing.T) {
-		for _, stop := range stops {
-			t.Run(stop.name, func(t *testing.T) { f(t, stop.sys(), stop.v4) })
-		}
-	})
-}
-
-func listen4(t *testing.T, sys system, opts ...Option) *Listener {
-	t.Helper()
-	ln, err := sys.listenWith(t.Context(), "tcp4", "127.0.0.1:0", opts)
-	require.NoError(t, err)
-	t.Cleanup(func() { ln.Close() })
-	return ln
-}
-
-// withInt sets a socket option before bind.
-func withInt(level, name, value int) Option {
-	return WithControl(func(_, _ string, c syscall.RawConn) (err error) {
-		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, name, value) })
-		return errors.Join(cerr, err)
-	})
-}
-
-// A deafClient hears nothing from its server: a minimum TTL of its own drops the
-// answers. Its handshake stays unfinished until hear is called, and then up to a
-// second, until the server sends its SYN-ACK again.
-type deafClient struct {
-	raw  syscall.RawConn
-	conn chan net.Conn // nil if it failed
-}
-
-func newDeafClient(t *testing.T, addr net.Addr) *deafClient {
-	t.Helper()
-	c := &deafClient{conn: make(chan net.Conn, 1)}
-	before := synReceived(t, addr)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	raw := make(chan syscall.RawConn, 1)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		d := net.Dialer{Control: func(_, _ string, r syscall.RawConn) error {
-			raw <- r
-			return setMinTTL(r, maxTTL)
-		}}
-		conn, err := d.DialContext(ctx, "tcp", addr.String())
-		if err != nil && ctx.Err() == nil {
-			t.Errorf("a client of %v: %v", addr, err)
-		}
-		c.conn <- conn
-	}()
-	t.Cleanup(func() {
-		cancel()
-		<-done
-		select {
-		case conn := <-c.conn:
-			if conn != nil {
-				conn.Close()
-			}
-		default:
-		}
-	})
-	c.raw = <-raw
-	require.Eventually(t, func() bool { return synReceived(t, addr) == before+1 }, patience, time.Millisecond)
-	return c
-}
-
-func (c *deafClient) hear(t *testing.T) { require.NoError(t, setMinTTL(c.raw, 0)) }
-
-// connected is the connection of a client that hears.
-func (c *deafClient) connected(t *testing.T) net.Conn {
-	t.Helper()
-	select {
-	case conn := <-c.conn:
-		require.NotNil(t, conn)
-		t.Cleanup(func() { conn.Close() })
-		return conn
-	case <-time.After(patience):
-		t.Fatal("the handshake was not finished")
-		return nil
-	}
-}
-
-func setMinTTL(raw syscall.RawConn, n int) (err error) {
-	cerr := raw.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MINTTL, n)
-		if v6 := unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT, n); v6 == nil {
-			err = nil
-		}
-	})
-	return errors.Join(cerr, err)
-}
-
-// synReceived counts the unfinished handshakes of a port, in the text file that
-// the kernel has of them. While that changes a row can show twice.
-func synReceived(t *testing.T, addr net.Addr) int {
-	t.Helper()
-	clients := make(map[string]bool)
-	port := fmt.Sprintf(":%04X", addr.(*net.TCPAddr).Port)
-	for _, file := range []string{"tcp", "tcp6"} {
-		text, err := os.ReadFile("/proc/thread-self/net/" + file)
-		require.NoError(t, err)
-		for line := range strings.Lines(string(text)) {
-			if f := strings.Fields(line); len(f) > 3 && strings.HasSuffix(f[1], port) && f[3] == "03" {
-				clients[f[2]] = true
-			}
-		}
-	}
-	return len(clients)
-}
-
-// untilStopped waits until the stop is in force.
-func untilStopped(t *testing.T, ln *Listener, want way) {
-	t.Helper()
-	require.Eventually(t, func() bool { return wayOf(t, ln.raw) == want }, patience, time.Millisecond)
-}
-
-// requireDropped says that a client was neither let in nor refused.
-func requireDropped(t *testing.T, err error) {
-	t.Helper()
-	var timeout net.Error
-	require.ErrorAs(t, err, &timeout)
-	require.True(t, timeout.Timeout(), err)
-}
-
-// talk sends and answers twice over c, whose other end is s.
-func talk(t *testing.T, c, s net.Conn) {
-	t.Helper()
-	for range 2 {
-		for _, end := range [][2]net.Conn{{c, s}, {s, c}} {
-			require.NoError(t, end[0].SetDeadline(time.Now().Add(patience)))
-			require.NoError(t, end[1].SetDeadline(time.Now().Add(patience)))
-			_, err := end[0].Write([]byte("word"))
-			require.NoError(t, err)
-			p := make([]byte, 4)
-			_, err = io.ReadFull(end[1], p)
-			require.NoError(t, err)
-		}
-	}
-}
-
 // A handshake that is in flight when the drain begins is waited for, and its
 // connection, which was made with the stop in force, is taken without it. The
 // first one shows that it had it.
 func TestDrainedChildren(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		t.Parallel()
 		for _, row := range []struct {
 			name   string
@@ -200,7 +37,7 @@ func TestDrainedChildren(t *testing.T) {
 		} {
 			t.Run(row.name, func(t *testing.T) {
 				t.Parallel()
-				ln := listen4(t, sys, row.opts...)
+				ln := listen4(t, k, row.opts...)
 				client := newDeafClient(t, ln.Addr())
 				drained := inBackground(t, ln, within(t, patience))
 				stop := v4
@@ -231,10 +68,10 @@ func TestDrainedChildren(t *testing.T) {
 // On a dual-stack socket connections of both families are taken clean.
 func TestDrainedChildrenDualStack(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		t.Parallel()
 		haveIPv6(t)
-		ln, err := sys.listenWith(t.Context(), "tcp", ":0", nil)
+		ln, err := k.listenWith(t.Context(), "tcp", ":0", nil)
 		require.NoError(t, err)
 		defer ln.Close()
 		port := ln.Addr().(*net.TCPAddr).Port
@@ -270,8 +107,8 @@ func TestDrainedChildrenDualStack(t *testing.T) {
 // and a client that comes meanwhile is dropped; File lifts it.
 func TestDrainedOwned(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
-		ln := listen4(t, sys)
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
+		ln := listen4(t, k)
 		former := wayOf(t, ln.raw)
 		require.NoError(t, ln.Drain(within(t, patience)))
 		require.Equal(t, v4, wayOf(t, ln.raw))
@@ -347,29 +184,6 @@ func requireReachable(t *testing.T, addr net.Addr) {
 	}
 }
 
-// requireStillOpen says that a drain waited for everybody and lets new clients in.
-func requireStillOpen(t *testing.T, err error) {
-	t.Helper()
-	require.ErrorIs(t, err, ErrStillOpen)
-	requireDrainOp(t, err)
-	require.NotNil(t, err.(*net.OpError).Addr)
-}
-
-// duplicate is a second listener over the socket of raw.
-func duplicate(t *testing.T, raw syscall.RawConn) net.Listener {
-	t.Helper()
-	var f *os.File
-	require.NoError(t, raw.Control(func(fd uintptr) {
-		if dup, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err == nil {
-			f = os.NewFile(uintptr(dup), "listener")
-		}
-	}))
-	defer f.Close()
-	other, err := net.FileListener(f)
-	require.NoError(t, err)
-	return other
-}
-
 // Whoever else holds the socket finds it as it was, and its clients reach it.
 func TestDrainedSecondHolder(t *testing.T) {
 	if os.Getenv(heirEnv) != "" {
@@ -377,7 +191,7 @@ func TestDrainedSecondHolder(t *testing.T) {
 		return
 	}
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		file := func(t *testing.T, ln *Listener) net.Listener {
 			f, err := ln.File()
 			require.NoError(t, err)
@@ -441,7 +255,7 @@ func TestDrainedSecondHolder(t *testing.T) {
 				defer f.Close()
 				other, err := net.FileListener(f)
 				require.NoError(t, err)
-				wrapped, err := sys.wrap(ln.TCPListener())
+				wrapped, err := k.wrap(ln.TCPListener())
 				require.NoError(t, err)
 				drain(t, wrapped)
 				return other
@@ -453,7 +267,7 @@ func TestDrainedSecondHolder(t *testing.T) {
 					if former != 0 {
 						opts = append(opts, withInt(unix.IPPROTO_IP, unix.IP_MINTTL, former))
 					}
-					ln := listen4(t, sys, opts...)
+					ln := listen4(t, k, opts...)
 					other := row.hold(t, ln, former)
 					var answered sync.WaitGroup
 					answered.Go(func() { answerAll(other) })
@@ -466,7 +280,7 @@ func TestDrainedSecondHolder(t *testing.T) {
 			}
 		}
 		t.Run("a child by exec", func(t *testing.T) {
-			ln := listen4(t, sys)
+			ln := listen4(t, k)
 			f, err := ln.File()
 			require.NoError(t, err)
 			self, err := os.Executable()
@@ -494,9 +308,9 @@ func TestDrainedSecondHolder(t *testing.T) {
 // documentation owns up to, and the holder can heal.
 func TestDrainedSecondHolderTakesOne(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		t.Parallel()
-		ln := listen4(t, sys)
+		ln := listen4(t, k)
 		f, err := ln.File()
 		require.NoError(t, err)
 		defer f.Close()
@@ -534,7 +348,7 @@ func TestDrainKeepsTheUsersOptions(t *testing.T) {
 	accepting := WithControl(func(_, _ string, c syscall.RawConn) (err error) {
 		pass := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff}}
 		cerr := c.Control(func(fd uintptr) {
-			err = realSystem.attachFilter(int(fd), &unix.SockFprog{Len: 1, Filter: &pass[0]})
+			err = realKernel.attachFilter(int(fd), &unix.SockFprog{Len: 1, Filter: &pass[0]})
 		})
 		return errors.Join(cerr, err)
 	})
@@ -543,20 +357,20 @@ func TestDrainKeepsTheUsersOptions(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		for _, row := range []struct {
 			name             string
-			sys              system
+			kernel           kernel
 			opts             []Option
 			former, stopped  way
 			takesNoNewClient bool
 		}{
-			{"a filter: the minimum TTL stops", realSystem, []Option{accepting}, way{1, 0, -1}, way{1, maxTTL, -1}, true},
-			{"minimum TTL of 255: the filter stops", realSystem, []Option{require255}, way{0, maxTTL, -1}, way{len(dropSYN), maxTTL, -1}, true},
+			{"a filter: the minimum TTL stops", realKernel, []Option{accepting}, way{1, 0, -1}, way{1, maxTTL, -1}, true},
+			{"minimum TTL of 255: the filter stops", realKernel, []Option{require255}, way{0, maxTTL, -1}, way{len(dropSYN), maxTTL, -1}, true},
 			{"minimum TTL of 255, no filter permitted: nothing stops", withoutFilter(), []Option{require255}, way{0, maxTTL, -1}, way{0, maxTTL, -1}, false},
 			{"minimum TTL of 254, no filter permitted: its clients send 255, so nothing stops", withoutFilter(), []Option{withInt(unix.IPPROTO_IP, unix.IP_MINTTL, 254)}, way{0, 254, -1}, way{0, 254, -1}, false},
 			{"minimum TTL of 128: 255 stops", withoutFilter(), []Option{withInt(unix.IPPROTO_IP, unix.IP_MINTTL, 128)}, way{0, 128, -1}, way{0, maxTTL, -1}, true},
-			{"both: nothing stops", realSystem, []Option{accepting, require255}, way{1, maxTTL, -1}, way{1, maxTTL, -1}, false},
+			{"both: nothing stops", realKernel, []Option{accepting, require255}, way{1, maxTTL, -1}, way{1, maxTTL, -1}, false},
 		} {
 			t.Run(row.name, func(t *testing.T) {
-				ln := listen4(t, row.sys, row.opts...)
+				ln := listen4(t, row.kernel, row.opts...)
 				require.Equal(t, row.former, wayOf(t, ln.raw))
 				d := net.Dialer{Timeout: patience, Control: func(_, _ string, c syscall.RawConn) (err error) {
 					cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TTL, 255) })
@@ -599,12 +413,12 @@ func TestDrainKeepsTheUsersOptions(t *testing.T) {
 // Nothing can be set on an MPTCP listener: an empty queue ends the drain.
 func TestDrainMPTCP(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
+	forEachStop(t, func(t *testing.T, k kernel, _ way) {
 		var lc net.ListenConfig
 		lc.SetMultipathTCP(true)
 		inner, err := lc.Listen(t.Context(), "tcp4", "127.0.0.1:0")
 		require.NoError(t, err)
-		ln, err := sys.wrap(inner)
+		ln, err := k.wrap(inner)
 		require.NoError(t, err)
 		defer ln.Close()
 		if ln.transport != multipathTCP {
@@ -673,19 +487,19 @@ func TestDrainOfASilentPeer(t *testing.T) {
 // listener of this port, hold nothing up.
 func TestDrainOfOthersHandshakes(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
+	forEachStop(t, func(t *testing.T, k kernel, _ way) {
 		t.Parallel()
-		other := listen4(t, sys)
+		other := listen4(t, k)
 		newDeafClient(t, other.Addr())
-		ln := listen4(t, sys)
+		ln := listen4(t, k)
 		began := time.Now()
 		require.NoError(t, ln.Drain(within(t, patience)))
 		require.Less(t, time.Since(began), drainFlight)
 
-		rows, err := sys.handshakes(t.Context(), []uint8{unix.AF_INET}, other.Addr().(*net.TCPAddr).Port)
+		rows, err := k.handshakes(t.Context(), []uint8{unix.AF_INET}, other.Addr().(*net.TCPAddr).Port)
 		require.NoError(t, err)
 		require.Len(t, rows, 1)
-		rows, err = sys.handshakes(t.Context(), []uint8{unix.AF_INET}, ln.Addr().(*net.TCPAddr).Port)
+		rows, err = k.handshakes(t.Context(), []uint8{unix.AF_INET}, ln.Addr().(*net.TCPAddr).Port)
 		require.NoError(t, err)
 		require.Empty(t, rows)
 	})
@@ -714,9 +528,9 @@ func TestDrainWithoutDiag(t *testing.T) {
 		} {
 			t.Run(test.name, func(t *testing.T) {
 				t.Parallel()
-				sys := withoutFilter()
-				sys.diag = test.diag
-				ln := listen4(t, sys)
+				k := withoutFilter()
+				k.diag = test.diag
+				ln := listen4(t, k)
 				err := ln.Drain(within(t, 50*time.Millisecond))
 				var de *DrainError
 				require.ErrorAs(t, err, &de)
@@ -751,14 +565,14 @@ func TestStopIsWholeOrNot(t *testing.T) {
 		t.Skip("no IPv6 here:", err)
 	}
 	defer ln.Close()
-	sys := withoutFilter()
-	sys.setsockoptInt = func(fd, level, name, value int) error {
+	k := withoutFilter()
+	k.setsockoptInt = func(fd, level, name, value int) error {
 		if level == unix.IPPROTO_IPV6 && value == maxTTL {
 			return unix.EOPNOTSUPP
 		}
 		return unix.SetsockoptInt(fd, level, name, value)
 	}
-	ln.sys = &sys
+	ln.kernel = &k
 	err = ln.Drain(within(t, patience))
 	requireStillOpen(t, err)
 	require.ErrorIs(t, err, unix.EPERM, "of the filter")
@@ -771,16 +585,16 @@ func TestStopIsWholeOrNot(t *testing.T) {
 // A stop that cannot be lifted would leave the other holder without clients: Drain
 // says so, and it is tried again at each occasion.
 func TestStopThatStaysIsAnError(t *testing.T) {
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		fails := true
-		set := sys.setsockoptInt
-		sys.setsockoptInt = func(fd, level, name, value int) error {
+		set := k.setsockoptInt
+		k.setsockoptInt = func(fd, level, name, value int) error {
 			if fails && value == 0 { // IP_MINTTL as it was, and SO_DETACH_FILTER
 				return unix.ENOMEM
 			}
 			return set(fd, level, name, value)
 		}
-		ln := listen4(t, sys)
+		ln := listen4(t, k)
 		f, err := ln.File()
 		require.NoError(t, err)
 		defer f.Close()
@@ -819,17 +633,17 @@ func TestStopIsLiftedAsFarAsPossible(t *testing.T) {
 		t.Skip("no IPv6 here:", err)
 	}
 	defer ln.Close()
-	sys := withoutFilter()
-	sys.setsockoptInt = func(fd, level, name, value int) error {
+	k := withoutFilter()
+	k.setsockoptInt = func(fd, level, name, value int) error {
 		if level == unix.IPPROTO_IP && value == 0 {
 			return unix.ENOMEM
 		}
 		return unix.SetsockoptInt(fd, level, name, value)
 	}
-	ln.sys = &sys
+	ln.kernel = &k
 	require.NoError(t, ln.Drain(within(t, patience)))
 	require.Equal(t, way{0, maxTTL, maxTTL}, wayOf(t, ln.raw))
-	require.ErrorIs(t, ln.share(), unix.ENOMEM)
+	require.ErrorIs(t, ln.markShared(), unix.ENOMEM)
 	require.Equal(t, way{0, maxTTL, 0}, wayOf(t, ln.raw))
 }
 
@@ -838,11 +652,11 @@ func TestStopIsLiftedAsFarAsPossible(t *testing.T) {
 // TTL would drop them, so nothing keeps new clients out there, and Drain says so.
 func TestDrainAndCookies(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		setSysctl(t, "net.ipv4.tcp_syncookies", 2) // always
 		defer setSysctl(t, "net.ipv4.tcp_syncookies", 1)
 		const n = 50
-		ln := listen4(t, sys)
+		ln := listen4(t, k)
 		var clients []net.Conn
 		d := net.Dialer{Timeout: patience, Control: lateACK}
 		for range n {
@@ -910,10 +724,10 @@ func requestAll(conns []net.Conn) (results chan error) {
 // TTL those are lost that came by a cookie.
 func TestDrainOfAnOverflow(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		const n, limit = 40, 16
 		before := kernelCounter(t, "TCPReqQFullDoCookies")
-		ln := listen4(t, sys, WithBacklog(limit))
+		ln := listen4(t, k, WithBacklog(limit))
 		var clients []net.Conn
 		d := net.Dialer{Timeout: 50 * time.Millisecond, Control: lateACK}
 		for range n {
@@ -946,130 +760,6 @@ func TestDrainOfAnOverflow(t *testing.T) {
 	})
 }
 
-// message is one of netlink's.
-func message(kind uint16, body []byte) []byte {
-	p := make([]byte, unix.SizeofNlMsghdr, unix.SizeofNlMsghdr+len(body)+3)
-	binary.NativeEndian.PutUint32(p[0:], uint32(len(p)+len(body)))
-	binary.NativeEndian.PutUint16(p[4:], kind)
-	p = append(p, body...)
-	return append(p, make([]byte, -len(p)&3)...)
-}
-
-func TestParseDump(t *testing.T) {
-	row := make([]byte, diagMsgSize)
-	row[diagFamily] = unix.AF_INET
-	one := message(unix.SOCK_DIAG_BY_FAMILY, row)
-	end := message(unix.NLMSG_DONE, make([]byte, 4))
-	number := func(n int32) []byte { return binary.NativeEndian.AppendUint32(nil, uint32(n)) }
-	join := func(parts ...[]byte) (p []byte) {
-		for _, part := range parts {
-			p = append(p, part...)
-		}
-		return p
-	}
-	for _, test := range []struct {
-		name string
-		p    []byte
-		rows int
-		done bool
-		err  error
-	}{
-		{"nothing", nil, 0, false, nil},
-		{"a row, and more to come", one, 1, false, nil},
-		{"the end", end, 0, true, nil},
-		{"rows and the end", join(one, one, end), 2, true, nil},
-		{"what is behind the end is not looked at", join(one, end, []byte{1}), 1, true, nil},
-		{"other messages are passed over", join(message(unix.NLMSG_NOOP, nil), one), 1, false, nil},
-		{"a row of odd length", join(message(unix.SOCK_DIAG_BY_FAMILY, row[:5]), one), 2, false, nil},
-		{"a last one without its padding", join(one, message(unix.SOCK_DIAG_BY_FAMILY, row[:5])[:21]), 2, false, nil},
-		{"an error", message(unix.NLMSG_ERROR, number(-int32(unix.ENOENT))), 0, false, unix.ENOENT},
-		{"an error without a number", message(unix.NLMSG_ERROR, nil), 0, false, unix.EBADMSG},
-		{"half a header", one[:15], 0, false, unix.EBADMSG},
-		{"half a row", one[:20], 0, false, unix.EBADMSG},
-		{"a length of 0", make([]byte, 16), 0, false, unix.EBADMSG},
-		{"a length beyond all", binary.NativeEndian.AppendUint32(nil, 1<<32-1), 0, false, unix.EBADMSG},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			rows, done, err := parseDump(test.p)
-			if test.err != nil {
-				require.ErrorIs(t, err, test.err)
-				return
-			}
-			require.NoError(t, err)
-			require.Len(t, rows, test.rows)
-			require.Equal(t, test.done, done)
-		})
-	}
-}
-
-// A kernel that never comes to the end of a dump does not hold a drain up.
-func TestReadDumpEnds(t *testing.T) {
-	row := message(unix.SOCK_DIAG_BY_FAMILY, make([]byte, diagMsgSize))
-	end := message(unix.NLMSG_DONE, make([]byte, 4))
-	for name, test := range map[string]struct {
-		receive func(turn int, p []byte) (int, error)
-		rows    int
-		err     error
-	}{
-		"in two datagrams, after a signal": {func(turn int, p []byte) (int, error) {
-			if turn == 1 {
-				return 0, unix.EINTR
-			}
-			return copy(p, [][]byte{row, nil, end}[turn]), nil
-		}, 1, nil},
-		"nothing, for ever": {func(int, []byte) (int, error) { return 0, nil }, 0, unix.EBADMSG},
-		"signals, for ever": {func(int, []byte) (int, error) { return 0, unix.EINTR }, 0, context.DeadlineExceeded},
-		"no rows, for ever": {func(_ int, p []byte) (int, error) { return copy(p, message(unix.NLMSG_NOOP, nil)), nil }, 0, context.DeadlineExceeded},
-		"no answer in time": {func(int, []byte) (int, error) { return 0, unix.EAGAIN }, 0, context.DeadlineExceeded},
-		"an error half-way": {func(turn int, p []byte) (int, error) { return copy(p, [][]byte{row, end[:9]}[turn]), nil }, 0, unix.EBADMSG},
-	} {
-		t.Run(name, func(t *testing.T) {
-			turn := -1
-			rows, err := readDump(within(t, 10*time.Millisecond), func([]byte) bool { return true }, func(p []byte) (int, error) {
-				turn++
-				return test.receive(turn, p)
-			})
-			require.ErrorIs(t, err, test.err)
-			require.Len(t, rows, test.rows)
-		})
-	}
-}
-
-func FuzzParseDump(f *testing.F) {
-	one := message(unix.SOCK_DIAG_BY_FAMILY, make([]byte, diagMsgSize))
-	end := message(unix.NLMSG_DONE, make([]byte, 4))
-	f.Add([]byte(nil))
-	f.Add(one)
-	f.Add(append(one[:len(one):len(one)], end...))
-	f.Add(message(unix.NLMSG_ERROR, []byte{0xfe, 0xff, 0xff, 0xff}))
-	f.Add(message(unix.SOCK_DIAG_BY_FAMILY, []byte("odd")))
-	f.Add(diagRequest(unix.AF_INET, 80, 1<<tcpSynRecv))
-	f.Add(one[:30])
-	f.Fuzz(func(t *testing.T, p []byte) {
-		whole := string(p)
-		rows, done, err := parseDump(p)
-		if string(p) != whole {
-			t.Fatal("it wrote into the datagram")
-		}
-		if err != nil && (rows != nil || done) {
-			t.Fatal("an error and an answer")
-		}
-		var size int
-		for _, row := range rows {
-			size += unix.SizeofNlMsghdr + len(row)
-		}
-		if size > len(p) {
-			t.Fatalf("%d bytes of rows out of %d", size, len(p))
-		}
-		// Whatever it says, the rows of it are looked at, and no more.
-		sys := realSystem
-		sys.diag = func(context.Context, []byte) ([][]byte, error) { return rows, nil }
-		if found, err := sys.handshakes(t.Context(), []uint8{unix.AF_INET, unix.AF_INET6}, 80); err == nil && len(found) > len(rows) {
-			t.Fatal("more handshakes than rows")
-		}
-	})
-}
-
 // A copy of the descriptor whose Fd was called, as os/exec does, has made the
 // socket blocking: nothing brings Accept out then, but the drain ends with ctx, and
 // Accept goes on.
@@ -1097,9 +787,9 @@ func TestDrainOfABlockingSocket(t *testing.T) {
 		}
 	}()
 	inside := func() bool {
-		ln.accepts.mu.Lock()
-		defer ln.accepts.mu.Unlock()
-		return ln.accepts.inside == 1
+		ln.gate.mu.Lock()
+		defer ln.gate.mu.Unlock()
+		return ln.gate.inside == 1
 	}
 	require.Eventually(t, inside, patience, time.Millisecond)
 	var de *DrainError

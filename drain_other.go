@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -15,14 +14,14 @@ import (
 // (FreeBSD), and listen(fd, 0) keeps nobody out on any of them.
 type stop struct{}
 
-func (*system) stopIntake(int, *intake, *flight) (*stop, error) {
+func (*kernel) stopIntake(int, *intake, *flight) (*stop, error) {
 	return nil, fmt.Errorf("on this system: %w", errors.ErrUnsupported)
 }
 
-func (*system) lift(int, *stop) error { return nil }
-func (*system) clean(int, *stop)      {}
+func (*kernel) lift(int, *stop) error      { return nil }
+func (*kernel) removeInherited(int, *stop) {}
 
-func (*system) liftLeft(int) (*inheritance, error) { return nil, nil }
+func (*kernel) liftLeft(int) (*inheritance, error) { return nil, nil }
 
 func (*Listener) duplicated() bool { return false }
 
@@ -38,22 +37,3 @@ func (*flight) close()               {}
 
 // over reports whether they have been waited for long enough.
 func (f *flight) over() bool { return time.Now().After(f.until) }
-
-// A steering leads new clients to other listeners of the address. The systems here have
-// no way to do that.
-type steering struct{}
-
-func newSteering([]*Listener, *flight) *steering { return nil }
-func noteGroup(context.Context, ...*Listener)    {}
-
-func (*steering) look(context.Context, bool) {}
-func (*steering) off()                       {}
-func (*steering) close(l *Listener) error    { return l.tcp.Close() }
-func (*system) detachProgram(int) error      { return nil }
-
-// closingOrder is the same everywhere, the last one first.
-func closingOrder(listeners []*Listener) []*Listener {
-	order := slices.Clone(listeners)
-	slices.Reverse(order)
-	return order
-}

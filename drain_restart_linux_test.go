@@ -1,7 +1,6 @@
 package acceptq
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -12,9 +11,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -61,116 +58,13 @@ func inNamespaceUnprivileged(t *testing.T, f func(t *testing.T)) {
 	})
 }
 
-// lateACK makes a client hold the final ACK of its handshake back until it sends
-// something (or for 200 ms): to the server the handshake is in flight.
-func lateACK(_, _ string, c syscall.RawConn) (err error) {
-	cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0) })
-	return errors.Join(cerr, err)
-}
-
-// A crowd is clients that come again and again, until they are told to stop.
-type crowd struct {
-	stop         chan struct{}
-	wait         sync.WaitGroup
-	ok, lost     atomic.Int64
-	mu           sync.Mutex
-	firstFailure error
-}
-
-// newCrowd starts n clients, spread over the addresses.
-func newCrowd(n int, addrs ...string) *crowd {
-	c := &crowd{stop: make(chan struct{})}
-	for i := range n {
-		c.wait.Go(func() { c.run(i, addrs[i%len(addrs)]) })
-	}
-	return c
-}
-
-// end lets every client finish what it has begun.
-func (c *crowd) end() {
-	close(c.stop)
-	c.wait.Wait()
-}
-
-func (c *crowd) run(id int, addr string) {
-	// A SYN that is dropped is sent again after a second. These come again at
-	// once, so that there is always somebody at the door.
-	d := net.Dialer{Timeout: 100 * time.Millisecond, Control: lateACK}
-	for i := id; ; i++ {
-		select {
-		case <-c.stop:
-			return
-		default:
-		}
-		conn, err := d.Dial("tcp", addr)
-		if err != nil { // refused between two servers, or dropped by a drain: not lost
-			<-time.After(time.Millisecond)
-			continue
-		}
-		<-time.After(time.Duration(i%4*10) * time.Millisecond) // the time of this handshake
-		if err := request(conn); err != nil {
-			c.lost.Add(1)
-			c.mu.Lock()
-			if c.firstFailure == nil {
-				c.firstFailure = err
-			}
-			c.mu.Unlock()
-		} else {
-			c.ok.Add(1)
-		}
-	}
-}
-
-// request sends one request on conn, with which a held back ACK goes, and reads
-// the whole answer.
-func request(conn net.Conn) error {
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
-	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"); err != nil {
-		return err
-	}
-	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err == nil && string(body) != "served" {
-		err = fmt.Errorf("answer %q", body)
-	}
-	return err
-}
-
-// unanswered is the connections of a server that have not had an answer yet.
-type unanswered struct {
-	mu    sync.Mutex
-	conns map[net.Conn]struct{}
-}
-
-func (u *unanswered) note(c net.Conn, state http.ConnState) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	switch state {
-	case http.StateNew:
-		u.conns[c] = struct{}{}
-	case http.StateIdle, http.StateHijacked, http.StateClosed:
-		delete(u.conns, c)
-	}
-}
-
-func (u *unanswered) none() bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return len(u.conns) == 0
-}
-
 // restarts is one run: servers that follow each other on one port, under a crowd.
 type restarts struct {
 	network, addr string
 	dial          []string // the hosts that clients dial
 	n             int
 	slow          bool // requests take longer than a drain
-	sys           system
+	kernel        kernel
 	drain         bool // by the recipe; else Shutdown at once
 	checkStop     func(t *testing.T, ln *Listener)
 }
@@ -186,7 +80,7 @@ func (r restarts) run(t *testing.T) *crowd {
 	addr := r.addr
 	began := time.Now()
 	for i := range r.n {
-		ln, err := r.sys.listenWith(t.Context(), r.network, addr, nil)
+		ln, err := r.kernel.listenWith(t.Context(), r.network, addr, nil)
 		require.NoError(t, err)
 		addr = ln.Addr().String()
 		var answered atomic.Int64
@@ -248,50 +142,18 @@ func (r restarts) run(t *testing.T) *crowd {
 	return c
 }
 
-// way is the stop that is in force on a socket: the length of its filter, and
-// what IP_MINTTL and IPV6_MINHOPCOUNT say (-1 if the socket has no such option).
-type way struct{ filter, ttl, hops int }
-
-func wayOf(t *testing.T, raw syscall.RawConn) (w way) {
-	t.Helper()
-	cerr := raw.Control(func(fd uintptr) {
-		var err error
-		if w.filter, err = getsockopt(int(fd), unix.SOL_SOCKET, unix.SO_GET_FILTER, nil); err != nil {
-			w.filter = -1
-		}
-		if w.ttl, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MINTTL); err != nil {
-			w.ttl = -1
-		}
-		if w.hops, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT); err != nil {
-			w.hops = -1
-		}
-	})
-	require.NoError(t, cerr)
-	return w
-}
-
-// haveIPv6 ends a test where the kernel has none.
-func haveIPv6(t *testing.T) {
-	t.Helper()
-	ln, err := net.Listen("tcp6", "[::1]:0")
-	if err != nil {
-		t.Skip("no IPv6 here:", err)
-	}
-	ln.Close()
-}
-
 // The rows that every way has to pass, with clients whose handshakes take up to
 // 30 ms.
-func testDrainLosesNobody(t *testing.T, sys system, v4, v6 way) {
-	blind := sys
+func testDrainLosesNobody(t *testing.T, k kernel, v4, v6 way) {
+	blind := k
 	blind.diag = func(context.Context, []byte) ([][]byte, error) { return nil, nil } // looks only at the queue
 
 	t.Run("control: Shutdown alone", func(t *testing.T) {
-		c := restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: 40, sys: sys}.run(t)
+		c := restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: 40, kernel: k}.run(t)
 		require.Greater(t, c.lost.Load(), int64(100))
 	})
 	t.Run("control: a drain that looks only at the queue", func(t *testing.T) {
-		c := restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: 40, sys: blind, drain: true}.run(t)
+		c := restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: 40, kernel: blind, drain: true}.run(t)
 		require.Greater(t, c.lost.Load(), int64(40))
 	})
 	for _, row := range []struct {
@@ -310,7 +172,7 @@ func testDrainLosesNobody(t *testing.T, sys system, v4, v6 way) {
 				want = v6
 			}
 			r := row.restarts
-			r.sys, r.drain = sys, true
+			r.kernel, r.drain = k, true
 			r.checkStop = func(t *testing.T, ln *Listener) {
 				if w := wayOf(t, ln.raw); w != want {
 					t.Errorf("stopped by %+v, not by %+v", w, want)
@@ -326,7 +188,7 @@ func testDrainLosesNobody(t *testing.T, sys system, v4, v6 way) {
 func TestDrainLosesNobody(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		testDrainLosesNobody(t, realSystem, way{len(dropSYN), 0, -1}, way{len(dropSYN), 0, 0})
+		testDrainLosesNobody(t, realKernel, way{len(dropSYN), 0, -1}, way{len(dropSYN), 0, 0})
 	})
 }
 
@@ -343,12 +205,12 @@ func TestDrainLosesNobodyUnprivileged(t *testing.T) {
 				require.Zero(t, set&(1<<unix.CAP_NET_ADMIN), "still privileged")
 			}
 		}
-		sys := realSystem
+		k := realKernel
 		if filterPermitted(t) {
 			t.Log("this kernel is older than mid-2026 and lets anyone set a filter: refused by the test instead")
-			sys.attachFilter = func(int, *unix.SockFprog) error { return unix.EPERM }
+			k.attachFilter = func(int, *unix.SockFprog) error { return unix.EPERM }
 		}
-		testDrainLosesNobody(t, sys, way{0, 255, -1}, way{0, 255, 255})
+		testDrainLosesNobody(t, k, way{0, 255, -1}, way{0, 255, 255})
 	})
 }
 
@@ -357,7 +219,7 @@ func filterPermitted(t *testing.T) bool {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	require.NoError(t, err)
 	defer unix.Close(fd)
-	err = realSystem.attachFilter(fd, &unix.SockFprog{Len: uint16(len(dropSYN)), Filter: &dropSYN[0]})
+	err = realKernel.attachFilter(fd, &unix.SockFprog{Len: uint16(len(dropSYN)), Filter: &dropSYN[0]})
 	if err != nil {
 		require.ErrorIs(t, err, unix.EPERM)
 	}

@@ -20,9 +20,6 @@ import (
 // where the queue cannot be seen it is an error that says so. They need nothing
 // but a loopback interface.
 
-// patience is longer than anything here takes.
-const patience = 20 * time.Second
-
 // drainable listens on loopback. It ends the test, once it has seen that Drain
 // says so, where the queue cannot be seen.
 func drainable(t *testing.T) *Listener {
@@ -37,20 +34,6 @@ func drainable(t *testing.T) *Listener {
 		t.Skip("the queue cannot be seen here, and Drain says so:", err)
 	}
 	return ln
-}
-
-// rounds is n, or a fifth of it in a short run.
-func rounds(n int) int {
-	if testing.Short() {
-		return max(n/5, 1)
-	}
-	return n
-}
-
-func within(t *testing.T, d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), d)
-	t.Cleanup(cancel)
-	return ctx
 }
 
 // requireDrained says that a drain has waited for everybody: where new clients cannot be
@@ -70,43 +53,6 @@ func requireDrainOp(t *testing.T, err error) {
 	var op *net.OpError
 	require.ErrorAs(t, err, &op)
 	require.Equal(t, "drain", op.Op)
-}
-
-// dialed connects n clients, and waits until all of them are in the queue.
-func dialed(t *testing.T, ln *Listener, n int) (clients []net.Conn) {
-	t.Helper()
-	s, err := ln.Stats()
-	require.NoError(t, err)
-	before := s.Queued
-	for range n {
-		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
-		require.NoError(t, err)
-		t.Cleanup(func() { c.Close() })
-		clients = append(clients, c)
-	}
-	require.Eventually(t, func() bool {
-		s, err := ln.Stats()
-		return err == nil && s.Queued == before+n
-	}, patience, time.Millisecond)
-	return clients
-}
-
-// inBackground is Drain in a goroutine.
-func inBackground(t *testing.T, ln *Listener, ctx context.Context) (result chan error) {
-	result = make(chan error, 1)
-	go func() { result <- ln.Drain(ctx) }()
-	return result
-}
-
-func received(t *testing.T, from chan error) error {
-	t.Helper()
-	select {
-	case err := <-from:
-		return err
-	case <-time.After(patience):
-		t.Fatal("still waiting")
-		return nil
-	}
 }
 
 func TestDrainOfAnEmptyQueue(t *testing.T) {
@@ -173,13 +119,13 @@ func TestDrainBesideClose(t *testing.T) {
 	require.Eventually(t, func() bool {
 		ln.intake.mu.Lock()
 		defer ln.intake.mu.Unlock()
-		return ln.intake.drains == 4
+		return ln.intake.running == 4
 	}, patience, time.Millisecond)
 	require.NoError(t, ln.Close())
 	for _, d := range drained {
 		require.ErrorIs(t, received(t, d), net.ErrClosed)
 	}
-	require.Zero(t, ln.intake.drains)
+	require.Zero(t, ln.intake.running)
 }
 
 func TestDrainOfNothing(t *testing.T) {
@@ -286,9 +232,9 @@ func acceptLoops(t *testing.T, ln *Listener, n int, deal func(net.Conn)) (runnin
 		})
 	}
 	require.Eventually(t, func() bool {
-		ln.accepts.mu.Lock()
-		defer ln.accepts.mu.Unlock()
-		return ln.accepts.inside == n
+		ln.gate.mu.Lock()
+		defer ln.gate.mu.Unlock()
+		return ln.gate.inside == n
 	}, patience, time.Millisecond)
 	return running
 }
@@ -384,9 +330,9 @@ func TestDrainConcurrently(t *testing.T) {
 		defer c.Close()
 	}
 	require.Eventually(t, func() bool {
-		ln.accepts.mu.Lock()
-		defer ln.accepts.mu.Unlock()
-		return ln.accepts.accepted == 4
+		ln.gate.mu.Lock()
+		defer ln.gate.mu.Unlock()
+		return ln.gate.accepted == 4
 	}, patience, time.Millisecond)
 	dialed(t, ln, 24) // DragonFly tells fewer than 32
 	close(start)
@@ -450,7 +396,7 @@ func TestDrainOfLoopsThatDoNotComeBack(t *testing.T) {
 		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
 		require.NoError(t, err)
 		defer c.Close()
-		require.Eventually(t, func() bool { return ln.accepts.unreturned() == 1 }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { return ln.gate.unreturned() == 1 }, patience, time.Millisecond)
 		requireDrained(t, ln.Drain(within(t, patience)))
 		require.NoError(t, ln.Close())
 		<-room

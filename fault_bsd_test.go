@@ -15,25 +15,25 @@ import (
 // A bound that cannot be read leaves unknown what rests on it, and listening
 // works all the same.
 func TestBoundThatCannotBeReadIsUnknown(t *testing.T) {
-	r, _ := ruleOf(runtime.GOOS)
+	r := hostRule()
 	for _, name := range []string{r.knob, r.floor} {
 		if name == "" {
 			continue // compiled in, or there is none
 		}
 		for _, errno := range []unix.Errno{unix.ENOENT, unix.EPERM, unix.EINVAL} {
 			t.Run(name+"/"+unix.ErrnoName(errno), func(t *testing.T) {
-				sys := realSystem
-				sys.sysctl = func(asked string) (uint32, error) {
+				k := realKernel
+				k.sysctl = func(asked string) (uint32, error) {
 					if asked == name || asked == r.formerKnob {
 						return 0, errno
 					}
-					return realSystem.sysctl(asked)
+					return realKernel.sysctl(asked)
 				}
-				b, err := sys.predict(1)
+				b, err := k.predict(1)
 				require.ErrorIs(t, err, errno)
 				require.Equal(t, -1, b.Limit)
 
-				ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(1)})
+				ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(1)})
 				require.NoError(t, err)
 				defer ln.Close()
 				want := -1
@@ -58,12 +58,12 @@ func TestLimitThatCannotBeReadIsByTheRule(t *testing.T) {
 		"negative":    {-1, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			sys := realSystem
-			sys.getsockoptInt = func(int, int, int) (int, error) { return answer.n, answer.err }
-			ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(1)})
+			k := realKernel
+			k.getsockoptInt = func(int, int, int) (int, error) { return answer.n, answer.err }
+			ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(1)})
 			require.NoError(t, err)
 			defer ln.Close()
-			want, err := sys.predict(1)
+			want, err := k.predict(1)
 			require.NoError(t, err)
 			require.Equal(t, want, ln.Backlog())
 		})
@@ -80,27 +80,27 @@ func optional(level, name int) bool {
 var statsCalls = []string{"getsockopt", "getsockopt, if it tells", "kevent"}
 
 // willing is a kernel that takes every option, also where it spreads no connections.
-func willing() system {
-	sys := realSystem
-	sys.sysctl = func(name string) (uint32, error) {
+func willing() kernel {
+	k := realKernel
+	k.sysctl = func(name string) (uint32, error) {
 		switch name {
 		case "net.inet.tcp.fastopen.server_enable", groupKnob:
 			return 1, nil
 		case "security.jail.jailed", "jail.jailed":
 			return 0, nil
 		}
-		return realKernel.sysctl(name)
+		return realOwnCalls.sysctl(name)
 	}
 	if runtime.GOOS != "freebsd" {
-		return sys
+		return k
 	}
-	sys.setsockoptInt = func(fd, level, name, value int) error {
+	k.setsockoptInt = func(fd, level, name, value int) error {
 		if level == unix.IPPROTO_TCP {
 			return nil // TCP_FASTOPEN, which the kernel may lack
 		}
-		return realSystem.setsockoptInt(fd, level, name, value)
+		return realKernel.setsockoptInt(fd, level, name, value)
 	}
-	return sys
+	return k
 }
 
 func kernelOptions() (opts []Option) {
@@ -122,20 +122,20 @@ func kernelAnswers(all map[string][]answer) {
 	}
 }
 
-func (m *meddler) kernel(sys *system, base system, meddle func() answer) {
-	sys.sysctl = func(name string) (uint32, error) {
+func (m *meddler) ownCalls(k *kernel, base kernel, meddle func() answer) {
+	k.sysctl = func(name string) (uint32, error) {
 		if m.turn("sysctl") {
 			return uint32(meddle().n), meddle().err
 		}
 		return base.sysctl(name)
 	}
-	sys.readable = func(fd int) (int, error) {
+	k.readable = func(fd int) (int, error) {
 		if m.turn("kevent") {
 			return unknown, meddle().err
 		}
 		return base.readable(fd)
 	}
-	sys.setsockoptString = func(fd, level, name int, value string) error {
+	k.setsockoptString = func(fd, level, name int, value string) error {
 		if m.turn("setsockopt") {
 			return meddle().err
 		}

@@ -21,7 +21,7 @@ import (
 )
 
 // unreadable are kernels whose sockets do not tell their limit.
-var unreadable = map[string]func(sys *system){
+var unreadable = map[string]func(k *kernel){
 	"EPERM":         answers(0, unix.EPERM),
 	"ENOPROTOOPT":   answers(0, unix.ENOPROTOOPT),
 	"EOPNOTSUPP":    answers(0, unix.EOPNOTSUPP),
@@ -32,32 +32,12 @@ var unreadable = map[string]func(sys *system){
 }
 
 // answers has TCP_INFO answered with n bytes that begin with info.
-func answers(n int, err error, info ...byte) func(sys *system) {
-	return func(sys *system) {
-		sys.getsockopt = func(_, _, _ int, p []byte) (int, error) {
+func answers(n int, err error, info ...byte) func(k *kernel) {
+	return func(k *kernel) {
+		k.getsockopt = func(_, _, _ int, p []byte) (int, error) {
 			copy(p, info)
 			return n, err
 		}
-	}
-}
-
-// hidden are kernels whose ceiling cannot be read.
-var hidden = map[string]func(sys *system){
-	"ENOENT":          ceilingFile("", os.ErrNotExist),
-	"EACCES":          ceilingFile("", os.ErrPermission),
-	"EIO":             ceilingFile("", unix.EIO),
-	"empty":           ceilingFile("", nil),
-	"a newline":       ceilingFile("\n", nil),
-	"words":           ceilingFile("lots\n", nil),
-	"two numbers":     ceilingFile("128 4096\n", nil),
-	"negative":        ceilingFile("-1\n", nil),
-	"33 bits":         ceilingFile("4294967296\n", nil),
-	"a NUL behind it": ceilingFile("128\x00", nil),
-}
-
-func ceilingFile(text string, err error) func(sys *system) {
-	return func(sys *system) {
-		sys.readFile = func(string) ([]byte, error) { return []byte(text), err }
 	}
 }
 
@@ -66,11 +46,11 @@ func ceilingFile(text string, err error) func(sys *system) {
 func TestLimitThatCannotBeReadIsByTheRule(t *testing.T) {
 	for name, breaks := range unreadable {
 		t.Run(name, func(t *testing.T) {
-			sys := realSystem
-			breaks(&sys)
-			ceilingFile("5\n", nil)(&sys)
+			k := realKernel
+			breaks(&k)
+			ceilingFile("5\n", nil)(&k)
 			for n, limit := range map[int]int{-1: 5, 0: 0, 2: 2, 5: 5, 6: 5} {
-				ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(n)})
+				ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(n)})
 				require.NoError(t, err)
 				require.NoError(t, ln.Close())
 				require.Equal(t, Backlog{
@@ -84,16 +64,16 @@ func TestLimitThatCannotBeReadIsByTheRule(t *testing.T) {
 func TestCeilingThatCannotBeReadIsUnknown(t *testing.T) {
 	for name, breaks := range hidden {
 		t.Run(name, func(t *testing.T) {
-			sys := realSystem
-			breaks(&sys)
-			ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(1), WithStrictBacklog()})
+			k := realKernel
+			breaks(&k)
+			ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(1), WithStrictBacklog()})
 			require.NoError(t, err, "the socket tells")
 			defer ln.Close()
 			require.Equal(t, Backlog{
 				Requested: 1, Ceiling: -1, Limit: 1, Effective: 1, Capacity: 2, Measured: true,
 			}, ln.Backlog())
 
-			b, err := sys.predict(1)
+			b, err := k.predict(1)
 			require.Error(t, err)
 			require.Equal(t, Backlog{Requested: 1, Ceiling: -1, Limit: -1, Effective: -1, Capacity: -1}, b)
 		})
@@ -103,19 +83,19 @@ func TestCeilingThatCannotBeReadIsUnknown(t *testing.T) {
 func TestNothingCanBeRead(t *testing.T) {
 	for name, breaks := range hidden {
 		t.Run(name, func(t *testing.T) {
-			sys := realSystem
-			unreadable["gVisor's"](&sys)
-			breaks(&sys)
-			ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(1)})
+			k := realKernel
+			unreadable["gVisor's"](&k)
+			breaks(&k)
+			ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(1)})
 			require.NoError(t, err)
 			defer ln.Close()
 			require.Equal(t, Backlog{Requested: 1, Ceiling: -1, Limit: -1, Effective: -1, Capacity: -1}, ln.Backlog())
 			require.Equal(t, -1, ln.EffectiveBacklog())
 
 			var bound string
-			sys.bind = noteBound(t, &bound)
+			k.bind = noteBound(t, &bound)
 			err = refused(t, func() (*Listener, error) {
-				return sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(1), WithStrictBacklog()})
+				return k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(1), WithStrictBacklog()})
 			})
 			require.ErrorIs(t, err, errors.ErrUnsupported, "strict needs to know")
 			freeAgain(t, "tcp", bound)
@@ -142,15 +122,15 @@ func kernelOptions() []Option {
 }
 
 // willing is a kernel whose setting lets servers use TCP Fast Open.
-func willing() system {
-	sys := realSystem
-	sys.readFile = func(name string) ([]byte, error) {
+func willing() kernel {
+	k := realKernel
+	k.readFile = func(name string) ([]byte, error) {
 		if strings.HasSuffix(name, "/tcp_fastopen") {
 			return []byte("3\n"), nil
 		}
-		return realSystem.readFile(name)
+		return realKernel.readFile(name)
 	}
-	return sys
+	return k
 }
 
 func kernelAnswers(all map[string][]answer) {
@@ -183,69 +163,69 @@ func kernelAnswers(all map[string][]answer) {
 	}
 }
 
-func (m *meddler) kernel(sys *system, base system, meddle func() answer) {
-	sys.getsockopt = func(fd, level, name int, p []byte) (int, error) {
+func (m *meddler) ownCalls(k *kernel, base kernel, meddle func() answer) {
+	k.getsockopt = func(fd, level, name int, p []byte) (int, error) {
 		if m.turn("getsockopt, of bytes") {
 			copy(p, meddle().text)
 			return meddle().n, meddle().err
 		}
 		return base.getsockopt(fd, level, name, p)
 	}
-	sys.attachFilter = func(fd int, prog *unix.SockFprog) error {
+	k.attachFilter = func(fd int, prog *unix.SockFprog) error {
 		if m.turn("setsockopt of a filter") {
 			return meddle().err
 		}
 		return base.attachFilter(fd, prog)
 	}
-	sys.getFilter = func(fd int, p []unix.SockFilter) (int, error) {
+	k.getFilter = func(fd int, p []unix.SockFilter) (int, error) {
 		if m.turn("getsockopt of a filter") {
 			return meddle().n, meddle().err
 		}
 		return base.getFilter(fd, p)
 	}
-	sys.attachProgram = func(fd int, p []unix.SockFilter) error {
+	k.attachProgram = func(fd int, p []unix.SockFilter) error {
 		if m.turn("setsockopt of a program") {
 			return meddle().err
 		}
 		return base.attachProgram(fd, p)
 	}
-	sys.detachProgram = func(fd int) error {
+	k.detachProgram = func(fd int) error {
 		if m.turn("setsockopt of a program") {
 			return meddle().err
 		}
 		return base.detachProgram(fd)
 	}
-	sys.unixSocket = func() (int, error) {
+	k.unixSocket = func() (int, error) {
 		if m.turn("socket of a probe") {
 			return -1, meddle().err
 		}
 		return base.unixSocket()
 	}
-	sys.namespaceFile = func(fd int) (*os.File, error) {
+	k.namespaceFile = func(fd int) (*os.File, error) {
 		if m.turn("ioctl") {
 			return nil, meddle().err
 		}
 		return base.namespaceFile(fd)
 	}
-	sys.holders = func(file unix.Stat_t) (int, error) {
+	k.holders = func(file unix.Stat_t) (int, error) {
 		if m.turn("descriptors") {
 			return meddle().n, meddle().err
 		}
 		return base.holders(file)
 	}
-	sys.diag = func(ctx context.Context, request []byte) ([][]byte, error) {
+	k.diag = func(ctx context.Context, request []byte) ([][]byte, error) {
 		if m.turn("sock_diag") {
 			return meddle().rows, meddle().err
 		}
 		return base.diag(ctx, request)
 	}
-	sys.diagSome = func(ctx context.Context, request []byte, keep func([]byte) bool) ([][]byte, error) {
+	k.diagSome = func(ctx context.Context, request []byte, keep func([]byte) bool) ([][]byte, error) {
 		if m.turn("sock_diag") {
 			return meddle().rows, meddle().err
 		}
 		return base.diagSome(ctx, request, keep)
 	}
-	sys.readFile = func(name string) ([]byte, error) {
+	k.readFile = func(name string) ([]byte, error) {
 		if m.turn("read") {
 			return meddle().text, meddle().err
 		}
@@ -256,7 +236,7 @@ func (m *meddler) kernel(sys *system, base system, meddle func() answer) {
 // kernelActs are the drains, by either stop, of a socket that is ours and of one
 // that has another holder.
 func kernelActs() (acts []act) {
-	stops := map[string]system{"filter": realSystem, "minimum TTL": withoutFilter()}
+	stops := map[string]kernel{"filter": realKernel, "minimum TTL": withoutFilter()}
 	for _, name := range slices.Sorted(maps.Keys(stops)) {
 		if name == "filter" && !mayFilter() {
 			continue
@@ -277,14 +257,14 @@ func kernelActs() (acts []act) {
 // queueTimed asks an accepted connection how long it waited.
 func queueTimed() act {
 	return act{
-		name: "QueueTime", op: "queuetime", base: realSystem, fatal: []string{"getsockopt, of bytes"},
-		begin: func(t *testing.T, sys *system) (func() error, func(error) error) {
-			h := holdQueue(t, sys, 1)
+		name: "QueueTime", op: "queuetime", base: realKernel, fatal: []string{"getsockopt, of bytes"},
+		begin: func(t *testing.T, k *kernel) (func() error, func(error) error) {
+			h := holdQueue(t, k, 1)
 			require.NoError(t, h.ln.SetDeadline(time.Now().Add(patience)))
 			s, err := h.ln.Accept()
 			require.NoError(t, err)
 			do := func() error {
-				d, err := sys.queueTime(s)
+				d, err := k.queueTime(s)
 				if (err == nil) != (d >= 0) {
 					return fmt.Errorf("%v and %w", d, err)
 				}
@@ -300,7 +280,7 @@ func queueTimed() act {
 
 // waitingListed lists a queue. Its clients go on waiting.
 func waitingListed() act {
-	return on("Waiting", "waiting", []string{"getsockopt", "sock_diag"}, func(t *testing.T, _ *system, ln *Listener) error {
+	return on("Waiting", "waiting", []string{"getsockopt", "sock_diag"}, func(t *testing.T, _ *kernel, ln *Listener) error {
 		all, err := ln.Waiting(t.Context())
 		if err != nil && all != nil {
 			return fmt.Errorf("%v and %w", all, err)
@@ -316,7 +296,7 @@ func mayFilter() bool {
 		return false
 	}
 	defer unix.Close(fd)
-	return realSystem.attachFilter(fd, &unix.SockFprog{Len: uint16(len(dropSYN)), Filter: &dropSYN[0]}) == nil
+	return realKernel.attachFilter(fd, &unix.SockFprog{Len: uint16(len(dropSYN)), Filter: &dropSYN[0]}) == nil
 }
 
 // drainBriefly gives a drain the time of two looks.
@@ -327,11 +307,11 @@ func drainBriefly(ln *Listener) error {
 }
 
 // drainedAlone drains a queue that is empty.
-func drainedAlone(stop, host string, base system) act {
+func drainedAlone(stop, host string, base kernel) act {
 	return act{
 		name: "Drain by " + stop + " on " + host, op: "drain", base: base,
-		begin: func(t *testing.T, sys *system) (func() error, func(error) error) {
-			ln, err := sys.listenWith(t.Context(), "tcp", net.JoinHostPort(host, "0"), nil)
+		begin: func(t *testing.T, k *kernel) (func() error, func(error) error) {
+			ln, err := k.listenWith(t.Context(), "tcp", net.JoinHostPort(host, "0"), nil)
 			require.NoError(t, err)
 			return func() error { return drainBriefly(ln) }, func(error) error {
 				return errors.Join(ln.Close(), freeNow(ln.Addr().String()))
@@ -342,11 +322,11 @@ func drainedAlone(stop, host string, base system) act {
 
 // drainedShared drains a queue in which clients wait, on a socket that is lifted at
 // the end: the other holder must have its clients.
-func drainedShared(stop, host string, base system) act {
+func drainedShared(stop, host string, base kernel) act {
 	return act{
 		name: "Drain by " + stop + " of a shared queue on " + host, op: "drain", base: base,
-		begin: func(t *testing.T, sys *system) (func() error, func(error) error) {
-			ln, err := sys.listenWith(t.Context(), "tcp", net.JoinHostPort(host, "0"), []Option{WithBacklog(8)})
+		begin: func(t *testing.T, k *kernel) (func() error, func(error) error) {
+			ln, err := k.listenWith(t.Context(), "tcp", net.JoinHostPort(host, "0"), []Option{WithBacklog(8)})
 			require.NoError(t, err)
 			h := &queueHolder{ln: ln}
 			join := func() error {
@@ -357,10 +337,10 @@ func drainedShared(stop, host string, base system) act {
 				return err
 			}
 			require.NoError(t, join())
-			ln.share()
+			ln.markShared()
 			return func() error { return drainBriefly(ln) }, func(err error) error {
 				if op := new(net.OpError); errors.As(err, &op) {
-					ln.share() // what could not be lifted is lifted at the next chance
+					ln.markShared() // what could not be lifted is lifted at the next chance
 				}
 				return errors.Join(join(), h.close())
 			}
@@ -372,8 +352,8 @@ func drainedShared(stop, host string, base system) act {
 func acceptedStopped() act {
 	return act{
 		name: "Accept of what inherited a stop", op: "accept", base: withoutFilter(),
-		begin: func(t *testing.T, sys *system) (func() error, func(error) error) {
-			h := holdQueue(t, sys, 0)
+		begin: func(t *testing.T, k *kernel) (func() error, func(error) error) {
+			h := holdQueue(t, k, 0)
 			require.NoError(t, h.ln.Drain(within(t, patience)))
 			d := net.Dialer{Timeout: patience, Control: control255}
 			c, err := d.Dial("tcp", h.ln.Addr().String())

@@ -114,23 +114,23 @@ func answersTo() map[string][]answer {
 	return all
 }
 
-// system is base with m before each of its calls.
-func (m *meddler) system(base system, meddle func() answer) *system {
-	sys := base
-	sys.wildcards = new(sync.Map) // net is asked again
-	sys.socket = func(domain int) (int, error) {
+// kernel is base with m before each of its calls.
+func (m *meddler) kernel(base kernel, meddle func() answer) *kernel {
+	k := base
+	k.withoutHost = new(sync.Map) // net is asked again
+	k.socket = func(domain int) (int, error) {
 		if m.turn("socket") {
 			return -1, meddle().err
 		}
 		return base.socket(domain)
 	}
-	sys.setsockoptInt = func(fd, level, name, value int) error {
+	k.setsockoptInt = func(fd, level, name, value int) error {
 		if m.turn("setsockopt") {
 			return meddle().err
 		}
 		return base.setsockoptInt(fd, level, name, value)
 	}
-	sys.getsockoptInt = func(fd, level, name int) (int, error) {
+	k.getsockoptInt = func(fd, level, name int) (int, error) {
 		call := "getsockopt"
 		if optional(level, name) {
 			call = "getsockopt, if it tells"
@@ -140,41 +140,41 @@ func (m *meddler) system(base system, meddle func() answer) *system {
 		}
 		return base.getsockoptInt(fd, level, name)
 	}
-	sys.getsockname = func(fd int) (unix.Sockaddr, error) {
+	k.getsockname = func(fd int) (unix.Sockaddr, error) {
 		if m.turn("getsockname") {
 			return meddle().addr, meddle().err
 		}
 		return base.getsockname(fd)
 	}
-	sys.getpeername = func(fd int) (unix.Sockaddr, error) {
+	k.getpeername = func(fd int) (unix.Sockaddr, error) {
 		if m.turn("getpeername") {
 			return meddle().addr, meddle().err
 		}
 		return base.getpeername(fd)
 	}
-	sys.bind = func(fd int, sa unix.Sockaddr) error {
+	k.bind = func(fd int, sa unix.Sockaddr) error {
 		if m.turn("bind") {
 			return meddle().err
 		}
 		return base.bind(fd, sa)
 	}
-	sys.listenCall = func(fd, backlog int) error {
+	k.listenCall = func(fd, backlog int) error {
 		if m.turn("listen") {
 			return meddle().err
 		}
 		return base.listenCall(fd, backlog)
 	}
-	sys.adopt = func(f *os.File) (net.Listener, error) {
+	k.adopt = func(f *os.File) (net.Listener, error) {
 		if m.turn("fcntl") {
 			return nil, meddle().err
 		}
 		return base.adopt(f)
 	}
-	m.kernel(&sys, base, meddle)
-	return &sys
+	m.ownCalls(&k, base, meddle)
+	return &k
 }
 
-// No call that is added to system goes unmeddled with.
+// No call that is added to kernel goes unmeddled with.
 func TestMeddlerStandsBeforeEachCall(t *testing.T) {
 	var same func(path string, a, b reflect.Value)
 	calls := 0
@@ -192,8 +192,8 @@ func TestMeddlerStandsBeforeEachCall(t *testing.T) {
 			require.NotEqual(t, a.Field(i).Pointer(), b.Field(i).Pointer(), name)
 		}
 	}
-	sys := new(meddler).system(realSystem, func() answer { return answer{} })
-	same("", reflect.ValueOf(realSystem), reflect.ValueOf(*sys))
+	k := new(meddler).kernel(realKernel, func() answer { return answer{} })
+	same("", reflect.ValueOf(realKernel), reflect.ValueOf(*k))
 	require.Greater(t, calls, 8)
 }
 
@@ -201,10 +201,10 @@ func TestMeddlerStandsBeforeEachCall(t *testing.T) {
 type act struct {
 	name string
 	op   string // of the OpError
-	base system
+	base kernel
 	// begin is what has to be there before. It returns the act itself and what
 	// must hold after it, whatever became of it.
-	begin func(t *testing.T, sys *system) (do func() error, after func(err error) error)
+	begin func(t *testing.T, k *kernel) (do func() error, after func(err error) error)
 	// These must end in an error that names the call. All others must not matter.
 	fatal []string
 }
@@ -217,8 +217,8 @@ func testActs(t *testing.T, acts []act) {
 	for _, a := range acts {
 		t.Run(a.name, func(t *testing.T) {
 			counting := meddler{calls: map[string]int{}}
-			sys := counting.system(a.base, func() answer { return answer{} })
-			if err := a.try(t, &counting, sys, nil); err != nil {
+			k := counting.kernel(a.base, func() answer { return answer{} })
+			if err := a.try(t, &counting, k, nil); err != nil {
 				t.Fatalf("with nothing wrong: %v", err)
 			}
 			for _, name := range slices.Sorted(maps.Keys(counting.calls)) {
@@ -227,7 +227,7 @@ func testActs(t *testing.T, acts []act) {
 				for nth := 1; nth <= counting.calls[name]; nth++ {
 					for _, w := range wrong[name] {
 						m := &meddler{calls: map[string]int{}, name: name, nth: nth}
-						err := a.try(t, m, m.system(a.base, func() answer { return w }), &w)
+						err := a.try(t, m, m.kernel(a.base, func() answer { return w }), &w)
 						if !m.met && nth > 1 && err == nil {
 							continue // a drain looks more or less often
 						}
@@ -250,9 +250,9 @@ func testActs(t *testing.T, acts []act) {
 }
 
 // try does it once, and says what does not hold.
-func (a act) try(t *testing.T, m *meddler, sys *system, w *answer) (failure error) {
+func (a act) try(t *testing.T, m *meddler, k *kernel, w *answer) (failure error) {
 	goroutines, descriptor := runtime.NumGoroutine(), freeDescriptor()
-	do, after := a.begin(t, sys)
+	do, after := a.begin(t, k)
 	m.arm(true)
 	panicked, err := caught(do)
 	m.arm(false)
@@ -331,31 +331,6 @@ func (a act) shape(err error, call string, w *answer) error {
 	return nil
 }
 
-// freeDescriptor is the number that the next one gets. One that leaks takes it; one
-// that is closed twice makes it smaller.
-func freeDescriptor() int {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
-	if err == nil {
-		unix.Close(fd)
-	}
-	return fd
-}
-
-// freeNow says whether nothing holds the address.
-func freeNow(address string) error {
-	var err error
-	if eventually(func() bool {
-		var ln net.Listener
-		if ln, err = net.Listen("tcp", address); err == nil {
-			ln.Close()
-		}
-		return err == nil
-	}) {
-		return nil
-	}
-	return err
-}
-
 // everyOption is all that can be had at once on an address of network; how many
 // calls they make is for the system.
 func everyOption(network string) (opts []Option) {
@@ -369,26 +344,16 @@ func everyOption(network string) (opts []Option) {
 	return append(opts, kernelOptions()...)
 }
 
-// aFreeAddress is one on host that nobody holds; "" if there is no such host.
-func aFreeAddress(network, host string) string {
-	ln, err := net.Listen(network, net.JoinHostPort(host, "0"))
-	if err != nil {
-		return ""
-	}
-	defer ln.Close()
-	return ln.Addr().String()
-}
-
 var listeningCalls = []string{"socket", "setsockopt", "getsockopt", "getsockname", "bind", "listen", "fcntl"}
 
 // listening is an act that makes something at an address, and closes it.
-func listening(name, address string, listen func(t *testing.T, sys *system) (io.Closer, error)) act {
+func listening(name, address string, listen func(t *testing.T, k *kernel) (io.Closer, error)) act {
 	return act{
 		name: name, op: "listen", base: willing(), fatal: listeningCalls,
-		begin: func(t *testing.T, sys *system) (func() error, func(error) error) {
+		begin: func(t *testing.T, k *kernel) (func() error, func(error) error) {
 			var made io.Closer
 			do := func() (err error) {
-				made, err = listen(t, sys)
+				made, err = listen(t, k)
 				return err
 			}
 			return do, func(err error) error {
@@ -409,9 +374,9 @@ type queueHolder struct {
 	clients []net.Conn
 }
 
-func holdQueue(t *testing.T, sys *system, n int, opts ...Option) *queueHolder {
+func holdQueue(t *testing.T, k *kernel, n int, opts ...Option) *queueHolder {
 	t.Helper()
-	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", append([]Option{WithBacklog(8)}, opts...))
+	ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", append([]Option{WithBacklog(8)}, opts...))
 	require.NoError(t, err)
 	h := &queueHolder{ln: ln}
 	for range n {
@@ -450,12 +415,12 @@ func takesOne(ln net.Listener) error {
 }
 
 // on is an act on a listener with clients that wait.
-func on(name, op string, fatal []string, do func(t *testing.T, sys *system, ln *Listener) error) act {
+func on(name, op string, fatal []string, do func(t *testing.T, k *kernel, ln *Listener) error) act {
 	return act{
-		name: name, op: op, base: realSystem, fatal: fatal,
-		begin: func(t *testing.T, sys *system) (func() error, func(error) error) {
-			h := holdQueue(t, sys, 2)
-			return func() error { return do(t, sys, h.ln) }, func(error) error { return h.close() }
+		name: name, op: op, base: realKernel, fatal: fatal,
+		begin: func(t *testing.T, k *kernel) (func() error, func(error) error) {
+			h := holdQueue(t, k, 2)
+			return func() error { return do(t, k, h.ln) }, func(error) error { return h.close() }
 		},
 	}
 }
@@ -484,8 +449,8 @@ func TestEveryCallMayGoWrong(t *testing.T) {
 			if family == "tcp6" && testing.Short() {
 				continue
 			}
-			acts = append(acts, listening("listening on "+where.network+" "+where.host+name, address, func(t *testing.T, sys *system) (io.Closer, error) {
-				ln, err := sys.listenWith(t.Context(), where.network, address, opts)
+			acts = append(acts, listening("listening on "+where.network+" "+where.host+name, address, func(t *testing.T, k *kernel) (io.Closer, error) {
+				ln, err := k.listenWith(t.Context(), where.network, address, opts)
 				if err != nil {
 					if ln != nil {
 						return nil, errors.New("an error and a Listener")
@@ -502,8 +467,8 @@ func TestEveryCallMayGoWrong(t *testing.T) {
 			if name != "" && testing.Short() {
 				continue
 			}
-			acts = append(acts, listening("three shards"+name, address, func(t *testing.T, sys *system) (io.Closer, error) {
-				s, err := sys.shards(t.Context(), "tcp", address, 3, opts)
+			acts = append(acts, listening("three shards"+name, address, func(t *testing.T, k *kernel) (io.Closer, error) {
+				s, err := k.shards(t.Context(), "tcp", address, 3, opts)
 				if err != nil {
 					if s != nil {
 						return nil, errors.New("an error and Shards")
@@ -515,15 +480,15 @@ func TestEveryCallMayGoWrong(t *testing.T) {
 		}
 	}
 	acts = append(acts,
-		on("Stats", "stats", statsCalls, func(t *testing.T, _ *system, ln *Listener) error {
+		on("Stats", "stats", statsCalls, func(t *testing.T, _ *kernel, ln *Listener) error {
 			_, err := ln.Stats()
 			return err
 		}),
-		on("Wrap", "wrap", []string{"getsockopt", "getsockname", "getpeername"}, func(t *testing.T, sys *system, ln *Listener) error {
-			_, err := sys.wrap(ln.TCPListener())
+		on("Wrap", "wrap", []string{"getsockopt", "getsockname", "getpeername"}, func(t *testing.T, k *kernel, ln *Listener) error {
+			_, err := k.wrap(ln.TCPListener())
 			return err
 		}),
-		on("SetBacklog", "listen", []string{"listen"}, func(t *testing.T, _ *system, ln *Listener) error {
+		on("SetBacklog", "listen", []string{"listen"}, func(t *testing.T, _ *kernel, ln *Listener) error {
 			before := ln.Backlog().Limit
 			b, err := ln.SetBacklog(9)
 			if err != nil && b.Limit != before {
@@ -531,39 +496,21 @@ func TestEveryCallMayGoWrong(t *testing.T) {
 			}
 			return err
 		}),
-		on("strict SetBacklog", "listen", []string{"listen"}, func(t *testing.T, sys *system, ln *Listener) error {
+		on("strict SetBacklog", "listen", []string{"listen"}, func(t *testing.T, k *kernel, ln *Listener) error {
 			ln.strict = true
 			_, err := ln.SetBacklog(9)
 			return err
 		}),
-		on("Backlog, and what the system says", "", nil, func(t *testing.T, sys *system, ln *Listener) error {
+		on("Backlog, and what the system says", "", nil, func(t *testing.T, k *kernel, ln *Listener) error {
 			if b := ln.Backlog(); b.Ceiling < unknown {
 				return fmt.Errorf("ceiling %d", b.Ceiling)
 			}
-			sys.predict(5) // the error is of reading the ceiling
-			_, err := sys.readSystem()
+			k.predict(5) // the error is of reading the ceiling
+			_, err := k.readSystem()
 			return err
 		}),
 	)
 	testActs(t, append(acts, kernelActs()...))
-}
-
-// noteBound binds, and says to what.
-func noteBound(t *testing.T, bound *string) func(fd int, sa unix.Sockaddr) error {
-	return func(fd int, sa unix.Sockaddr) error {
-		if err := realSystem.bind(fd, sa); err != nil {
-			return err
-		}
-		sa, err := unix.Getsockname(fd)
-		require.NoError(t, err)
-		switch sa := sa.(type) {
-		case *unix.SockaddrInet4:
-			*bound = (&net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}).String()
-		case *unix.SockaddrInet6:
-			*bound = (&net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}).String()
-		}
-		return nil
-	}
 }
 
 // requireLayers checks that err is an OpError with the network and an address,
@@ -610,13 +557,13 @@ func TestAZoneThatDoesNotExistIsRefused(t *testing.T) {
 func TestAHookThatDoesNotReturnLeavesNothing(t *testing.T) {
 	descriptors := openDescriptors()
 	var bound string
-	sys := realSystem
-	sys.bind = noteBound(t, &bound)
+	k := realKernel
+	k.bind = noteBound(t, &bound)
 	leave := func(how func()) {
 		done := make(chan any)
 		go func() {
 			defer func() { done <- recover() }()
-			_, _ = sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{
+			_, _ = k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{
 				WithControl(func(_, _ string, c syscall.RawConn) error {
 					return c.Control(func(uintptr) { how() })
 				}),

@@ -23,7 +23,7 @@ import (
 type Listener struct {
 	tcp *net.TCPListener // nil in a zero Listener
 
-	sys       *system
+	kernel    *kernel
 	raw       syscall.RawConn
 	transport transport
 	strict    bool
@@ -33,7 +33,7 @@ type Listener struct {
 	keepAlive *net.KeepAliveConfig    // of accepted connections; nil is net's default
 	granted   atomic.Pointer[Backlog] // its Ceiling is not kept: it is read when asked for
 	resize    sync.Mutex              // one SetBacklog at a time
-	accepts   gate
+	gate      gate
 	intake    intake
 }
 
@@ -58,15 +58,15 @@ func ListenTCP(addr string, opts ...Option) (*Listener, error) {
 // see [WithStrictBacklog]. The error is a [*net.OpError] with Op "listen". A second
 // descriptor is needed for a moment, until net has adopted the socket.
 func Listen(ctx context.Context, network, address string, opts ...Option) (*Listener, error) {
-	return realSystem.listenWith(ctx, network, address, opts)
+	return realKernel.listenWith(ctx, network, address, opts)
 }
 
-func (sys *system) listenWith(ctx context.Context, network, address string, opts []Option) (*Listener, error) {
+func (k *kernel) listenWith(ctx context.Context, network, address string, opts []Option) (*Listener, error) {
 	o, err := checked(ctx, network, opts)
 	if err != nil {
 		return nil, &net.OpError{Op: "listen", Net: network, Err: err}
 	}
-	return sys.listen(ctx, network, address, o)
+	return k.listen(ctx, network, address, o)
 }
 
 // checked is what the options amount to, once all is well that can be judged
@@ -110,10 +110,10 @@ func checkNetwork(network string) error {
 // [syscall.EINVAL] if ln is not a listening TCP socket or is of another type, and
 // [net.ErrClosed] if it is closed.
 func Wrap(ln net.Listener) (*Listener, error) {
-	return realSystem.wrap(ln)
+	return realKernel.wrap(ln)
 }
 
-func (sys *system) wrap(ln net.Listener) (*Listener, error) {
+func (k *kernel) wrap(ln net.Listener) (*Listener, error) {
 	fail := func(err error) (*Listener, error) {
 		return nil, &net.OpError{Op: "wrap", Net: "tcp", Err: cause(err)}
 	}
@@ -142,14 +142,14 @@ func (sys *system) wrap(ln net.Listener) (*Listener, error) {
 	)
 	var left *inheritance
 	err = raw.Control(func(fd uintptr) {
-		if tr, account, operr = sys.adopted(int(fd)); operr == nil {
-			left, operr = sys.liftLeft(int(fd))
+		if tr, account, operr = k.inspect(int(fd)); operr == nil {
+			left, operr = k.liftLeft(int(fd))
 		}
 	})
 	if err := cmp.Or(err, operr); err != nil {
 		return fail(err)
 	}
-	l, err := newListener(sys, tcp, tr, account)
+	l, err := newListener(k, tcp, tr, account)
 	if err != nil {
 		return fail(err)
 	}
@@ -159,14 +159,14 @@ func (sys *system) wrap(ln net.Listener) (*Listener, error) {
 }
 
 // newListener makes a Listener over ln. The account is what listening found.
-func newListener(sys *system, ln *net.TCPListener, tr transport, account Backlog) (*Listener, error) {
+func newListener(k *kernel, ln *net.TCPListener, tr transport, account Backlog) (*Listener, error) {
 	raw, err := ln.SyscallConn()
 	if err != nil {
 		return nil, cause(err)
 	}
-	l := &Listener{tcp: ln, sys: sys, raw: raw, transport: tr}
+	l := &Listener{tcp: ln, kernel: k, raw: raw, transport: tr}
 	l.granted.Store(&account)
-	l.accepts.moved.L = &l.accepts.mu
+	l.gate.moved.L = &l.gate.mu
 	return l, nil
 }
 
@@ -238,13 +238,13 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 		return l.socket().AcceptTCP() // net's error
 	}
 	for again := false; ; again = true {
-		epoch := l.accepts.enter(again)
+		epoch := l.gate.enter(again)
 		inherited := l.intake.inherited.Load()
 		c, err := l.tcp.AcceptTCP()
 		if err == nil {
-			l.clean(c, inherited)
+			l.removeStop(c, inherited)
 		}
-		if sentOut := l.accepts.leave(epoch, err == nil); sentOut && errors.Is(err, os.ErrDeadlineExceeded) {
+		if sentOut := l.gate.leave(epoch, err == nil); sentOut && errors.Is(err, os.ErrDeadlineExceeded) {
 			continue
 		}
 		if err == nil {
@@ -266,7 +266,7 @@ func (l *Listener) SetDeadline(t time.Time) error {
 	if !l.ok() {
 		return l.socket().SetDeadline(t) // net's error
 	}
-	return l.accepts.setDeadline(l.tcp, t)
+	return l.gate.setDeadline(l.tcp, t)
 }
 
 // SetBacklog asks for an accept queue of n connections on the live socket, by calling
@@ -290,7 +290,7 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 	account := *l.granted.Load()
 	var operr error
 	err := l.raw.Control(func(fd uintptr) {
-		account, operr = l.sys.setBacklog(int(fd), n, l.strict, l.fastOpen, account)
+		account, operr = l.kernel.setBacklog(int(fd), n, l.strict, l.fastOpen, account)
 	})
 	l.granted.Store(&account)
 	if err := cmp.Or(err, operr); err != nil {
@@ -309,7 +309,7 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 // since they share one socket. Use SyscallConn of the file instead.
 func (l *Listener) File() (*os.File, error) {
 	if l.ok() {
-		if err := l.share(); err != nil {
+		if err := l.markShared(); err != nil {
 			return nil, l.opError("file", err)
 		}
 	}
@@ -339,7 +339,7 @@ type watchedConn struct {
 func (c watchedConn) Control(f func(fd uintptr)) error {
 	err := c.RawConn.Control(f)
 	if err == nil && c.l.duplicated() {
-		err = c.l.share()
+		err = c.l.markShared()
 	}
 	return err
 }

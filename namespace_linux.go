@@ -29,16 +29,16 @@ func (ns namespace) close() {
 //
 // A kernel older than 5.14 has no SO_NETNS_COOKIE. There the two cannot be compared,
 // and the socket is taken to be in the calling thread's namespace.
-func (sys *system) namespaceOf(fd int) (namespace, error) {
-	cookie, err := sys.namespaceCookie(fd)
+func (k *kernel) namespaceOf(fd int) (namespace, error) {
+	cookie, err := k.namespaceCookie(fd)
 	if err != nil {
 		return namespace{}, nil
 	}
-	probe, err := sys.unixSocket()
+	probe, err := k.unixSocket()
 	if err != nil {
 		return namespace{}, os.NewSyscallError("socket", err)
 	}
-	own, err := sys.namespaceCookie(probe)
+	own, err := k.namespaceCookie(probe)
 	unix.Close(probe)
 	if err != nil {
 		return namespace{}, os.NewSyscallError("getsockopt", err)
@@ -46,7 +46,7 @@ func (sys *system) namespaceOf(fd int) (namespace, error) {
 	if own == cookie {
 		return namespace{}, nil
 	}
-	file, err := sys.namespaceFile(fd)
+	file, err := k.namespaceFile(fd)
 	if err != nil {
 		return namespace{}, fmt.Errorf("the socket is in another network namespace: %w", os.NewSyscallError("ioctl", err))
 	}
@@ -55,9 +55,9 @@ func (sys *system) namespaceOf(fd int) (namespace, error) {
 
 // namespaceCookie returns the number that the kernel gave to the network namespace
 // of fd. No two namespaces have the same one, also after one is gone.
-func (sys *system) namespaceCookie(fd int) (uint64, error) {
+func (k *kernel) namespaceCookie(fd int) (uint64, error) {
 	var p [8]byte
-	n, err := sys.getsockopt(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE, p[:])
+	n, err := k.getsockopt(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE, p[:])
 	if err == nil && n != len(p) {
 		err = unix.EBADMSG
 	}
@@ -115,15 +115,15 @@ func (ns namespace) visit(f func() error) error {
 }
 
 // boundsOf reads the ceiling that holds for the listening socket fd.
-func (sys *system) boundsOf(fd int) (ceiling, floor int, err error) {
-	ns, err := sys.namespaceOf(fd)
+func (k *kernel) boundsOf(fd int) (ceiling, floor int, err error) {
+	ns, err := k.namespaceOf(fd)
 	if err != nil {
 		return unknown, 0, err
 	}
 	defer ns.close()
 	ceiling = unknown
 	err = ns.in(func() (err error) {
-		ceiling, floor, err = sys.bounds()
+		ceiling, floor, err = k.bounds()
 		return err
 	})
 	return ceiling, floor, err
@@ -132,9 +132,9 @@ func (sys *system) boundsOf(fd int) (ceiling, floor int, err error) {
 // ceiling reads the ceiling that holds for l; -1 if it cannot be read. Of a closed
 // socket the namespace is not known, and the ceiling is the calling thread's.
 func (l *Listener) ceiling() (ceiling int) {
-	err := l.raw.Control(func(fd uintptr) { ceiling, _, _ = l.sys.boundsOf(int(fd)) })
+	err := l.raw.Control(func(fd uintptr) { ceiling, _, _ = l.kernel.boundsOf(int(fd)) })
 	if err != nil {
-		ceiling, _, _ = l.sys.bounds()
+		ceiling, _, _ = l.kernel.bounds()
 	}
 	return ceiling
 }

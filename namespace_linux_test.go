@@ -51,19 +51,19 @@ func TestListenerInAnotherNamespace(t *testing.T) {
 		setSysctl(t, "net.core.somaxconn", 100)
 		for _, row := range []struct {
 			name    string
-			sys     func() system
+			kernel  func() kernel
 			entered bool
 		}{
-			{"that can be entered", func() system { return realSystem }, true},
-			{"that cannot be named", func() system {
-				sys := realSystem
-				sys.namespaceFile = func(int) (*os.File, error) { return nil, unix.EPERM }
-				return sys
+			{"that can be entered", func() kernel { return realKernel }, true},
+			{"that cannot be named", func() kernel {
+				k := realKernel
+				k.namespaceFile = func(int) (*os.File, error) { return nil, unix.EPERM }
+				return k
 			}, false},
-			{"whose file is of no namespace", func() system {
-				sys := realSystem
-				sys.namespaceFile = func(int) (*os.File, error) { return os.Open("/dev/null") }
-				return sys
+			{"whose file is of no namespace", func() kernel {
+				k := realKernel
+				k.namespaceFile = func(int) (*os.File, error) { return os.Open("/dev/null") }
+				return k
 			}, false},
 		} {
 			t.Run(row.name, func(t *testing.T) {
@@ -71,9 +71,9 @@ func TestListenerInAnotherNamespace(t *testing.T) {
 				var ln *Listener
 				other.in(func() {
 					require.NoError(t, os.WriteFile("/proc/sys/net/core/somaxconn", []byte("3000"), 0))
-					sys := row.sys()
+					k := row.kernel()
 					var err error
-					ln, err = sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(200), WithStrictBacklog()})
+					ln, err = k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(200), WithStrictBacklog()})
 					require.NoError(t, err)
 				})
 				defer ln.Close()
@@ -146,25 +146,25 @@ func TestNamespaceOf(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer ln.Close()
-	of := func(sys system) (ns namespace, err error) {
+	of := func(k kernel) (ns namespace, err error) {
 		onDescriptor(t, ln.(*net.TCPListener), func(fd int) (int, error) {
-			ns, err = sys.namespaceOf(fd)
+			ns, err = k.namespaceOf(fd)
 			return 0, nil
 		})
 		return ns, err
 	}
-	ns, err := of(realSystem)
+	ns, err := of(realKernel)
 	require.NoError(t, err)
 	require.Nil(t, ns.file, "the calling thread's")
 
-	old := realSystem
+	old := realKernel
 	old.getsockopt = func(int, int, int, []byte) (int, error) { return 0, unix.ENOPROTOOPT }
 	old.unixSocket = func() (int, error) { return -1, errors.New("not asked") }
 	ns, err = of(old)
 	require.NoError(t, err, "a kernel before 5.14")
 	require.Nil(t, ns.file)
 
-	full := realSystem
+	full := realKernel
 	full.unixSocket = func() (int, error) { return -1, unix.EMFILE }
 	_, err = of(full)
 	require.ErrorIs(t, err, unix.EMFILE)
@@ -192,7 +192,7 @@ func TestNamespaceIsLeft(t *testing.T) {
 		defer ln.Close()
 		require.NotEqual(t, home, away)
 		onDescriptor(t, ln.(*net.TCPListener), func(fd int) (int, error) {
-			ns, err := realSystem.namespaceOf(fd)
+			ns, err := realKernel.namespaceOf(fd)
 			require.NoError(t, err)
 			require.NotNil(t, ns.file)
 			defer ns.close()

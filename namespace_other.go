@@ -4,9 +4,9 @@ package acceptq
 
 // The systems here have one ceiling for all sockets that a process can make.
 
-func (sys *system) boundsOf(int) (ceiling, floor int, err error) { return sys.bounds() }
+func (k *kernel) boundsOf(int) (ceiling, floor int, err error) { return k.bounds() }
 
 func (l *Listener) ceiling() int {
-	ceiling, _, _ := l.sys.bounds()
+	ceiling, _, _ := l.kernel.bounds()
 	return ceiling
 }

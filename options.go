@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -75,8 +76,35 @@ func positive[T int | time.Duration](option string, n T, field func(*options) *T
 // notHere is the error of an option that this system cannot honour.
 func notHere(option string) error { return fmt.Errorf("%s: %w", option, errors.ErrUnsupported) }
 
-// control calls the hooks in the order given, up to the first that fails.
-func (o *options) control(network, address string, c syscall.RawConn) error {
+// beyondNet names an option for which net has no room here; "" if there is none.
+func (o *options) beyondNet() string {
+	switch {
+	case o.strict:
+		return "WithStrictBacklog"
+	case o.reusePort:
+		return "WithReusePort"
+	case o.deferAccept != 0:
+		return "WithDeferAccept"
+	case o.acceptFilter != nil:
+		return "WithAcceptFilter"
+	case o.fastOpen != 0:
+		return "WithFastOpen"
+	case o.receiveBuffer != 0:
+		return "WithReceiveBuffer"
+	case o.sendBuffer != 0:
+		return "WithSendBuffer"
+	}
+	if o.keepAlive != nil {
+		switch runtime.GOOS {
+		case "plan9", "js", "wasip1":
+			return "WithKeepAlive"
+		}
+	}
+	return ""
+}
+
+// callControls calls the hooks in the order given, up to the first that fails.
+func (o *options) callControls(network, address string, c syscall.RawConn) error {
 	for _, f := range o.controls {
 		if err := f(network, address, c); err != nil {
 			return err

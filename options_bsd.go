@@ -14,11 +14,11 @@ import (
 // hasFilters says that the system has accept filters.
 const hasFilters = runtime.GOOS == "freebsd" || runtime.GOOS == "netbsd" || runtime.GOOS == "dragonfly"
 
-// setClosed sets what belongs on a socket before bind(2) and listen(2), and
+// setBeforeListen sets what belongs on a socket before bind(2) and listen(2), and
 // refuses what cannot be had.
-func (sys *system) setClosed(fd int, o *options) error {
+func (k *kernel) setBeforeListen(fd int, o *options) error {
 	if o.deferAccept != 0 || o.acceptFilter != nil {
-		if err := sys.mustFilter(); err != nil {
+		if err := k.mustFilter(); err != nil {
 			option := "WithAcceptFilter"
 			if o.deferAccept != 0 {
 				option = "WithDeferAccept"
@@ -33,19 +33,19 @@ func (sys *system) setClosed(fd int, o *options) error {
 		return notHere("WithFastOpen")
 	}
 	const knob = "net.inet.tcp.fastopen.server_enable"
-	if on, err := sys.readSysctl(knob); err == nil && on == 0 {
+	if on, err := k.readSysctl(knob); err == nil && on == 0 {
 		return fmt.Errorf("WithFastOpen: %s is 0: sysctl %s=1: %w", knob, knob, errors.ErrUnsupported)
 	}
 	const tcpFastOpen = 1025 // TCP_FASTOPEN, FreeBSD netinet/tcp.h
-	err := sys.setInt(fd, unix.IPPROTO_TCP, tcpFastOpen, 1)
+	err := k.setInt(fd, unix.IPPROTO_TCP, tcpFastOpen, 1)
 	if errors.Is(err, unix.ENOPROTOOPT) { // a kernel without it
 		return fmt.Errorf("WithFastOpen: %w: %w", errors.ErrUnsupported, err)
 	}
 	return err
 }
 
-// setListening sets what a socket takes only after listen(2).
-func (sys *system) setListening(fd, limit int, o *options) error {
+// setAfterListen sets what a socket takes only after listen(2).
+func (k *kernel) setAfterListen(fd, limit int, o *options) error {
 	if err := fastOpenFits(runtime.GOOS, o.fastOpen, limit); err != nil {
 		return err
 	}
@@ -61,7 +61,7 @@ func (sys *system) setListening(fd, limit int, o *options) error {
 	var arg [nameSize + argSize]byte
 	copy(arg[:nameSize-1], f.name)
 	copy(arg[nameSize:len(arg)-1], f.arg)
-	err := os.NewSyscallError("setsockopt", sys.setsockoptString(fd, unix.SOL_SOCKET, soAcceptFilter, string(arg[:])))
+	err := os.NewSyscallError("setsockopt", k.setsockoptString(fd, unix.SOL_SOCKET, soAcceptFilter, string(arg[:])))
 	if errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("accept filter %q: %s: %w", f.name, loadFilter(f.name), err)
 	}
@@ -70,14 +70,14 @@ func (sys *system) setListening(fd, limit int, o *options) error {
 
 // mustFilter refuses a kernel that has no accept filters, or that takes one and
 // ignores it.
-func (sys *system) mustFilter() error {
+func (k *kernel) mustFilter() error {
 	if !hasFilters {
 		return errors.ErrUnsupported
 	}
 	if runtime.GOOS != "freebsd" {
 		return nil
 	}
-	release, err := sys.readSysctl(releaseKnob)
+	release, err := k.readSysctl(releaseKnob)
 	if err == nil && filtersIgnored(release) {
 		return fmt.Errorf("FreeBSD %d (%s) takes accept filters and ignores them; 13 and 15.0 do not: %w",
 			release, releaseKnob, errors.ErrUnsupported)
@@ -90,23 +90,23 @@ func loadFilter(name string) string { return filterModule(runtime.GOOS, name) }
 
 // spreads refuses an address over whose listeners this kernel does not spread
 // connections, though it takes the option.
-func (sys *system) spreads(ep endpoint) error {
-	k := groupFacts{goos: runtime.GOOS, release: unknown}
+func (k *kernel) spreads(ep endpoint) error {
+	facts := groupFacts{goos: runtime.GOOS, release: unknown}
 	jailed := func(knob string) bool {
-		n, err := sys.readSysctl(knob)
+		n, err := k.readSysctl(knob)
 		return err == nil && n == 1
 	}
 	switch runtime.GOOS {
 	case "freebsd":
-		if k.jailed = jailed("security.jail.jailed"); k.jailed {
-			k.release, _ = sys.readSysctl(releaseKnob)
+		if facts.jailed = jailed("security.jail.jailed"); facts.jailed {
+			facts.release, _ = k.readSysctl(releaseKnob)
 		}
 	case "dragonfly":
-		k.jailed = jailed("jail.jailed")
-		n, err := sys.readSysctl(groupKnob)
-		k.off = err == nil && n == 0
+		facts.jailed = jailed("jail.jailed")
+		n, err := k.readSysctl(groupKnob)
+		facts.off = err == nil && n == 0
 	}
-	if why := k.refusal(ep); why != "" {
+	if why := facts.refusal(ep); why != "" {
 		return fmt.Errorf("%s: %w", why, errors.ErrUnsupported)
 	}
 	return nil

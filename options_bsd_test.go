@@ -3,7 +3,6 @@
 package acceptq
 
 import (
-	"errors"
 	"math"
 	"net"
 	"runtime"
@@ -14,93 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
-
-// A filter that cannot be set ends listening, after listen(2), and leaves nothing.
-func TestAcceptFilterFaults(t *testing.T) {
-	if !hasFilters {
-		t.Skipf("%s has no accept filters", runtime.GOOS)
-	}
-	for _, errno := range []unix.Errno{unix.ENOENT, unix.EINVAL, unix.ENOMEM} {
-		before := openDescriptors()
-		sys, calls := holding(), 0
-		sys.setsockoptString = func(int, int, int, string) error {
-			calls++
-			return errno
-		}
-		ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithDeferAccept(time.Second)})
-		require.ErrorIs(t, err, errno)
-		requireListenError(t, ln, err)
-		require.Equal(t, 1, calls)
-		require.Equal(t, before, openDescriptors())
-	}
-}
-
-// holding is a system whose kernel does not ignore filters, by its release.
-func holding() system {
-	sys := realSystem
-	sys.sysctl = func(name string) (uint32, error) {
-		if name == releaseKnob {
-			return 1302001, nil
-		}
-		return realSystem.sysctl(name)
-	}
-	return sys
-}
-
-// A kernel that takes filters and ignores them is told by its release, before a
-// port is bound.
-func TestAcceptFilterIgnored(t *testing.T) {
-	if runtime.GOOS != "freebsd" {
-		t.Skip("FreeBSD alone has kernels that ignore filters")
-	}
-	sys := realSystem
-	sys.sysctl = func(string) (uint32, error) { return 1400507, nil }
-	sys.bind = func(int, unix.Sockaddr) error {
-		t.Error("bound")
-		return nil
-	}
-	for name, opt := range map[string]Option{
-		"WithDeferAccept":  WithDeferAccept(time.Second),
-		"WithAcceptFilter": WithAcceptFilter("dataready", ""),
-	} {
-		before := openDescriptors()
-		ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{opt})
-		requireListenError(t, ln, err)
-		require.ErrorIs(t, err, errors.ErrUnsupported)
-		require.ErrorContains(t, err, name+": FreeBSD 1400507 (kern.osreldate)")
-		require.Equal(t, before, openDescriptors())
-	}
-}
-
-// The structure that the kernel is given is that of sys/socket.h: a name of 16
-// bytes and an argument of 240, each with a NUL at its end.
-func TestAcceptFilterArgument(t *testing.T) {
-	if !hasFilters {
-		t.Skipf("%s has no accept filters", runtime.GOOS)
-	}
-	for _, row := range []struct {
-		opt       Option
-		name, arg string
-	}{
-		{WithAcceptFilter("httpready", ""), "httpready", ""},
-		{WithAcceptFilter("a", "with an argument"), "a", "with an argument"},
-		{WithDeferAccept(time.Second), "dataready", ""},
-	} {
-		sys, given := holding(), ""
-		sys.setsockoptString = func(_, level, name int, value string) error {
-			require.Equal(t, unix.SOL_SOCKET, level)
-			require.Equal(t, 0x1000, name)
-			given = value
-			return nil
-		}
-		ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{row.opt})
-		require.NoError(t, err)
-		require.NoError(t, ln.Close())
-		require.Len(t, given, 256)
-		require.Equal(t, row.name, unix.ByteSliceToString([]byte(given[:16])))
-		require.Equal(t, row.arg, unix.ByteSliceToString([]byte(given[16:])))
-	}
-}
 
 // A buffer past the kernel's largest is an error that names the setting, whether the
 // kernel refuses it or cuts it.
@@ -174,16 +86,4 @@ func listenAndAccept(t *testing.T, opts ...Option) (*Listener, *net.TCPConn) {
 	ln := listen(t, opts...)
 	dial(t, ln.Addr())
 	return ln, acceptBy(t, ln, ln.Accept)
-}
-
-// filterOf reads the name of the accept filter of ln.
-func filterOf(t *testing.T, ln *Listener) (name string) {
-	t.Helper()
-	var err error
-	require.NoError(t, ln.raw.Control(func(fd uintptr) {
-		const soAcceptFilter = 0x1000 // SO_ACCEPTFILTER; struct accept_filter_arg begins with the name
-		name, err = unix.GetsockoptString(int(fd), unix.SOL_SOCKET, soAcceptFilter)
-	}))
-	require.NoError(t, err)
-	return name
 }

@@ -2,6 +2,7 @@ package acceptq
 
 import (
 	"errors"
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -20,18 +21,18 @@ func TestOptionNumbers(t *testing.T) {
 	require.Equal(t, [...]int{unix.TCP_KEEPIDLE, unix.TCP_KEEPINTVL, unix.TCP_KEEPCNT}, names)
 
 	var set []int
-	sys := realSystem
-	sys.sysctl = func(string) (uint32, error) { return 1, nil }
-	sys.setsockoptInt = func(_, _, name, _ int) error {
+	k := realKernel
+	k.sysctl = func(string) (uint32, error) { return 1, nil }
+	k.setsockoptInt = func(_, _, name, _ int) error {
 		set = append(set, name)
 		return nil
 	}
-	sys.setsockoptString = func(_, _, name int, _ string) error {
+	k.setsockoptString = func(_, _, name int, _ string) error {
 		set = append(set, name)
 		return nil
 	}
-	require.NoError(t, sys.setClosed(-1, &options{fastOpen: 1}))
-	require.NoError(t, sys.setListening(-1, 10, &options{deferAccept: 1}))
+	require.NoError(t, k.setBeforeListen(-1, &options{fastOpen: 1}))
+	require.NoError(t, k.setAfterListen(-1, 10, &options{deferAccept: 1}))
 	require.Equal(t, []int{unix.TCP_FASTOPEN, unix.SO_ACCEPTFILTER}, set)
 }
 
@@ -50,24 +51,6 @@ func TestFastOpenIsNotTakenInVain(t *testing.T) {
 	require.NotZero(t, v)
 	_, err = ListenTCP("127.0.0.1:0", WithBacklog(10), WithFastOpen(6))
 	require.ErrorIs(t, err, errors.ErrUnsupported, "the kernel's own count is half the limit")
-}
-
-// A shorter queue would take the count of fast open with it: SetBacklog refuses that
-// and changes nothing.
-func TestSetBacklogKeepsFastOpen(t *testing.T) {
-	sys := willing()
-	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(10), WithFastOpen(5)})
-	require.NoError(t, err)
-	defer ln.Close()
-	before := ln.Backlog()
-	b, err := ln.SetBacklog(4)
-	require.ErrorIs(t, err, errors.ErrUnsupported)
-	require.ErrorContains(t, err, "WithFastOpen(5): granted 2")
-	require.Equal(t, before, b)
-	require.Equal(t, 10, queueOption(t, ln, unix.SO_LISTENQLIMIT))
-	b, err = ln.SetBacklog(11)
-	require.NoError(t, err)
-	require.Equal(t, 11, b.Limit)
 }
 
 // A buffer may have 8/9 of the setting, and the error names that bound.
@@ -132,71 +115,6 @@ func TestFiltersAreRefusedWhereTheyDoNothing(t *testing.T) {
 	}
 }
 
-// needFilters skips a test on a kernel that ignores filters.
-func needFilters(t *testing.T) {
-	t.Helper()
-	if err := realSystem.mustFilter(); err != nil {
-		t.Skip("see TestFiltersAreRefusedWhereTheyDoNothing:", err)
-	}
-}
-
-// listenFiltered listens with dataready, or skips: its module may be absent, which is
-// said, with the command that loads it.
-func listenFiltered(t *testing.T, opts ...Option) *Listener {
-	t.Helper()
-	needFilters(t)
-	before := openDescriptors()
-	ln, err := ListenTCP("127.0.0.1:0", opts...)
-	if errors.Is(err, unix.ENOENT) {
-		requireListenError(t, ln, err)
-		require.ErrorContains(t, err, "kldload accf_data")
-		require.Equal(t, before, openDescriptors())
-		t.Skip("this kernel has no filter dataready: kldload accf_data")
-	}
-	require.NoError(t, err)
-	t.Cleanup(func() { ln.Close() })
-	return ln
-}
-
-func TestAcceptFilterUnknown(t *testing.T) {
-	needFilters(t)
-	before := openDescriptors()
-	ln, err := ListenTCP("127.0.0.1:0", WithAcceptFilter("nosuchfilter", ""))
-	require.ErrorIs(t, err, unix.ENOENT)
-	require.ErrorContains(t, err, "nosuchfilter")
-	requireListenError(t, ln, err)
-	require.Equal(t, before, openDescriptors())
-}
-
-// A silent client waits outside of the queue, beside one that speaks.
-func TestAcceptFilterActs(t *testing.T) {
-	for name, opt := range map[string]Option{
-		"WithDeferAccept":  WithDeferAccept(time.Second),
-		"WithAcceptFilter": WithAcceptFilter("dataready", ""),
-	} {
-		t.Run(name, func(t *testing.T) {
-			ln := listenFiltered(t, WithBacklog(5), opt)
-			require.Equal(t, "dataready", filterOf(t, ln))
-
-			silent := dial(t, ln.Addr())
-			require.True(t, eventually(func() bool { return incomplete(t, ln) == 1 }))
-			speaker := dial(t, ln.Addr())
-			_, err := speaker.Write([]byte("x"))
-			require.NoError(t, err)
-			require.Equal(t, speaker.LocalAddr(), acceptBy(t, ln, ln.Accept).RemoteAddr(), "who speaks is accepted first")
-			require.Equal(t, 1, incomplete(t, ln))
-
-			_, err = ln.SetBacklog(7)
-			require.NoError(t, err)
-			require.Equal(t, "dataready", filterOf(t, ln), "listening again keeps it")
-			_, err = silent.Write([]byte("x"))
-			require.NoError(t, err)
-			require.Equal(t, silent.LocalAddr(), acceptBy(t, ln, ln.Accept).RemoteAddr())
-			require.Zero(t, incomplete(t, ln))
-		})
-	}
-}
-
 // Of 14 silent clients 6 wait at a limit of 5, and the oldest are reset; those 6 come
 // in once they have spoken.
 func TestAcceptFilterResetsTheOldest(t *testing.T) {
@@ -228,9 +146,41 @@ func TestAcceptFilterResetsTheOldest(t *testing.T) {
 	require.ElementsMatch(t, want, got)
 }
 
-func incomplete(t *testing.T, ln *Listener) int {
-	t.Helper()
-	s, err := ln.Stats()
-	require.NoError(t, err)
-	return s.Incomplete
+func TestReusePortSpreads(t *testing.T) {
+	needSpread(t)
+	first := bsdListen(t, "127.0.0.1:0", WithReusePort())
+	second := bsdListen(t, first.Addr().String(), WithReusePort())
+	_, err := ListenTCP(first.Addr().String())
+	require.ErrorIs(t, err, unix.EADDRINUSE)
+
+	accepted := make(chan int, 2)
+	for _, ln := range []*Listener{first, second} {
+		go func() {
+			n := 0
+			defer func() { accepted <- n }()
+			for {
+				conn, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				n++
+				conn.Write([]byte("!"))
+				conn.Close()
+			}
+		}()
+	}
+	const clients = 64 // that one listener gets them all has a chance of 1 in 2^63
+	for range clients {
+		client, err := bsdDial(t, first)
+		require.NoError(t, err)
+		require.NoError(t, client.SetReadDeadline(time.Now().Add(tooLong)))
+		_, err = io.ReadFull(client, make([]byte, 1))
+		require.NoError(t, err)
+	}
+	first.Close()
+	second.Close()
+	a, b := <-accepted, <-accepted
+	require.Equal(t, clients, a+b)
+	require.NotZero(t, a)
+	require.NotZero(t, b)
 }

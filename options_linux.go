@@ -4,38 +4,37 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// setClosed sets what belongs on a socket before bind(2) and listen(2).
-func (sys *system) setClosed(fd int, o *options) error {
+// setBeforeListen sets what belongs on a socket before bind(2) and listen(2).
+func (k *kernel) setBeforeListen(fd int, o *options) error {
 	if o.acceptFilter != nil {
 		return notHere("WithAcceptFilter")
 	}
 	if o.deferAccept != 0 {
-		if err := sys.setDeferAccept(fd, o.deferAccept); err != nil {
+		if err := k.setDeferAccept(fd, o.deferAccept); err != nil {
 			return err
 		}
 	}
 	if o.fastOpen != 0 {
-		return sys.setFastOpen(fd, o.fastOpen)
+		return k.setFastOpen(fd, o.fastOpen)
 	}
 	return nil
 }
 
 // setDeferAccept asks for d and sees to it that the kernel waits as long: it counts
 // repeated SYN-ACKs in 8 bits, and cuts in silence what is longer.
-func (sys *system) setDeferAccept(fd int, d time.Duration) error {
+func (k *kernel) setDeferAccept(fd int, d time.Duration) error {
 	wait := seconds(d)
-	if err := sys.setInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, wait); err != nil {
+	if err := k.setInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, wait); err != nil {
 		return err
 	}
-	granted, err := sys.getsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT)
+	granted, err := k.getInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT)
 	if err != nil {
-		return os.NewSyscallError("getsockopt", err)
+		return err
 	}
 	if granted < wait {
 		return fmt.Errorf("WithDeferAccept(%v): granted %v: %w", d, time.Duration(granted)*time.Second, errors.ErrUnsupported)
@@ -45,19 +44,19 @@ func (sys *system) setDeferAccept(fd int, d time.Duration) error {
 
 // setFastOpen sets the option and sees to it that it will act: the kernel takes it
 // all the same when servers may not use it, and cuts the number.
-func (sys *system) setFastOpen(fd, qlen int) error {
+func (k *kernel) setFastOpen(fd, qlen int) error {
 	const server = 2 // the bit of net.ipv4.tcp_fastopen, networking/ip-sysctl.rst
-	text, _ := sys.readFile("/proc/sys/net/ipv4/tcp_fastopen")
+	text, _ := k.readFile("/proc/sys/net/ipv4/tcp_fastopen")
 	if bits, err := parseSysctl(string(text)); err == nil && bits&server == 0 {
 		return fmt.Errorf("WithFastOpen: net.ipv4.tcp_fastopen is %d, without the server's bit: sysctl -w net.ipv4.tcp_fastopen=%d: %w",
 			bits, bits|server, errors.ErrUnsupported)
 	}
-	if err := sys.setInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN, min(qlen, math.MaxInt32)); err != nil {
+	if err := k.setInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN, min(qlen, math.MaxInt32)); err != nil {
 		return err
 	}
-	granted, err := sys.getsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN)
+	granted, err := k.getInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN)
 	if err != nil {
-		return os.NewSyscallError("getsockopt", err)
+		return err
 	}
 	if granted < qlen {
 		return fmt.Errorf("WithFastOpen(%d): granted %d, see net.core.somaxconn: %w", qlen, granted, errors.ErrUnsupported)
@@ -65,8 +64,8 @@ func (sys *system) setFastOpen(fd, qlen int) error {
 	return nil
 }
 
-// setListening: nothing here has to wait for listen(2).
-func (sys *system) setListening(int, int, *options) error { return nil }
+// setAfterListen: nothing here has to wait for listen(2).
+func (k *kernel) setAfterListen(int, int, *options) error { return nil }
 
 // bufferKnob names the setting that bounds a buffer.
 func bufferKnob(name int) string {
@@ -80,3 +79,6 @@ func bufferKnob(name int) string {
 func keepAliveNames() (names [3]int, ok bool) {
 	return [...]int{unix.TCP_KEEPIDLE, unix.TCP_KEEPINTVL, unix.TCP_KEEPCNT}, true
 }
+
+// spreads: Linux spreads connections over the listeners of every address.
+func (k *kernel) spreads(endpoint) error { return nil }

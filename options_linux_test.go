@@ -247,9 +247,9 @@ func TestFastOpenIsNotTakenInVain(t *testing.T) {
 			"unreadable": func(string) ([]byte, error) { return nil, fs.ErrPermission },
 			"no number":  func(string) ([]byte, error) { return []byte("on\n"), nil },
 		} {
-			sys := realSystem
-			sys.readFile = readFile
-			ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithFastOpen(3)})
+			k := realKernel
+			k.readFile = readFile
+			ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithFastOpen(3)})
 			require.NoError(t, err, name)
 			require.Equal(t, 3, option(t, ln, socketOption{unix.IPPROTO_TCP, unix.TCP_FASTOPEN}), name)
 			ln.Close()
@@ -435,13 +435,6 @@ func acceptOne(t *testing.T, ln interface {
 	_, err := dial(t, ln.Addr()).Write([]byte("x"))
 	require.NoError(t, err)
 	return acceptBy(t, ln, method)
-}
-
-func instead(want, plain int) int {
-	if want == unchanged {
-		return plain
-	}
-	return want
 }
 
 func tcpInfo(t *testing.T, c syscall.Conn) (info *unix.TCPInfo) {

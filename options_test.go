@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"math"
 	"net"
+	"reflect"
 	"regexp"
 	"runtime"
 	"strings"
@@ -135,16 +136,6 @@ func TestRecipesExist(t *testing.T) {
 	}
 }
 
-// requireListenError requires what a failed call of listening returns.
-func requireListenError(t *testing.T, ln *Listener, err error) {
-	t.Helper()
-	require.Nil(t, ln)
-	var op *net.OpError
-	require.ErrorAs(t, err, &op)
-	require.Equal(t, "listen", op.Op)
-	require.Equal(t, "tcp", op.Net)
-}
-
 // Values that make no sense are errors on every system, and are named.
 func TestOptionValues(t *testing.T) {
 	long := strings.Repeat("x", 256)
@@ -223,7 +214,7 @@ func TestLaterOptionWins(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []int{2, 2, 2, 2, 2}, []int{o.backlog, int(o.deferAccept), o.fastOpen, o.receiveBuffer, o.sendBuffer})
 	require.Equal(t, 2, o.keepAlive.Count)
-	require.NoError(t, o.control("tcp4", "127.0.0.1:0", nil))
+	require.NoError(t, o.callControls("tcp4", "127.0.0.1:0", nil))
 	require.Equal(t, []int{1, 2, 3}, order)
 
 	o, err = newOptions([]Option{WithAcceptFilter("a", "1"), WithAcceptFilter("b", "")})
@@ -264,5 +255,39 @@ func TestKeepAliveTimes(t *testing.T) {
 		if l != nil {
 			l.Close()
 		}
+	}
+}
+
+// What the options ask for is honoured by net, or beyondNet names it. An option that is
+// added fails here until it is judged. Options are judged by their fields, one by one.
+func TestEachOptionIsJudgedWhereNetListens(t *testing.T) {
+	withNet := map[string]bool{
+		"backlog":   true, // a hint
+		"steers":    true, // comes with reusePort
+		"unsteered": true, // says what not to do
+		"controls":  true, // whether net calls them is seen when it listens
+		"keepAlive": !onFakeNet && runtime.GOOS != "plan9",
+		"err":       true, // ends before that
+	}
+	asked := reflect.TypeFor[options]()
+	require.GreaterOrEqual(t, asked.NumField(), len(withNet))
+	for i := range asked.NumField() {
+		var o options
+		require.Empty(t, o.beyondNet())
+		field := reflect.ValueOf(&o).Elem().Field(i)
+		field = reflect.NewAt(field.Type(), field.Addr().UnsafePointer()).Elem() // which may be set
+		switch name := asked.Field(i).Name; field.Kind() {
+		case reflect.Bool:
+			field.SetBool(true)
+		case reflect.Int, reflect.Int64:
+			field.SetInt(1)
+		case reflect.Pointer:
+			field.Set(reflect.New(field.Type().Elem()))
+		case reflect.Slice:
+			field.Set(reflect.MakeSlice(field.Type(), 1, 1))
+		default:
+			require.Equal(t, "err", name, "this test cannot set a %v", field.Type())
+		}
+		require.Equal(t, withNet[asked.Field(i).Name], o.beyondNet() == "", "%s: does beyondNet judge it?", asked.Field(i).Name)
 	}
 }

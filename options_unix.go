@@ -16,9 +16,9 @@ import (
 )
 
 // setOptions sets what net.Listen sets, then what was asked for.
-func (sys *system) setOptions(fd int, ep endpoint, o *options) error {
+func (k *kernel) setOptions(fd int, ep endpoint, o *options) error {
 	if ep.network == "tcp6" {
-		if err := sys.setInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, boolInt(ep.v6only)); err != nil {
+		if err := k.setInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, boolInt(ep.v6only)); err != nil {
 			return err
 		}
 	}
@@ -29,54 +29,54 @@ func (sys *system) setOptions(fd int, ep endpoint, o *options) error {
 		if ep.network == "tcp6" {
 			level, name = unix.IPPROTO_IPV6, ipv6PortRange
 		}
-		if err := sys.setInt(fd, level, name, high); err != nil {
+		if err := k.setInt(fd, level, name, high); err != nil {
 			return err
 		}
 	}
-	if err := sys.setInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+	if err := k.setInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 		return err
 	}
 	if o.reusePort {
-		if err := sys.spreads(ep); err != nil {
+		if err := k.spreads(ep); err != nil {
 			return fmt.Errorf("WithReusePort: %w", err)
 		}
-		if err := sys.setReusePort(fd); err != nil {
+		if err := k.setReusePort(fd); err != nil {
 			return err
 		}
 	}
-	if err := sys.setBuffer(fd, "WithReceiveBuffer", unix.SO_RCVBUF, o.receiveBuffer); err != nil {
+	if err := k.setBuffer(fd, "WithReceiveBuffer", unix.SO_RCVBUF, o.receiveBuffer); err != nil {
 		return err
 	}
-	if err := sys.setBuffer(fd, "WithSendBuffer", unix.SO_SNDBUF, o.sendBuffer); err != nil {
+	if err := k.setBuffer(fd, "WithSendBuffer", unix.SO_SNDBUF, o.sendBuffer); err != nil {
 		return err
 	}
-	return sys.setClosed(fd, o)
+	return k.setBeforeListen(fd, o)
 }
 
-func (sys *system) setReusePort(fd int) error {
+func (k *kernel) setReusePort(fd int) error {
 	name, err := reusePort()
 	if err != nil {
 		return err
 	}
-	return sys.setInt(fd, unix.SOL_SOCKET, name, 1)
+	return k.setInt(fd, unix.SOL_SOCKET, name, 1)
 }
 
 // setBuffer asks for a buffer of n bytes, if n is not 0, and sees to it that it
 // was granted: on Linux and macOS a smaller one is no error of the kernel's.
-func (sys *system) setBuffer(fd int, option string, name, n int) error {
+func (k *kernel) setBuffer(fd int, option string, name, n int) error {
 	if n == 0 {
 		return nil
 	}
-	err := sys.setInt(fd, unix.SOL_SOCKET, name, min(n, math.MaxInt32))
+	err := k.setInt(fd, unix.SOL_SOCKET, name, min(n, math.MaxInt32))
 	if errors.Is(err, unix.ENOBUFS) { // the BSDs do say so
 		return fmt.Errorf("%s(%d): more than %s: %w: %w", option, n, bufferKnob(name), errors.ErrUnsupported, err)
 	}
 	if err != nil {
 		return err
 	}
-	granted, err := sys.getsockoptInt(fd, unix.SOL_SOCKET, name)
+	granted, err := k.getInt(fd, unix.SOL_SOCKET, name)
 	if err != nil {
-		return os.NewSyscallError("getsockopt", err)
+		return err
 	}
 	if runtime.GOOS == "linux" || runtime.GOOS == "android" {
 		granted /= 2 // the kernel doubles it for its own needs, socket(7)
@@ -94,7 +94,7 @@ func (sys *system) setBuffer(fd int, option string, name, n int) error {
 //
 // It returns the values to set on each connection. A negative one is replaced by the
 // system's own, because net has set another by the time a connection is accepted.
-func (sys *system) tryKeepAlive(ep endpoint, config *net.KeepAliveConfig) (*net.KeepAliveConfig, error) {
+func (k *kernel) tryKeepAlive(ep endpoint, config *net.KeepAliveConfig) (*net.KeepAliveConfig, error) {
 	if config == nil || !config.Enable {
 		return config, nil
 	}
@@ -105,7 +105,7 @@ func (sys *system) tryKeepAlive(ep endpoint, config *net.KeepAliveConfig) (*net.
 		}
 		return config, nil
 	}
-	fd, err := sys.socket(ep.domain())
+	fd, err := k.socket(ep.domain())
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
@@ -113,15 +113,15 @@ func (sys *system) tryKeepAlive(ep endpoint, config *net.KeepAliveConfig) (*net.
 	try := func(name, n int) (int, error) {
 		switch {
 		case n > 0:
-			return n, sys.setInt(fd, unix.IPPROTO_TCP, name, n)
+			return n, k.setInt(fd, unix.IPPROTO_TCP, name, n)
 		case n < 0:
-			n, err := sys.getsockoptInt(fd, unix.IPPROTO_TCP, name)
+			n, err := k.getInt(fd, unix.IPPROTO_TCP, name)
 			if err == nil && n == 0 {
 				// The kernel rounds a time under a second down to 0, which to net is its
 				// own default.
 				return 0, fmt.Errorf("the system's own value is less than 1, which cannot be set: %w", errors.ErrUnsupported)
 			}
-			return n, os.NewSyscallError("getsockopt", err)
+			return n, err
 		}
 		return 0, nil // net's default
 	}
@@ -166,10 +166,6 @@ func reusePort() (name int, err error) {
 		return 0x10000, nil // SO_REUSEPORT_LB, sys/socket.h; x/sys has it for FreeBSD only
 	}
 	return 0, notHere("WithReusePort")
-}
-
-func (sys *system) setInt(fd, level, name, value int) error {
-	return os.NewSyscallError("setsockopt", sys.setsockoptInt(fd, level, name, value))
 }
 
 func boolInt(b bool) int {

@@ -55,14 +55,14 @@ func TestKeepAliveNeedsNoOtherFamily(t *testing.T) {
 		if aFreeAddress("tcp", host) == "" {
 			continue
 		}
-		sys := realSystem
-		sys.socket = func(domain int) (int, error) {
+		k := realKernel
+		k.socket = func(domain int) (int, error) {
 			if domain != family {
 				return -1, unix.EAFNOSUPPORT
 			}
-			return realSystem.socket(domain)
+			return realKernel.socket(domain)
 		}
-		ln, err := sys.listenWith(t.Context(), "tcp", net.JoinHostPort(host, "0"), []Option{
+		ln, err := k.listenWith(t.Context(), "tcp", net.JoinHostPort(host, "0"), []Option{
 			WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: time.Minute}),
 		})
 		require.NoError(t, err)
@@ -77,21 +77,21 @@ func TestKeepAliveValueThatIsNotTold(t *testing.T) {
 	if !timed {
 		t.Skip("no value is asked for here")
 	}
-	sys := realSystem
-	sys.getsockoptInt = func(fd, level, name int) (int, error) {
+	k := realKernel
+	k.getsockoptInt = func(fd, level, name int) (int, error) {
 		if level == unix.IPPROTO_TCP && slices.Contains(names[:], name) {
 			return 0, unix.ENOPROTOOPT
 		}
-		return realSystem.getsockoptInt(fd, level, name)
+		return realKernel.getsockoptInt(fd, level, name)
 	}
 	for _, config := range []net.KeepAliveConfig{{Enable: true, Idle: -1}, {Enable: true, Interval: -1}, {Enable: true, Count: -1}} {
 		err := refused(t, func() (*Listener, error) {
-			return sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithKeepAlive(config)})
+			return k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithKeepAlive(config)})
 		})
 		require.ErrorIs(t, err, errors.ErrUnsupported)
 		require.ErrorIs(t, err, unix.ENOPROTOOPT)
 	}
-	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: time.Minute})})
+	ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: time.Minute})})
 	require.NoError(t, err)
 	require.NoError(t, ln.Close())
 }
@@ -99,15 +99,15 @@ func TestKeepAliveValueThatIsNotTold(t *testing.T) {
 // Where the kernel says itself that a buffer is too large, as the BSDs do, the error
 // is that of one that is cut.
 func TestBufferThatTheKernelRefuses(t *testing.T) {
-	sys := realSystem
-	sys.setsockoptInt = func(fd, level, name, value int) error {
+	k := realKernel
+	k.setsockoptInt = func(fd, level, name, value int) error {
 		if level == unix.SOL_SOCKET && (name == unix.SO_RCVBUF || name == unix.SO_SNDBUF) {
 			return unix.ENOBUFS
 		}
-		return realSystem.setsockoptInt(fd, level, name, value)
+		return realKernel.setsockoptInt(fd, level, name, value)
 	}
 	for _, opt := range []Option{WithReceiveBuffer(8192), WithSendBuffer(8192)} {
-		err := refused(t, func() (*Listener, error) { return sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{opt}) })
+		err := refused(t, func() (*Listener, error) { return k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{opt}) })
 		require.ErrorIs(t, err, errors.ErrUnsupported)
 		require.ErrorIs(t, err, unix.ENOBUFS)
 	}
@@ -122,42 +122,19 @@ func TestSeconds(t *testing.T) {
 	}
 }
 
-// listen listens until the test ends.
-func listen(t *testing.T, opts ...Option) *Listener {
-	t.Helper()
-	ln, err := ListenTCP("127.0.0.1:0", opts...)
-	require.NoError(t, err)
-	t.Cleanup(func() { ln.Close() })
-	return ln
-}
-
-func dial(t *testing.T, addr net.Addr) *net.TCPConn {
-	t.Helper()
-	d := net.Dialer{Timeout: 10 * time.Second}
-	c, err := d.Dial(addr.Network(), addr.String())
-	require.NoError(t, err)
-	t.Cleanup(func() { c.Close() })
-	return c.(*net.TCPConn)
-}
-
-// acceptBy takes one connection, by a method of ln.
-func acceptBy(t *testing.T, ln interface{ SetDeadline(time.Time) error }, method func() (net.Conn, error)) *net.TCPConn {
-	t.Helper()
-	require.NoError(t, ln.SetDeadline(time.Now().Add(10*time.Second)))
-	c, err := method()
-	require.NoError(t, err)
-	t.Cleanup(func() { c.Close() })
-	return c.(*net.TCPConn)
-}
-
-// eventually waits for what the kernel is about to do, at most 10 seconds.
-func eventually(done func() bool) bool {
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(10 * time.Second); !done(); <-tick.C {
-		if time.Now().After(end) {
-			return false
-		}
+// The system's own value of keep-alive that net would take for "not given" is an
+// error and not net's default.
+func TestKeepAliveTooShortToSetAgain(t *testing.T) {
+	if _, timed := keepAliveNames(); !timed {
+		t.Skip("this system has no times of keep-alive")
 	}
-	return true
+	k := realKernel
+	k.getsockoptInt = func(int, int, int) (int, error) { return 0, nil }
+	for _, config := range []net.KeepAliveConfig{
+		{Enable: true, Idle: -1}, {Enable: true, Interval: -1}, {Enable: true, Count: -1},
+	} {
+		_, err := k.tryKeepAlive(endpoint{network: "tcp4"}, &config)
+		require.ErrorIs(t, err, errors.ErrUnsupported, "%+v", config)
+		require.ErrorContains(t, err, "WithKeepAlive")
+	}
 }

@@ -29,10 +29,10 @@ import (
 //   - [net.ErrClosed], if c is closed
 //
 // Source: tcpi_last_data_sent of TCP_INFO, tcp(7).
-func QueueTime(c net.Conn) (time.Duration, error) { return realSystem.queueTime(c) }
+func QueueTime(c net.Conn) (time.Duration, error) { return realKernel.queueTime(c) }
 
-func (sys *system) queueTime(c net.Conn) (time.Duration, error) {
-	d, err := sys.readQueueTime(c)
+func (k *kernel) queueTime(c net.Conn) (time.Duration, error) {
+	d, err := k.readQueueTime(c)
 	if err == nil {
 		return d, nil
 	}
@@ -43,10 +43,10 @@ func (sys *system) queueTime(c net.Conn) (time.Duration, error) {
 	return unknown, op
 }
 
-func (sys *system) readQueueTime(c net.Conn) (time.Duration, error) {
+func (k *kernel) readQueueTime(c net.Conn) (time.Duration, error) {
 	r := queueTimeReaders.Get().(*queueTimeReader)
 	defer queueTimeReaders.Put(r)
-	r.sys = sys
+	r.kernel = k
 	if err := onConn(c, r.read); err != nil {
 		return unknown, err
 	}
@@ -92,7 +92,7 @@ var errNoQueueTime = fmt.Errorf("the time in the accept queue: %w", errors.ErrUn
 // A queueTimeReader is what one reading needs besides the descriptor. It is kept for
 // the next one, and read is bound once, so that a reading allocates nothing.
 type queueTimeReader struct {
-	sys    *system
+	kernel *kernel
 	buffer [256]byte
 	waited time.Duration
 	err    error
@@ -101,6 +101,6 @@ type queueTimeReader struct {
 
 var queueTimeReaders = sync.Pool{New: func() any {
 	r := new(queueTimeReader)
-	r.read = func(fd uintptr) { r.waited, r.err = r.sys.timeInQueue(int(fd), r.buffer[:]) }
+	r.read = func(fd uintptr) { r.waited, r.err = r.kernel.timeInQueue(int(fd), r.buffer[:]) }
 	return r
 }}

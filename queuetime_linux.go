@@ -29,9 +29,9 @@ const (
 
 // timeInQueue reads how long the accepted connection fd waited; p is room for the
 // kernel's answer.
-func (sys *system) timeInQueue(fd int, p []byte) (time.Duration, error) {
+func (k *kernel) timeInQueue(fd int, p []byte) (time.Duration, error) {
 	p = p[:infoConnEnd]
-	n, err := sys.getsockopt(fd, unix.IPPROTO_TCP, unix.TCP_INFO, p)
+	n, err := k.getsockopt(fd, unix.IPPROTO_TCP, unix.TCP_INFO, p)
 	if err != nil {
 		return unknown, os.NewSyscallError("getsockopt", err)
 	}

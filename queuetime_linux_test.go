@@ -151,7 +151,7 @@ func TestQueueTimeIsTheWait(t *testing.T) {
 func TestQueueTimeOfDeferredAccept(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		ln := listen4(t, realSystem, WithDeferAccept(30*time.Second))
+		ln := listen4(t, realKernel, WithDeferAccept(30*time.Second))
 		c, err := net.Dial("tcp", ln.Addr().String())
 		require.NoError(t, err)
 		defer c.Close()
@@ -174,7 +174,7 @@ func TestQueueTimeOfACookie(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_syncookies", 2) // always
-		ln := listen4(t, realSystem)
+		ln := listen4(t, realKernel)
 		_, w := joinQueue(t, ln.Addr(), 1, func() (net.Conn, error) { return net.Dial("tcp", ln.Addr().String()) })
 		require.NotZero(t, kernelCounter(t, "SyncookiesRecv"))
 		time.Sleep(50 * time.Millisecond) // the wait is the subject
@@ -191,7 +191,7 @@ func TestQueueTimeOfAMigrated(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_migrate_req", 1)
-		first := listen4(t, realSystem, WithReusePort())
+		first := listen4(t, realKernel, WithReusePort())
 		_, w := joinQueue(t, first.Addr(), 1, func() (net.Conn, error) { return net.Dial("tcp", first.Addr().String()) })
 		heir, err := ListenTCP(first.Addr().String(), WithReusePort())
 		require.NoError(t, err)
@@ -227,7 +227,7 @@ func TestQueueTimeOfFastOpen(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_fastopen", 0x1|0x2|0x4|0x200) // both sides, without a cookie
-		ln := listen4(t, realSystem, WithFastOpen(5))
+		ln := listen4(t, realKernel, WithFastOpen(5))
 		after := now()
 		fd := fastOpen(t, ln.Addr(), true)
 		require.Eventually(t, func() bool { return kernelQueue(t, ln.Addr()) == 1 }, patience, time.Millisecond)
@@ -299,7 +299,7 @@ func requireQueueTimeError(t *testing.T, err, target error) {
 
 // What the kernel's clock does not tell is an error, and not a short time.
 func TestQueueTimeOfOthers(t *testing.T) {
-	ln := listen4(t, realSystem)
+	ln := listen4(t, realKernel)
 	dial := func(t *testing.T) (client, server *net.TCPConn) {
 		c, err := net.Dial("tcp", ln.Addr().String())
 		require.NoError(t, err)
@@ -359,7 +359,7 @@ func (*selfWrapped) RemoteAddr() net.Addr { return nil }
 // A kernel that is older answers with less, and another system under the name of Linux
 // with zeros.
 func TestQueueTimeOfOtherKernels(t *testing.T) {
-	ln := listen4(t, realSystem)
+	ln := listen4(t, realKernel)
 	c, err := net.Dial("tcp", ln.Addr().String())
 	require.NoError(t, err)
 	defer c.Close()
@@ -402,9 +402,9 @@ func TestQueueTimeOfOtherKernels(t *testing.T) {
 		{"a state that is not known", infoConnEnd, with(func(p []byte) { p[infoState] = 77 }), errors.ErrUnsupported},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			sys := realSystem
-			answers(row.n, nil, row.info...)(&sys)
-			d, err := sys.queueTime(s)
+			k := realKernel
+			answers(row.n, nil, row.info...)(&k)
+			d, err := k.queueTime(s)
 			if row.target != nil {
 				requireQueueTimeError(t, err, row.target)
 				require.EqualValues(t, -1, d)
@@ -415,9 +415,9 @@ func TestQueueTimeOfOtherKernels(t *testing.T) {
 		})
 	}
 	for _, errno := range []unix.Errno{unix.EPERM, unix.ENOPROTOOPT, unix.EBADF} {
-		sys := realSystem
-		answers(0, errno)(&sys)
-		_, err := sys.queueTime(s)
+		k := realKernel
+		answers(0, errno)(&k)
+		_, err := k.queueTime(s)
 		requireQueueTimeError(t, err, errno)
 		requireLayers(t, err, "tcp", "getsockopt")
 	}
@@ -448,7 +448,7 @@ func TestQueueTimeUnderLoad(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		const clients, each = 32, 20
-		ln := listen4(t, realSystem, WithBacklog(clients))
+		ln := listen4(t, realKernel, WithBacklog(clients))
 		var begun sync.Map // when a client began to connect, by its address
 		slack := tick(t) * 3 / 2
 		type finding struct {
@@ -505,7 +505,7 @@ func TestQueueTimeDoesNotAllocate(t *testing.T) {
 	if raceDetector {
 		t.Skip("the race detector allocates")
 	}
-	ln := listen4(t, realSystem)
+	ln := listen4(t, realKernel)
 	c, err := net.Dial("tcp", ln.Addr().String())
 	require.NoError(t, err)
 	defer c.Close()

@@ -14,4 +14,4 @@ import "time"
 //     syn_cache_get), as on Linux. Nobody has compared it with a known wait yet.
 //   - macOS: TCP_CONNECTION_INFO has no time of this kind.
 //   - DragonFly: there is no TCP_INFO.
-func (*system) timeInQueue(int, []byte) (time.Duration, error) { return unknown, errNoQueueTime }
+func (*kernel) timeInQueue(int, []byte) (time.Duration, error) { return unknown, errNoQueueTime }

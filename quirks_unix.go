@@ -3,9 +3,8 @@
 package acceptq
 
 import (
-	"encoding/binary"
+	"errors"
 	"fmt"
-	"math"
 )
 
 // Where kernels of one system differ by their release, the difference is data or a
@@ -106,17 +105,14 @@ func cappedLength(n, most int) int {
 	return n
 }
 
-// sysctlNumber is an unsigned number of sysctl(3), or a truth value, which has one
-// byte.
-func sysctlNumber(raw []byte) (n uint32, ok bool) {
-	switch len(raw) {
-	case 1:
-		return uint32(raw[0]), true
-	case 4:
-		return binary.NativeEndian.Uint32(raw), true
+// fastOpenFits refuses a limit that is too small for qlen pending connections of
+// TCP Fast Open. FreeBSD allows half the limit, and does not store qlen
+// (tcp_fastopen_alloc_counter and syncache_add in netinet). On Linux the count
+// does not depend on the limit.
+func fastOpenFits(goos string, qlen, limit int) error {
+	if goos != "freebsd" || limit == unknown || qlen <= limit/2 {
+		return nil
 	}
-	return 0, false
+	return fmt.Errorf("WithFastOpen(%d): granted %d, half the limit; ask for a backlog of %d: %w",
+		qlen, limit/2, saturate(2*int64(qlen)), errors.ErrUnsupported)
 }
-
-// sysctlCount is the unsigned number of sysctl(3) as a number of connections.
-func sysctlCount(n uint32) int { return int(min(n, math.MaxInt32)) }

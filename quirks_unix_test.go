@@ -3,18 +3,13 @@
 package acceptq
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
-	"net"
 	"net/netip"
-	"path/filepath"
-	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 )
 
 // Which kernels spread connections over which listeners.
@@ -100,45 +95,6 @@ func TestCappedLength(t *testing.T) {
 	require.NotContains(t, Stats{Queued: cappedLength(32, 32), Capacity: 129}.String(), "%", "no part of an unknown length")
 }
 
-func TestSysctlNumber(t *testing.T) {
-	word := binary.NativeEndian.AppendUint32(nil, 1400507)
-	for name, row := range map[string]struct {
-		raw  []byte
-		want uint32
-		ok   bool
-	}{
-		"four bytes":     {word, 1400507, true},
-		"one byte, true": {[]byte{1}, 1, true},
-		"one byte":       {[]byte{0}, 0, true},
-		"nothing":        {nil, 0, false},
-		"two bytes":      {[]byte{1, 0}, 0, false},
-		"eight bytes":    {make([]byte, 8), 0, false},
-	} {
-		n, ok := sysctlNumber(row.raw)
-		require.Equal(t, row.ok, ok, name)
-		require.Equal(t, row.want, n, name)
-	}
-}
-
-func TestSysctlCount(t *testing.T) {
-	for _, tt := range []struct {
-		rule string
-		n    uint32
-		want int
-	}{
-		{"zero is a number", 0, 0},
-		{"a number is kept", 128, 128},
-		{"FreeBSD's highest is kept", math.MaxUint32 / 3, 1431655765},
-		{"the largest int is kept", math.MaxInt32, math.MaxInt32},
-		{"what an int cannot hold is the largest", math.MaxInt32 + 1, math.MaxInt32},
-		{"a negative int is never -1, which is unknown", math.MaxUint32, math.MaxInt32},
-	} {
-		t.Run(tt.rule, func(t *testing.T) {
-			require.Equal(t, tt.want, sysctlCount(tt.n))
-		})
-	}
-}
-
 func TestFastOpenFits(t *testing.T) {
 	for _, row := range []struct {
 		goos        string
@@ -156,65 +112,5 @@ func TestFastOpenFits(t *testing.T) {
 		}
 		require.ErrorIs(t, err, errors.ErrUnsupported, "%+v", row)
 		require.ErrorContains(t, err, fmt.Sprintf("WithFastOpen(%d): granted %d", row.qlen, row.limit/2))
-	}
-}
-
-// Where the kernel does not answer SO_ACCEPTCONN, a socket that cannot be listening
-// is refused all the same.
-func TestWhatMaySeemListening(t *testing.T) {
-	look := func(sys *system, c syscall.Conn) (err error) {
-		raw, rawErr := c.SyscallConn()
-		require.NoError(t, rawErr)
-		require.NoError(t, raw.Control(func(fd uintptr) { err = sys.mustSeemListening(int(fd)) }))
-		return err
-	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer ln.Close()
-	client := connect(t, "tcp", ln.Addr().String())
-	server, err := ln.Accept()
-	require.NoError(t, err)
-	defer server.Close()
-	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer udp.Close()
-	local, err := net.Listen("unix", filepath.Join(t.TempDir(), "socket"))
-	require.NoError(t, err)
-	defer local.Close()
-
-	require.NoError(t, look(&realSystem, ln.(syscall.Conn)))
-	for name, c := range map[string]any{
-		"the client's end": client, "the server's end": server, "a UDP socket": udp, "a unix listener": local,
-	} {
-		require.ErrorIs(t, look(&realSystem, c.(syscall.Conn)), errNotListening, name)
-	}
-
-	for call, meddle := range map[string]func(sys *system){
-		"getsockopt":  func(sys *system) { sys.getsockoptInt = func(int, int, int) (int, error) { return 0, unix.ENOBUFS } },
-		"getsockname": func(sys *system) { sys.getsockname = func(int) (unix.Sockaddr, error) { return nil, unix.ENOBUFS } },
-		"getpeername": func(sys *system) { sys.getpeername = func(int) (unix.Sockaddr, error) { return nil, unix.ENOBUFS } },
-	} {
-		sys := realSystem
-		meddle(&sys)
-		err := look(&sys, ln.(syscall.Conn))
-		require.ErrorIs(t, err, unix.ENOBUFS)
-		require.ErrorContains(t, err, call)
-	}
-}
-
-// The system's own value of keep-alive that net would take for "not given" is an
-// error and not net's default.
-func TestKeepAliveTooShortToSetAgain(t *testing.T) {
-	if _, timed := keepAliveNames(); !timed {
-		t.Skip("this system has no times of keep-alive")
-	}
-	sys := realSystem
-	sys.getsockoptInt = func(int, int, int) (int, error) { return 0, nil }
-	for _, config := range []net.KeepAliveConfig{
-		{Enable: true, Idle: -1}, {Enable: true, Interval: -1}, {Enable: true, Count: -1},
-	} {
-		_, err := sys.tryKeepAlive(endpoint{network: "tcp4"}, &config)
-		require.ErrorIs(t, err, errors.ErrUnsupported, "%+v", config)
-		require.ErrorContains(t, err, "WithKeepAlive")
 	}
 }

@@ -149,8 +149,8 @@ func TestResetWhileQueued(t *testing.T) {
 
 // By the minimum TTL who sends with 255 is let in all through a drain, and served.
 func TestDrainLetsTheHighestTTLIn(t *testing.T) {
-	sys := withoutFilter()
-	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", nil)
+	k := withoutFilter()
+	ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", nil)
 	require.NoError(t, err)
 	defer ln.Close()
 	require.NoError(t, ln.Drain(within(t, patience)))

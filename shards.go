@@ -46,10 +46,10 @@ func ListenTCPShards(addr string, n int, opts ...Option) (*Shards, error) {
 // On FreeBSD and DragonFly so does the error if n is more than 256, the maximum of their
 // kernels.
 func ListenShards(ctx context.Context, network, address string, n int, opts ...Option) (*Shards, error) {
-	return realSystem.shards(ctx, network, address, n, opts)
+	return realKernel.shards(ctx, network, address, n, opts)
 }
 
-func (sys *system) shards(ctx context.Context, network, address string, n int, opts []Option) (*Shards, error) {
+func (k *kernel) shards(ctx context.Context, network, address string, n int, opts []Option) (*Shards, error) {
 	o, err := checked(ctx, network, opts)
 	if err == nil && n < 1 {
 		err = fmt.Errorf("acceptq: %d shards", n)
@@ -58,14 +58,14 @@ func (sys *system) shards(ctx context.Context, network, address string, n int, o
 		return nil, &net.OpError{Op: "listen", Net: network, Err: err}
 	}
 	if n == 1 {
-		l, err := sys.listen(ctx, network, address, o)
+		l, err := k.listen(ctx, network, address, o)
 		if err != nil {
 			return nil, err
 		}
 		return &Shards{listeners: []*Listener{l}}, nil
 	}
 	s := new(Shards) // n may be more than memory: descriptors run out first
-	err = sys.listenShards(ctx, network, address, o, func(l *Listener) bool {
+	err = k.listenShards(ctx, network, address, o, func(l *Listener) bool {
 		s.listeners = append(s.listeners, l)
 		return len(s.listeners) < n
 	})

@@ -156,21 +156,21 @@ func TestShardsOfTwoInstances(t *testing.T) {
 func TestShardsAllOrNothing(t *testing.T) {
 	needSpread(t)
 	const n = 4
-	failing := map[string]func(sys *system, fails func() error){
-		"socket": func(sys *system, fails func() error) {
-			call := sys.socket
-			sys.socket = func(domain int) (int, error) {
+	failing := map[string]func(k *kernel, fails func() error){
+		"socket": func(k *kernel, fails func() error) {
+			call := k.socket
+			k.socket = func(domain int) (int, error) {
 				if err := fails(); err != nil {
 					return -1, err
 				}
 				return call(domain)
 			}
 		},
-		"setsockopt": func(sys *system, fails func() error) {
-			call := sys.setsockoptInt
+		"setsockopt": func(k *kernel, fails func() error) {
+			call := k.setsockoptInt
 			reuse, err := reusePort()
 			require.NoError(t, err)
-			sys.setsockoptInt = func(fd, level, name, value int) error {
+			k.setsockoptInt = func(fd, level, name, value int) error {
 				if level == unix.SOL_SOCKET && name == reuse {
 					if err := fails(); err != nil {
 						return err
@@ -179,27 +179,27 @@ func TestShardsAllOrNothing(t *testing.T) {
 				return call(fd, level, name, value)
 			}
 		},
-		"bind": func(sys *system, fails func() error) {
-			call := sys.bind
-			sys.bind = func(fd int, sa unix.Sockaddr) error {
+		"bind": func(k *kernel, fails func() error) {
+			call := k.bind
+			k.bind = func(fd int, sa unix.Sockaddr) error {
 				if err := fails(); err != nil {
 					return err
 				}
 				return call(fd, sa)
 			}
 		},
-		"listen": func(sys *system, fails func() error) {
-			call := sys.listenCall
-			sys.listenCall = func(fd, backlog int) error {
+		"listen": func(k *kernel, fails func() error) {
+			call := k.listenCall
+			k.listenCall = func(fd, backlog int) error {
 				if err := fails(); err != nil {
 					return err
 				}
 				return call(fd, backlog)
 			}
 		},
-		"adopt": func(sys *system, fails func() error) {
-			call := sys.adopt
-			sys.adopt = func(f *os.File) (net.Listener, error) {
+		"adopt": func(k *kernel, fails func() error) {
+			call := k.adopt
+			k.adopt = func(f *os.File) (net.Listener, error) {
 				if err := fails(); err != nil {
 					return nil, err
 				}
@@ -209,29 +209,29 @@ func TestShardsAllOrNothing(t *testing.T) {
 	}
 	for _, opts := range [][]Option{nil, {WithReusePort()}} {
 		for name, with := range failing {
-			for k := 1; ; k++ {
+			for nth := 1; ; nth++ {
 				calls := 0
-				sys := realSystem
+				k := realKernel
 				var bound string
-				sys.bind = noteBound(t, &bound)
-				with(&sys, func() error {
-					if calls++; calls == k {
+				k.bind = noteBound(t, &bound)
+				with(&k, func() error {
+					if calls++; calls == nth {
 						return unix.ENOBUFS
 					}
 					return nil
 				})
 				before := openDescriptors()
-				s, err := sys.shards(t.Context(), "tcp", "127.0.0.1:0", n, opts)
-				if calls < k { // it is not called as often as that
+				s, err := k.shards(t.Context(), "tcp", "127.0.0.1:0", n, opts)
+				if calls < nth { // it is not called as often as that
 					require.NoError(t, err)
 					require.NoError(t, s.Close())
 					require.GreaterOrEqual(t, calls, n)
 					break
 				}
 				require.Nil(t, s)
-				require.ErrorIs(t, err, unix.ENOBUFS, "%s %d", name, k)
+				require.ErrorIs(t, err, unix.ENOBUFS, "%s %d", name, nth)
 				requireOp(t, err, "listen")
-				require.Equal(t, before, openDescriptors(), "%s %d", name, k)
+				require.Equal(t, before, openDescriptors(), "%s %d", name, nth)
 				if bound != "" {
 					freeAgain(t, "tcp", bound)
 				}

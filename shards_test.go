@@ -372,38 +372,3 @@ func askEcho(c net.Conn) error {
 	}
 	return err
 }
-
-// connectAll connects clients, several at a time, all of which must get in. The
-// test closes them when it ends.
-func connectAll(t *testing.T, addr net.Addr, clients int) []net.Conn {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	conns, errs := make([]net.Conn, clients), make([]error, clients)
-	each(clients, func(i int) {
-		conns[i], errs[i] = new(net.Dialer).DialContext(ctx, addr.Network(), addr.String())
-	})
-	t.Cleanup(func() {
-		for _, c := range conns {
-			if c != nil {
-				c.Close()
-			}
-		}
-	})
-	require.NoError(t, errors.Join(errs...))
-	return conns
-}
-
-// each calls f with 0 to n-1, at most 50 at a time.
-func each(n int, f func(i int)) {
-	var wait sync.WaitGroup
-	room := make(chan struct{}, 50)
-	for i := range n {
-		room <- struct{}{}
-		wait.Go(func() {
-			f(i)
-			<-room
-		})
-	}
-	wait.Wait()
-}

@@ -12,17 +12,17 @@ import (
 )
 
 // listenShards makes listeners on one address as long as more says so.
-func (sys *system) listenShards(ctx context.Context, network, address string, o *options, more func(*Listener) bool) error {
+func (k *kernel) listenShards(ctx context.Context, network, address string, o *options, more func(*Listener) bool) error {
 	if _, err := reusePort(); err != nil {
 		return &net.OpError{Op: "listen", Net: network, Err: notHere("more than one shard")}
 	}
-	ep, err := sys.resolve(ctx, network, address)
+	ep, err := k.resolve(ctx, network, address)
 	if err != nil {
 		return err
 	}
 	fail := func(err error) error { return &net.OpError{Op: "listen", Net: network, Addr: ep.addr(), Err: err} }
 	if !o.reusePort {
-		if err := sys.spreads(ep); err != nil {
+		if err := k.spreads(ep); err != nil {
 			return fail(fmt.Errorf("more than one shard: %w", err))
 		}
 		alone := o
@@ -34,12 +34,12 @@ func (sys *system) listenShards(ctx context.Context, network, address string, o 
 			// The first shard listens without the option, as no two can on one
 			// address, and gets it then; the second makes a group of them. That it is
 			// bound proves nothing: until they listen, two that start together both are.
-			l, err := sys.open(ctx, ep, alone)
+			l, err := k.open(ctx, ep, alone)
 			if err != nil {
 				return fail(err)
 			}
 			ep.at = l.Addr().(*net.TCPAddr).AddrPort()
-			operr := l.raw.Control(func(fd uintptr) { err = sys.setReusePort(int(fd)) })
+			operr := l.raw.Control(func(fd uintptr) { err = k.setReusePort(int(fd)) })
 			if err := cmp.Or(operr, err); err != nil {
 				l.Close()
 				return fail(err)
@@ -51,21 +51,21 @@ func (sys *system) listenShards(ctx context.Context, network, address string, o 
 			// The address is claimed by a socket without the option, beside which no
 			// other can be bound. It gets the option then, so that the shards can be,
 			// and never listens: FreeBSD spreads over those that were bound with it.
-			claim, err := sys.bindSocket(ep, alone)
+			claim, err := k.bindSocket(ep, alone)
 			if err != nil {
 				return fail(err)
 			}
 			defer claim.Close()
-			if err := sys.setReusePort(int(claim.Fd())); err != nil {
+			if err := k.setReusePort(int(claim.Fd())); err != nil {
 				return fail(err)
 			}
-			if ep.at, err = sys.localAddr(int(claim.Fd())); err != nil {
+			if ep.at, err = k.localAddr(int(claim.Fd())); err != nil {
 				return fail(err)
 			}
 		}
 	}
 	for range maxGroup() {
-		l, err := sys.open(ctx, ep, o)
+		l, err := k.open(ctx, ep, o)
 		if err != nil {
 			return fail(err)
 		}

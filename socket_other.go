@@ -7,20 +7,22 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"runtime"
 	"syscall"
 )
 
-// system is a kernel on which net makes the socket: its rules are not known, or
+// This file, namespace_other.go, drain_other.go and steer_other.go are the smallest port;
+// kernel_unix.go says what a port provides.
+
+// kernel is a kernel on which net makes the socket: its rules are not known, or
 // nothing of them can be asked for.
-type system struct{}
+type kernel struct{}
 
-var realSystem system
+var realKernel kernel
 
-func (*system) bounds() (ceiling, floor int, err error) { return unknown, 0, errNoRule }
+func (*kernel) bounds() (ceiling, floor int, err error) { return unknown, 0, errNoRule }
 
 // listen has net listen. The backlog is a hint that net replaces by its own.
-func (sys *system) listen(ctx context.Context, network, address string, o *options) (*Listener, error) {
+func (k *kernel) listen(ctx context.Context, network, address string, o *options) (*Listener, error) {
 	unsupported := func(option string) (*Listener, error) {
 		return nil, &net.OpError{Op: "listen", Net: network, Err: notHere(option)}
 	}
@@ -33,7 +35,7 @@ func (sys *system) listen(ctx context.Context, network, address string, o *optio
 	called := len(o.controls) == 0
 	lc := net.ListenConfig{Control: func(network, address string, c syscall.RawConn) error {
 		called = true
-		return o.control(network, address, c)
+		return o.callControls(network, address, c)
 	}}
 	if o.keepAlive != nil {
 		lc.KeepAliveConfig = *o.keepAlive
@@ -55,7 +57,7 @@ func (sys *system) listen(ctx context.Context, network, address string, o *optio
 		return nil, &net.OpError{Op: "listen", Net: network, Addr: ln.Addr(), Err: err}
 	}
 	b := rule{}.account(o.backlog, unknown, unknown, false)
-	l, err := newListener(sys, ln.(*net.TCPListener), plainTCP, b)
+	l, err := newListener(k, ln.(*net.TCPListener), plainTCP, b)
 	if err != nil {
 		ln.Close()
 		return nil, err
@@ -63,47 +65,20 @@ func (sys *system) listen(ctx context.Context, network, address string, o *optio
 	return l, nil
 }
 
-// beyondNet names an option for which net has no room here; "" if there is none.
-func (o *options) beyondNet() string {
-	switch {
-	case o.strict:
-		return "WithStrictBacklog"
-	case o.reusePort:
-		return "WithReusePort"
-	case o.deferAccept != 0:
-		return "WithDeferAccept"
-	case o.acceptFilter != nil:
-		return "WithAcceptFilter"
-	case o.fastOpen != 0:
-		return "WithFastOpen"
-	case o.receiveBuffer != 0:
-		return "WithReceiveBuffer"
-	case o.sendBuffer != 0:
-		return "WithSendBuffer"
-	}
-	if o.keepAlive != nil {
-		switch runtime.GOOS {
-		case "plan9", "js", "wasip1":
-			return "WithKeepAlive"
-		}
-	}
-	return ""
-}
-
-func (*system) listenShards(_ context.Context, network, _ string, _ *options, _ func(*Listener) bool) error {
+func (*kernel) listenShards(_ context.Context, network, _ string, _ *options, _ func(*Listener) bool) error {
 	return &net.OpError{Op: "listen", Net: network, Err: notHere("more than one shard")}
 }
 
-func (*system) stats(int, transport, []byte) (Stats, error) {
+func (*kernel) stats(int, transport, []byte) (Stats, error) {
 	return noStats, fmt.Errorf("the accept queue of this system: %w", errors.ErrUnsupported)
 }
 
-func (*system) setBacklog(_, _ int, _ bool, _ int, former Backlog) (Backlog, error) {
+func (*kernel) setBacklog(_, _ int, _ bool, _ int, former Backlog) (Backlog, error) {
 	return former, fmt.Errorf("SetBacklog: %w", errors.ErrUnsupported)
 }
 
-func (*system) adopted(int) (transport, Backlog, error) {
+func (*kernel) inspect(int) (transport, Backlog, error) {
 	return transportUnknown, noBacklog, nil
 }
 
-func (*system) describe(*System) {}
+func (*kernel) readSettings(*System) {}

@@ -132,7 +132,7 @@ func (l *Listener) Stats() (Stats, error) {
 	if !l.ok() {
 		return noStats, l.opError("stats", errNotListening)
 	}
-	s, err := readStats(l.sys, l.raw, l.transport)
+	s, err := readStats(l.kernel, l.raw, l.transport)
 	if err != nil {
 		return noStats, l.opError("stats", err)
 	}
@@ -163,7 +163,7 @@ func ReadStats(c syscall.Conn) (Stats, error) {
 	raw, err := c.SyscallConn()
 	if err == nil {
 		var s Stats
-		if s, err = readStats(&realSystem, raw, transportUnknown); err == nil {
+		if s, err = readStats(&realKernel, raw, transportUnknown); err == nil {
 			return s, nil
 		}
 	}
@@ -196,7 +196,7 @@ const (
 // A statsReader holds what a reading needs besides the descriptor. It is kept for the
 // next reading, and read is bound once, so that a reading does not allocate.
 type statsReader struct {
-	sys       *system
+	kernel    *kernel
 	transport transport
 	buffer    [64]byte
 	stats     Stats
@@ -206,14 +206,14 @@ type statsReader struct {
 
 var statsReaders = sync.Pool{New: func() any {
 	r := new(statsReader)
-	r.read = func(fd uintptr) { r.stats, r.err = r.sys.stats(int(fd), r.transport, r.buffer[:]) }
+	r.read = func(fd uintptr) { r.stats, r.err = r.kernel.stats(int(fd), r.transport, r.buffer[:]) }
 	return r
 }}
 
-func readStats(sys *system, raw syscall.RawConn, tr transport) (Stats, error) {
+func readStats(k *kernel, raw syscall.RawConn, tr transport) (Stats, error) {
 	r := statsReaders.Get().(*statsReader)
 	defer statsReaders.Put(r)
-	r.sys, r.transport = sys, tr
+	r.kernel, r.transport = k, tr
 	if err := raw.Control(r.read); err != nil {
 		return noStats, err
 	}

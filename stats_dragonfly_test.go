@@ -52,10 +52,10 @@ func TestBoundOfTheLengthUnreadable(t *testing.T) {
 		"an empty queue":      {0, unix.EPERM, 0},
 		"the bound is not 32": {5, nil, unknown},
 	} {
-		sys := realSystem
-		sys.readable = func(int) (int, error) { return row.n, nil }
-		sys.sysctl = func(string) (uint32, error) { return 5, row.errs }
-		n, err := sys.queueLength(-1)
+		k := realKernel
+		k.readable = func(int) (int, error) { return row.n, nil }
+		k.sysctl = func(string) (uint32, error) { return 5, row.errs }
+		n, err := k.queueLength(-1)
 		require.NoError(t, err, name)
 		require.Equal(t, row.want, n, name)
 	}

@@ -55,53 +55,6 @@ func TestOverflowOfNetBSD(t *testing.T) {
 	}
 }
 
-func TestListeningAgainOnNetBSD(t *testing.T) {
-	ln := listenForStats(t, WithBacklog(5))
-	for _, row := range []struct{ n, limit int }{{5, 5}, {50, 50}, {0, 0}, {-1, 128}, {10, 10}, {1000, 128}, {50, 50}} {
-		b, err := ln.SetBacklog(row.n)
-		require.NoError(t, err)
-		require.Equal(t, Backlog{
-			Requested: row.n, Ceiling: 128, Limit: row.limit, Effective: row.limit, Capacity: row.limit + 1,
-		}, b)
-	}
-	var clients []net.Conn
-	for len(clients) < 16 {
-		clients = append(clients, connect(t, "tcp", ln.Addr().String()))
-		queuedBecomes(t, len(clients), ln.Stats)
-	}
-	_, err := ln.SetBacklog(2)
-	require.NoError(t, err)
-	connectHangs(t, ln)
-	s, err := ln.Stats()
-	require.NoError(t, err)
-	require.Equal(t, Stats{Queued: 16, Incomplete: unknown, Limit: 2, Capacity: 3, Drops: unknown}, s)
-	_, err = ln.SetBacklog(64)
-	require.NoError(t, err)
-	clients = append(clients, connect(t, "tcp", ln.Addr().String()))
-	queuedBecomes(t, 17, ln.Stats)
-	for range clients {
-		acceptAndExchange(t, ln, clients)
-	}
-}
-
-// A listener that was adopted is known by its queue, and not by its limit.
-func TestWrapOnNetBSD(t *testing.T) {
-	original, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer original.Close()
-	ln := mustWrap(t, original)
-	connect(t, "tcp", ln.Addr().String())
-	require.Equal(t,
-		Stats{Queued: 1, Incomplete: unknown, Limit: unknown, Capacity: unknown, Drops: unknown},
-		queuedBecomes(t, 1, ln.Stats))
-	b, err := ln.SetBacklog(7)
-	require.NoError(t, err)
-	require.Equal(t, 7, b.Limit)
-	s, err := ln.Stats()
-	require.NoError(t, err)
-	require.Equal(t, Stats{Queued: 1, Incomplete: unknown, Limit: 7, Capacity: 8, Drops: unknown}, s)
-}
-
 // What the kernel refuses is an error, and no number of connections.
 func TestKqueueOfNoListener(t *testing.T) {
 	before := openDescriptors()
@@ -109,13 +62,4 @@ func TestKqueueOfNoListener(t *testing.T) {
 	require.ErrorIs(t, err, unix.EBADF)
 	require.Equal(t, unknown, n)
 	require.Equal(t, before, openDescriptors())
-}
-
-func TestReadSystemOfNetBSD(t *testing.T) {
-	s, err := ReadSystem()
-	require.NoError(t, err)
-	require.Equal(t, System{
-		Ceiling: 128, SYNBacklog: unknown, SYNCookies: unknown, AbortOnOverflow: unknown, MigrateRequests: unknown,
-		ListenOverflows: unknown, ListenDrops: unknown, ReqQFullDrop: unknown, ReqQFullDoCookies: unknown,
-	}, s)
 }

@@ -2,10 +2,8 @@ package acceptq
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"maps"
-	"net"
 	"slices"
 	"sync"
 
@@ -24,7 +22,7 @@ import (
 // whose SYNs they drop and count, and the next guess is tried. A wrong guess costs a
 // client a second and never loses one.
 type steering struct {
-	sys    *system
+	kernel *kernel
 	flight *flight // asks the kernel where the listeners are
 
 	mu      sync.Mutex
@@ -43,7 +41,7 @@ type steered struct {
 
 // newSteering is nil if there is nothing to steer.
 func newSteering(listeners []*Listener, f *flight) *steering {
-	s := &steering{sys: listeners[0].sys, flight: f}
+	s := &steering{kernel: listeners[0].kernel, flight: f}
 	for _, l := range listeners {
 		var stat unix.Stat_t
 		var err error
@@ -93,7 +91,7 @@ func (s *steering) look(ctx context.Context, judge bool) {
 // list returns the group's listeners in the order of listen(2), by inode.
 func (s *steering) list(ctx context.Context) (inodes []uint32, err error) {
 	err = s.flight.ask(func() error {
-		inodes, err = s.sys.groupOf(ctx, s.own[0].l, s.own[0].inode)
+		inodes, err = s.kernel.groupOf(ctx, s.own[0].l, s.own[0].inode)
 		return err
 	})
 	return inodes, err
@@ -111,7 +109,7 @@ func noteGroup(ctx context.Context, listeners ...*Listener) {
 	if cerr := l.raw.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &stat) }); cerr != nil || err != nil {
 		return
 	}
-	l.group, _ = l.sys.groupOf(ctx, l, uint32(stat.Ino))
+	l.group, _ = l.kernel.groupOf(ctx, l, uint32(stat.Ino))
 }
 
 // follow brings members to what is listed, and reports whether nothing has changed.
@@ -142,7 +140,7 @@ func (s *steering) remove(i int) {
 // dropped reports whether one of the listeners has dropped a packet since the last look.
 func (s *steering) dropped() (yes bool) {
 	for _, own := range s.own {
-		stats, err := readStats(s.sys, own.l.raw, own.l.transport)
+		stats, err := readStats(s.kernel, own.l.raw, own.l.transport)
 		if err != nil {
 			continue
 		}
@@ -170,7 +168,7 @@ func (s *steering) attach(p []unix.SockFilter) {
 	}
 	for _, own := range s.own {
 		var err error
-		cerr := own.l.raw.Control(func(fd uintptr) { err = s.sys.attachProgram(int(fd), p) })
+		cerr := own.l.raw.Control(func(fd uintptr) { err = s.kernel.attachProgram(int(fd), p) })
 		if cerr == nil && err == nil {
 			s.on = true
 			return
@@ -184,7 +182,7 @@ func (s *steering) detach() {
 	}
 	for _, own := range s.own {
 		var err error
-		cerr := own.l.raw.Control(func(fd uintptr) { err = s.sys.detachProgram(int(fd)) })
+		cerr := own.l.raw.Control(func(fd uintptr) { err = s.kernel.detachProgram(int(fd)) })
 		if cerr == nil && err == nil {
 			s.on = false
 			return
@@ -316,87 +314,4 @@ func detachProgram(fd int) error {
 		return nil
 	}
 	return err
-}
-
-// A member is one listener of a port, as sock_diag lists it. Two with the same group
-// are of one SO_REUSEPORT group, if they have the option.
-type member struct {
-	inode uint32
-	group group
-}
-
-type group struct {
-	family uint8
-	v6only uint8
-	addr   [16]byte
-	device uint32
-	uid    uint32
-}
-
-const (
-	diagSource    = diagSockID + 2*2 // __be32 idiag_src[4]
-	diagInterface = diagSockID + 36  // __u32 idiag_if
-	diagUID       = 64               // __u32 idiag_uid
-	diagInode     = 68               // __u32 idiag_inode
-	diagSKV6Only  = 11               // INET_DIAG_SKV6ONLY, a u8
-)
-
-// listeners lists the listeners of l's port and family, in the order in which they
-// called listen(2). The kernel lists those of IPv4 newest first.
-func (sys *system) listeners(ctx context.Context, l *Listener) (all []member, err error) {
-	addr := l.Addr().(*net.TCPAddr)
-	family := uint8(unix.AF_INET6)
-	if addr.IP.To4() != nil {
-		family = unix.AF_INET
-	}
-	rows, err := sys.diag(ctx, diagRequest(family, addr.Port, 1<<tcpListen))
-	if err != nil {
-		return nil, err
-	}
-	for _, row := range rows {
-		r, err := parseMember(row)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, r)
-	}
-	if family == unix.AF_INET {
-		slices.Reverse(all)
-	}
-	return all, nil
-}
-
-// groupOf lists the group of l in the order of listen(2), by inode.
-func (sys *system) groupOf(ctx context.Context, l *Listener, inode uint32) (inodes []uint32, err error) {
-	rows, err := sys.listeners(ctx, l)
-	if err != nil {
-		return nil, err
-	}
-	i := slices.IndexFunc(rows, func(r member) bool { return r.inode == inode })
-	if i < 0 {
-		return nil, errors.New("the listener is not listed")
-	}
-	for _, r := range rows {
-		if r.group == rows[i].group {
-			inodes = append(inodes, r.inode)
-		}
-	}
-	return inodes, nil
-}
-
-// parseMember parses a row of sock_diag: struct inet_diag_msg, then attributes.
-func parseMember(row []byte) (r member, err error) {
-	if len(row) < diagMsgSize {
-		return r, unix.EBADMSG
-	}
-	r.inode = binary.NativeEndian.Uint32(row[diagInode:])
-	r.group.family = row[diagFamily]
-	copy(r.group.addr[:], row[diagSource:])
-	r.group.device = binary.NativeEndian.Uint32(row[diagInterface:])
-	r.group.uid = binary.NativeEndian.Uint32(row[diagUID:])
-	v6only, err := attribute(row, diagSKV6Only)
-	if len(v6only) > 0 {
-		r.group.v6only = v6only[0]
-	}
-	return r, err
 }

@@ -154,34 +154,6 @@ func TestSteeringFollowsTheGroup(t *testing.T) {
 	}
 }
 
-func TestParseMember(t *testing.T) {
-	row := make([]byte, diagMsgSize)
-	row[diagFamily], row[diagSource], row[diagInterface], row[diagUID], row[diagInode] = unix.AF_INET6, 9, 1, 2, 3
-	if row[diagInode+3] != 0 {
-		t.Skip("big-endian")
-	}
-	want := member{3, group{family: unix.AF_INET6, addr: [16]byte{9}, device: 1, uid: 2}}
-	attribute := func(kind byte, value ...byte) []byte {
-		p := append([]byte{byte(4 + len(value)), 0, kind, 0}, value...)
-		return append(p, make([]byte, -len(p)&3)...)
-	}
-	got, err := parseMember(row)
-	require.NoError(t, err)
-	require.Equal(t, want, got)
-	got, err = parseMember(slices.Concat(row, attribute(1, 1, 2, 3), attribute(diagSKV6Only, 1)))
-	require.NoError(t, err)
-	want.group.v6only = 1
-	require.Equal(t, want, got)
-	for name, p := range map[string][]byte{
-		"short":                   row[:diagMsgSize-1],
-		"an attribute too short":  slices.Concat(row, []byte{3, 0, 1, 0}),
-		"an attribute beyond all": slices.Concat(row, []byte{9, 0, 1, 0}),
-	} {
-		_, err := parseMember(p)
-		require.ErrorIs(t, err, unix.EBADMSG, name)
-	}
-}
-
 // A generation is what one process of a rolling restart has.
 type generation struct {
 	shards *Shards
@@ -189,9 +161,9 @@ type generation struct {
 }
 
 // newGeneration has n listeners at address, which answer with one byte.
-func newGeneration(t *testing.T, sys *system, network, address string, n int, opts ...Option) *generation {
+func newGeneration(t *testing.T, k *kernel, network, address string, n int, opts ...Option) *generation {
 	t.Helper()
-	s, err := sys.shards(t.Context(), network, address, n, append([]Option{WithReusePort(), WithBacklog(1024)}, opts...))
+	s, err := k.shards(t.Context(), network, address, n, append([]Option{WithReusePort(), WithBacklog(1024)}, opts...))
 	require.NoError(t, err)
 	g := &generation{s, make(chan error, 1)}
 	go func() {
@@ -287,7 +259,7 @@ func (th *throng) answers(t *testing.T, n int64) {
 // lost, and hardly any has to send its SYN again. The kernel counts those.
 func TestSteeredGenerations(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
+	forEachStop(t, func(t *testing.T, k kernel, _ way) {
 		for _, row := range []struct {
 			name, network, address, dial string
 			sizes                        []int
@@ -308,14 +280,14 @@ func TestSteeredGenerations(t *testing.T) {
 				if strings.Contains(row.network+row.address, "6") || row.network == "tcp" {
 					haveIPv6(t)
 				}
-				g := newGeneration(t, &sys, row.network, row.address, row.sizes[0], row.opts...)
+				g := newGeneration(t, &k, row.network, row.address, row.sizes[0], row.opts...)
 				address := g.shards.Addr().String()
 				port := g.shards.Addr().(*net.TCPAddr).Port
 				clients := newThrong(16, net.JoinHostPort(row.dial, strconv.Itoa(port)))
 				clients.answers(t, 50)
 				before := kernelCounter(t, "TCPSynRetrans")
 				for i := range row.generations {
-					next := newGeneration(t, &sys, row.network, address, row.sizes[(i+1)%len(row.sizes)], row.opts...)
+					next := newGeneration(t, &k, row.network, address, row.sizes[(i+1)%len(row.sizes)], row.opts...)
 					g.end(t)
 					g = next
 					clients.answers(t, 20)
@@ -340,10 +312,10 @@ type counted struct {
 	clients atomic.Int64
 }
 
-func newMembers(t *testing.T, sys *system, address string, n int, opts ...Option) (all []*counted) {
+func newMembers(t *testing.T, k *kernel, address string, n int, opts ...Option) (all []*counted) {
 	t.Helper()
 	for range n {
-		ln, err := sys.listenWith(t.Context(), "tcp4", address, append([]Option{WithReusePort(), WithBacklog(1024)}, opts...))
+		ln, err := k.listenWith(t.Context(), "tcp4", address, append([]Option{WithReusePort(), WithBacklog(1024)}, opts...))
 		require.NoError(t, err)
 		address = ln.Addr().String()
 		c := &counted{Listener: ln}
@@ -387,19 +359,19 @@ func requireEven(t *testing.T, parts []float64) {
 func TestListenHealsAGroup(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		sys := realSystem
+		k := realKernel
 		for _, row := range []struct {
 			name   string
 			opts   []Option
 			healed bool
 		}{{"WithReusePort", nil, true}, {"WithoutSteering", []Option{WithoutSteering()}, false}} {
 			t.Run(row.name, func(t *testing.T) {
-				members := newMembers(t, &sys, "127.0.0.1:0", 2)
+				members := newMembers(t, &k, "127.0.0.1:0", 2)
 				requireEven(t, shares(t, members, 200))
 				left := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 1}}
 				onDescriptor(t, members[0].Listener, func(fd int) (int, error) { return 0, attachProgram(fd, left) })
 				require.Equal(t, []float64{0, 1}, shares(t, members, 50))
-				members = append(members, newMembers(t, &sys, members[0].Addr().String(), 1, row.opts...)...)
+				members = append(members, newMembers(t, &k, members[0].Addr().String(), 1, row.opts...)...)
 				if row.healed {
 					requireEven(t, shares(t, members, 300))
 				} else {
@@ -414,9 +386,9 @@ func TestListenHealsAGroup(t *testing.T) {
 // resumes, the kernel's hash decides again.
 func TestSharesAroundADrain(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
+	forEachStop(t, func(t *testing.T, k kernel, _ way) {
 		for drains := range 4 {
-			members := newMembers(t, &sys, "127.0.0.1:0", 4)
+			members := newMembers(t, &k, "127.0.0.1:0", 4)
 			others := slices.Delete(slices.Clone(members), drains, drains+1)
 			require.NoError(t, members[drains].Drain(within(t, patience)))
 			before := kernelCounter(t, "TCPSynRetrans")
@@ -429,7 +401,7 @@ func TestSharesAroundADrain(t *testing.T) {
 			if drains < 3 { // the last leaves a program, which gives the others all the same
 				requireEven(t, shares(t, others, 200))
 			}
-			newcomers := newMembers(t, &sys, members[drains].Addr().String(), 1)
+			newcomers := newMembers(t, &k, members[drains].Addr().String(), 1)
 			requireEven(t, shares(t, append(others, newcomers...), 300))
 			require.Equal(t, before, kernelCounter(t, "TCPSynRetrans"), "member %d", drains)
 		}
@@ -439,17 +411,17 @@ func TestSharesAroundADrain(t *testing.T) {
 // A wrong idea of the group shows by dropped SYNs, and the next guess is tried.
 func TestSteeringGuessesAgain(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
-		members := newMembers(t, &sys, "127.0.0.1:0", 3)
+	forEachStop(t, func(t *testing.T, k kernel, _ way) {
+		members := newMembers(t, &k, "127.0.0.1:0", 3)
 		l := members[2].Listener
 		slices.Reverse(l.group) // as after closes in an order that nobody saw
 		clients := newThrong(8, l.Addr().String())
 		// Its loop ends, so the drain waits for what is queued.
 		require.NoError(t, l.SetDeadline(time.Now()))
 		require.Eventually(t, func() bool {
-			l.accepts.mu.Lock()
-			defer l.accepts.mu.Unlock()
-			return l.accepts.inside == 0
+			l.gate.mu.Lock()
+			defer l.gate.mu.Unlock()
+			return l.gate.inside == 0
 		}, patience, time.Millisecond)
 		c := dialUntil(t, l)
 		defer c.Close()
@@ -497,8 +469,8 @@ func dialUntil(t *testing.T, l *Listener) net.Conn {
 // comes off, and whoever listens next has the clients.
 func TestSuccessorDies(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
-		members := newMembers(t, &sys, "127.0.0.1:0", 2)
+	forEachStop(t, func(t *testing.T, k kernel, _ way) {
+		members := newMembers(t, &k, "127.0.0.1:0", 2)
 		old, successor := members[0], members[1]
 		require.NoError(t, old.SetDeadline(time.Now()))
 		c := dialUntil(t, old.Listener)
@@ -517,7 +489,7 @@ func TestSuccessorDies(t *testing.T) {
 		require.NoError(t, successor.Close())
 		require.Eventually(t, func() bool { return !on() }, patience, time.Millisecond)
 		require.ErrorAs(t, received(t, drained), new(*DrainError))
-		third := newMembers(t, &sys, old.Addr().String(), 1)
+		third := newMembers(t, &k, old.Addr().String(), 1)
 		require.NoError(t, old.Close())
 		require.Equal(t, []float64{1}, shares(t, third, 50))
 	})
@@ -527,12 +499,12 @@ func TestSuccessorDies(t *testing.T) {
 // what it is without steering.
 func TestDrainWithoutAProgram(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
-		for name, breaks := range map[string]func(*system){
-			"EPERM": func(sys *system) { sys.attachProgram = func(int, []unix.SockFilter) error { return unix.EPERM } },
-			"no listing": func(sys *system) {
-				diag := sys.diag
-				sys.diag = func(ctx context.Context, request []byte) ([][]byte, error) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
+		for name, breaks := range map[string]func(*kernel){
+			"EPERM": func(k *kernel) { k.attachProgram = func(int, []unix.SockFilter) error { return unix.EPERM } },
+			"no listing": func(k *kernel) {
+				diag := k.diag
+				k.diag = func(ctx context.Context, request []byte) ([][]byte, error) {
 					if binary.NativeEndian.Uint32(request[unix.SizeofNlMsghdr+4:]) == 1<<tcpListen {
 						return nil, unix.EACCES
 					}
@@ -541,7 +513,7 @@ func TestDrainWithoutAProgram(t *testing.T) {
 			},
 		} {
 			t.Run(name, func(t *testing.T) {
-				broken := sys
+				broken := k
 				breaks(&broken)
 				members := newMembers(t, &broken, "127.0.0.1:0", 2)
 				require.NoError(t, members[0].Drain(within(t, patience)))

@@ -1,10 +1,12 @@
 package acceptq
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"runtime"
 	"slices"
 	"strconv"
@@ -162,17 +164,32 @@ var noSystem = System{
 // -1 and not an error. The error matches [errors.ErrUnsupported] on systems of which
 // the package can read nothing.
 func ReadSystem() (System, error) {
-	return realSystem.readSystem()
+	return realKernel.readSystem()
 }
 
-func (sys *system) readSystem() (System, error) {
+func (k *kernel) readSystem() (System, error) {
 	s := noSystem
 	r, known := ruleOf(runtime.GOOS)
 	if !known {
 		return s, errNoRule
 	}
 	s.Knob = r.knob
-	s.Ceiling, _, _ = sys.bounds()
-	sys.describe(&s)
+	s.Ceiling, _, _ = k.bounds()
+	k.readSettings(&s)
 	return s, nil
 }
+
+// sysctlNumber is an unsigned number of sysctl(3), or a truth value, which has one
+// byte.
+func sysctlNumber(raw []byte) (n uint32, ok bool) {
+	switch len(raw) {
+	case 1:
+		return uint32(raw[0]), true
+	case 4:
+		return binary.NativeEndian.Uint32(raw), true
+	}
+	return 0, false
+}
+
+// sysctlCount is the unsigned number of sysctl(3) as a number of connections.
+func sysctlCount(n uint32) int { return int(min(n, math.MaxInt32)) }

@@ -1,7 +1,11 @@
 package acceptq
 
 import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
+	"log/slog"
 	"math"
 	"strconv"
 	"strings"
@@ -70,4 +74,175 @@ func digits(text string) string {
 		return "0"
 	}
 	return s
+}
+
+func TestNetstatCounter(t *testing.T) {
+	const tables = "TcpExt: SyncookiesSent ListenOverflows ListenDrops\nTcpExt: 1 22 333\n" +
+		"IpExt: InNoRoutes ListenDrops\nIpExt: 4 5\n"
+	for name, row := range map[string]struct {
+		text string
+		want int64 // of ListenDrops in TcpExt
+	}{
+		"as the kernel writes it":             {tables, 333},
+		"the other table first":               {"IpExt: A ListenDrops\nIpExt: 4 5\nTcpExt: ListenDrops\nTcpExt: 6\n", 6},
+		"columns in another order":            {"TcpExt: ListenDrops A B\nTcpExt: 7 8 9\n", 7},
+		"a column more than today":            {"TcpExt: A New ListenDrops\nTcpExt: 1 2 3\n", 3},
+		"zero":                                {"TcpExt: ListenDrops\nTcpExt: 0\n", 0},
+		"no newline at the end":               {"TcpExt: ListenDrops\nTcpExt: 10", 10},
+		"spaces and tabs":                     {"TcpExt:  A\tListenDrops \nTcpExt:\t1   2\t\n", 2},
+		"the newlines of another system":      {"TcpExt: A ListenDrops\r\nTcpExt: 1 2\r\n", 2},
+		"the largest":                         {"TcpExt: ListenDrops\nTcpExt: 9223372036854775807\n", math.MaxInt64},
+		"more values than names":              {"TcpExt: ListenDrops\nTcpExt: 1 2 3\n", 1},
+		"names like it":                       {"TcpExt: ListenDropsX XListenDrops ListenDrops\nTcpExt: 1 2 3\n", 3},
+		"the name twice":                      {"TcpExt: ListenDrops ListenDrops\nTcpExt: 1 2\n", 1},
+		"the table twice":                     {"TcpExt: ListenDrops\nTcpExt: 1\nTcpExt: ListenDrops\nTcpExt: 2\n", 1},
+		"lines between":                       {"TcpExt: ListenDrops\n\nIpExt: X\nTcpExt: 4\n", 4},
+		"one too large for 64 bits":           {"TcpExt: ListenDrops\nTcpExt: 9223372036854775808\n", unknown},
+		"negative":                            {"TcpExt: ListenDrops\nTcpExt: -1\n", unknown},
+		"minus nothing":                       {"TcpExt: ListenDrops\nTcpExt: -0\n", unknown},
+		"a word":                              {"TcpExt: ListenDrops\nTcpExt: many\n", unknown},
+		"hexadecimal":                         {"TcpExt: ListenDrops\nTcpExt: 0x10\n", unknown},
+		"the column missing":                  {"TcpExt: A B\nTcpExt: 1 2\n", unknown},
+		"its value missing":                   {"TcpExt: A ListenDrops\nTcpExt: 1\n", unknown},
+		"all values missing":                  {"TcpExt: ListenDrops\nTcpExt:\n", unknown},
+		"the line of values missing":          {"TcpExt: ListenDrops\n", unknown},
+		"cut after the names":                 {"TcpExt: ListenDrops", unknown},
+		"the names missing":                   {"TcpExt:\nTcpExt: 1\n", unknown},
+		"the column in another table only":    {"TcpExt: A\nTcpExt: 1\nIpExt: ListenDrops\nIpExt: 2\n", unknown},
+		"the table missing":                   {"IpExt: ListenDrops\nIpExt: 2\n", unknown},
+		"a table whose name ends in this one": {"XTcpExt: ListenDrops\nXTcpExt: 2\n", unknown},
+		"no colon":                            {"TcpExt ListenDrops\nTcpExt 2\n", unknown},
+		"nothing":                             {"", unknown},
+		"newlines":                            {"\n\n\n", unknown},
+	} {
+		require.Equal(t, row.want, netstatCounter(row.text, "TcpExt", "ListenDrops"), name)
+	}
+	require.EqualValues(t, 5, netstatCounter(tables, "IpExt", "ListenDrops"))
+
+	// Wider than any kernel's, and the last column asked for.
+	wide := strings.Repeat("Column ", 100_000) + "ListenDrops"
+	values := strings.Repeat("1 ", 100_000) + "42"
+	require.EqualValues(t, 42, netstatCounter("TcpExt: "+wide+"\nTcpExt: "+values+"\n", "TcpExt", "ListenDrops"))
+}
+
+// FuzzNetstatCounter holds the parser to a slower one of another build, and to
+// what must not matter: where the column stands, and what other tables say.
+func FuzzNetstatCounter(f *testing.F) {
+	f.Add("TcpExt: SyncookiesSent ListenOverflows ListenDrops\nTcpExt: 1 22 333\nIpExt: ListenDrops\nIpExt: 4\n")
+	f.Add("TcpExt: ListenDrops\nTcpExt: -1\n")
+	f.Add("TcpExt: A ListenDrops\nTcpExt: 1")
+	f.Add("TcpExt: ListenDrops")
+	f.Add("TcpExt:\nTcpExt: 99999999999999999999\n\x00\xff")
+	f.Add("TcpExt: ListenDrops\rTcpExt: 5\nTcpExt: +7\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		const table, column = "TcpExt", "ListenDrops"
+		got := netstatCounter(text, table, column)
+		require.Equal(t, plainCounter(text, table, column), got)
+		require.GreaterOrEqual(t, got, int64(unknown))
+
+		other := "IpExt: ListenDrops\nIpExt: 987654321\n"
+		require.Equal(t, got, netstatCounter(other+text, table, column), "another table before it")
+		if text == "" || strings.HasSuffix(text, "\n") {
+			require.Equal(t, got, netstatCounter(text+other, table, column), "another table after it")
+			before := "TcpExt: First ListenDrops Last\nTcpExt: 1 2 3\n"
+			require.EqualValues(t, 2, netstatCounter(before+text, table, column), "the first pair of lines counts")
+		}
+		if got != unknown {
+			require.Contains(t, text, strconv.FormatInt(got, 10))
+		}
+	})
+}
+
+// plainCounter is netstatCounter over again: all lines of the table first, then
+// its first two as columns.
+func plainCounter(text, table, column string) int64 {
+	var lines []string
+	for _, line := range strings.Split(text, "\n") {
+		if rest, ok := strings.CutPrefix(line, table+":"); ok {
+			lines = append(lines, rest)
+		}
+	}
+	if len(lines) < 2 {
+		return unknown
+	}
+	names, values := strings.Fields(lines[0]), strings.Fields(lines[1])
+	for i, name := range names {
+		if name != column {
+			continue
+		}
+		if i >= len(values) {
+			return unknown
+		}
+		n, err := strconv.ParseInt(values[i], 10, 64)
+		if err != nil || strings.Trim(values[i], "0123456789") != "" {
+			return unknown
+		}
+		return n
+	}
+	return unknown
+}
+
+func TestSystemAnswers(t *testing.T) {
+	s, err := ReadSystem()
+	if !systemTells() {
+		require.ErrorIs(t, err, errors.ErrUnsupported)
+		require.Equal(t, System{
+			Ceiling: unknown, SYNBacklog: unknown, SYNCookies: unknown, AbortOnOverflow: unknown, MigrateRequests: unknown,
+			ListenOverflows: unknown, ListenDrops: unknown, ReqQFullDrop: unknown, ReqQFullDoCookies: unknown,
+		}, s)
+	} else {
+		require.NoError(t, err)
+		predicted, err := PredictBacklog(-1)
+		if err == nil {
+			require.Equal(t, predicted.Ceiling, s.Ceiling)
+		}
+	}
+	some := System{Ceiling: 128, Knob: "k", SYNBacklog: unknown, ListenDrops: unknown}
+	var log bytes.Buffer
+	slog.New(slog.NewTextHandler(&log, nil)).Info("", "system", some)
+	require.Contains(t, log.String(), "system.ceiling=128 system.knob=k system.synCookies=0 system.abortOnOverflow=0 "+
+		"system.migrateRequests=0 system.listenOverflows=0 system.reqQFullDrop=0 system.reqQFullDoCookies=0\n")
+	text, err := json.Marshal(some)
+	require.NoError(t, err)
+	require.Equal(t, `{"ceiling":128,"knob":"k","synBacklog":null,"synCookies":0,"abortOnOverflow":0,`+
+		`"migrateRequests":0,"listenOverflows":0,"listenDrops":null,"reqQFullDrop":0,"reqQFullDoCookies":0}`, string(text))
+}
+
+func TestSysctlNumber(t *testing.T) {
+	word := binary.NativeEndian.AppendUint32(nil, 1400507)
+	for name, row := range map[string]struct {
+		raw  []byte
+		want uint32
+		ok   bool
+	}{
+		"four bytes":     {word, 1400507, true},
+		"one byte, true": {[]byte{1}, 1, true},
+		"one byte":       {[]byte{0}, 0, true},
+		"nothing":        {nil, 0, false},
+		"two bytes":      {[]byte{1, 0}, 0, false},
+		"eight bytes":    {make([]byte, 8), 0, false},
+	} {
+		n, ok := sysctlNumber(row.raw)
+		require.Equal(t, row.ok, ok, name)
+		require.Equal(t, row.want, n, name)
+	}
+}
+
+func TestSysctlCount(t *testing.T) {
+	for _, tt := range []struct {
+		rule string
+		n    uint32
+		want int
+	}{
+		{"zero is a number", 0, 0},
+		{"a number is kept", 128, 128},
+		{"FreeBSD's highest is kept", math.MaxUint32 / 3, 1431655765},
+		{"the largest int is kept", math.MaxInt32, math.MaxInt32},
+		{"what an int cannot hold is the largest", math.MaxInt32 + 1, math.MaxInt32},
+		{"a negative int is never -1, which is unknown", math.MaxUint32, math.MaxInt32},
+	} {
+		t.Run(tt.rule, func(t *testing.T) {
+			require.Equal(t, tt.want, sysctlCount(tt.n))
+		})
+	}
 }

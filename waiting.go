@@ -86,7 +86,7 @@ func waiting(ctx context.Context, listeners []*Listener) ([]Waiting, error) {
 	if ctx == nil {
 		return nil, first.opError("waiting", errors.New("nil context"))
 	}
-	all, err := first.sys.waiting(ctx, listeners)
+	all, err := first.kernel.waiting(ctx, listeners)
 	if err != nil {
 		return nil, first.opError("waiting", err)
 	}

@@ -17,7 +17,7 @@ import (
 
 // waiting lists the connections in the queues of listeners. All of them have the same
 // port, family and network namespace.
-func (sys *system) waiting(ctx context.Context, listeners []*Listener) (all []Waiting, err error) {
+func (k *kernel) waiting(ctx context.Context, listeners []*Listener) (all []Waiting, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -40,11 +40,11 @@ func (sys *system) waiting(ctx context.Context, listeners []*Listener) (all []Wa
 			}
 			// A connection has the family of its listener, also if the client of an
 			// IPv6 socket speaks IPv4.
-			if family, operr = sys.getsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN); operr != nil {
+			if family, operr = k.getsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN); operr != nil {
 				operr = os.NewSyscallError("getsockopt", operr)
 				return
 			}
-			where, lost = sys.namespaceOf(int(fd))
+			where, lost = k.namespaceOf(int(fd))
 		})
 		if err := cmp.Or(err, operr); err != nil {
 			where.close()
@@ -54,7 +54,7 @@ func (sys *system) waiting(ctx context.Context, listeners []*Listener) (all []Wa
 	defer where.close()
 	port := listeners[0].Addr().(*net.TCPAddr).Port
 	err = where.in(func() (err error) {
-		all, err = sys.queuedOn(ctx, uint8(family), port, own)
+		all, err = k.queuedOn(ctx, uint8(family), port, own)
 		return err
 	})
 	if errors.Is(err, errNotListed) && lost != nil {
@@ -73,9 +73,9 @@ const queuedStates = 1<<tcpEstablished | 1<<tcpSynRecv | 1<<tcpCloseWait
 
 // queuedOn lists the connections on a port that wait in the queue of a listener whose
 // inode is in own, or may do so.
-func (sys *system) queuedOn(ctx context.Context, family uint8, port int, own map[uint32]bool) ([]Waiting, error) {
+func (k *kernel) queuedOn(ctx context.Context, family uint8, port int, own map[uint32]bool) ([]Waiting, error) {
 	request := diagRequestWith(family, port, queuedStates|1<<tcpListen, 1<<(diagInfo-1))
-	raw, err := sys.diagSome(ctx, request, func(p []byte) bool {
+	raw, err := k.diagSome(ctx, request, func(p []byte) bool {
 		// All accepted connections of the port are listed too, and may be many.
 		return len(p) < diagMsgSize || p[diagState] == tcpListen || binary.NativeEndian.Uint32(p[diagInode:]) == 0
 	})

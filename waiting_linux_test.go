@@ -52,7 +52,7 @@ func TestWaitingListsTheQueue(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		const n, closed = 100, 30
-		ln := listen4(t, realSystem, WithBacklog(n))
+		ln := listen4(t, realKernel, WithBacklog(n))
 		type client struct {
 			wait
 			received int
@@ -117,15 +117,15 @@ func TestWaitingListsTheQueue(t *testing.T) {
 func TestWaitingListsNothingElse(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		ln := listen4(t, realSystem)
+		ln := listen4(t, realKernel)
 		all, err := ln.Waiting(t.Context())
 		require.NoError(t, err)
 		require.Empty(t, all)
 
-		other := listen4(t, realSystem)
+		other := listen4(t, realKernel)
 		dialed(t, other, 2)
 		newDeafClient(t, ln.Addr())
-		held := listen4(t, realSystem, WithDeferAccept(30*time.Second))
+		held := listen4(t, realKernel, WithDeferAccept(30*time.Second))
 		h, err := net.Dial("tcp", held.Addr().String())
 		require.NoError(t, err)
 		defer h.Close()
@@ -208,7 +208,7 @@ func TestWaitingShared(t *testing.T) {
 			}
 		}
 		t.Run("one address", func(t *testing.T) {
-			a := listen4(t, realSystem, WithReusePort())
+			a := listen4(t, realKernel, WithReusePort())
 			dial(t, a.Addr().String(), 5)
 			require.Zero(t, shared(waitingBecomes(t, 5, a.Waiting)))
 			b, err := ListenTCP(a.Addr().String(), WithReusePort())
@@ -265,7 +265,7 @@ func TestWaitingFastOpen(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_fastopen", 0x1|0x2|0x4|0x200) // both sides, without a cookie
-		ln := listen4(t, realSystem, WithFastOpen(5))
+		ln := listen4(t, realKernel, WithFastOpen(5))
 		fastOpen(t, ln.Addr(), true)
 		all := waitingBecomes(t, 1, ln.Waiting)
 		require.EqualValues(t, 4, all[0].Received)
@@ -324,9 +324,9 @@ func TestWaitingInAnotherNamespace(t *testing.T) {
 		require.Equal(t, addressesOf(c), clientsOf(waitingBecomes(t, 1, ln.Waiting)))
 
 		// Without the privilege to go there the list is not empty but unknown.
-		sys := realSystem
-		sys.namespaceFile = func(int) (*os.File, error) { return nil, unix.EPERM }
-		ln.sys = &sys
+		k := realKernel
+		k.namespaceFile = func(int) (*os.File, error) { return nil, unix.EPERM }
+		ln.kernel = &k
 		_, err := ln.Waiting(t.Context())
 		requireOp(t, err, "waiting")
 		require.ErrorIs(t, err, errors.ErrUnsupported)
@@ -339,7 +339,7 @@ func TestWaitingUnderLoad(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		const clients, each = 16, 20
-		ln := listen4(t, realSystem, WithBacklog(clients))
+		ln := listen4(t, realKernel, WithBacklog(clients))
 		loop := serveEach(ln)
 		stop := make(chan struct{})
 		var asking, running sync.WaitGroup
@@ -382,14 +382,14 @@ func TestWaitingUnderLoad(t *testing.T) {
 
 // It needs no privilege. This test runs in no namespace, so it can be run as anyone.
 func TestWaitingUnprivileged(t *testing.T) {
-	ln := listen4(t, realSystem)
+	ln := listen4(t, realKernel)
 	clients := dialed(t, ln, 3)
 	require.Equal(t, addressesOf(clients...), clientsOf(waitingBecomes(t, 3, ln.Waiting)))
 }
 
 // ctx is obeyed, also while the kernel is silent.
 func TestWaitingObeysContext(t *testing.T) {
-	ln := listen4(t, realSystem)
+	ln := listen4(t, realKernel)
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	all, err := ln.Waiting(ended)
@@ -397,11 +397,11 @@ func TestWaitingObeysContext(t *testing.T) {
 	requireOp(t, err, "waiting")
 	require.ErrorIs(t, err, context.Canceled)
 
-	sys := realSystem
-	sys.diagSome = func(ctx context.Context, _ []byte, keep func([]byte) bool) ([][]byte, error) {
+	k := realKernel
+	k.diagSome = func(ctx context.Context, _ []byte, keep func([]byte) bool) ([][]byte, error) {
 		return readDump(ctx, keep, func([]byte) (int, error) { return 0, unix.EAGAIN })
 	}
-	ln.sys = &sys
+	ln.kernel = &k
 	_, err = ln.Waiting(within(t, 20*time.Millisecond))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 }
@@ -455,7 +455,7 @@ func queueRow(state uint8, inode uint32, cookie uint64, n int) []byte {
 
 // What the kernel answers is not taken for more than it says.
 func TestWaitingOfOtherAnswers(t *testing.T) {
-	ln := listen4(t, realSystem)
+	ln := listen4(t, realKernel)
 	inode := uint32(inode(t, ln))
 	listener := queueRow(tcpListen, inode, 1, 8)
 	client := netip.MustParseAddrPort("127.0.0.1:2")
@@ -480,8 +480,8 @@ func TestWaitingOfOtherAnswers(t *testing.T) {
 		{"an attribute longer than the row", [][]byte{listener, append(queueRow(tcpEstablished, 0, 2, -1), 0xff, 0xff, 2, 0)}, nil, unix.EBADMSG},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			sys := realSystem
-			sys.diagSome = func(_ context.Context, _ []byte, keep func([]byte) bool) (rows [][]byte, err error) {
+			k := realKernel
+			k.diagSome = func(_ context.Context, _ []byte, keep func([]byte) bool) (rows [][]byte, err error) {
 				for _, p := range row.rows {
 					if keep(p) {
 						rows = append(rows, p)
@@ -489,7 +489,7 @@ func TestWaitingOfOtherAnswers(t *testing.T) {
 				}
 				return rows, nil
 			}
-			ln.sys = &sys
+			ln.kernel = &k
 			all, err := ln.Waiting(t.Context())
 			require.ErrorIs(t, err, row.err)
 			require.Len(t, all, len(row.want))

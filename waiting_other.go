@@ -12,6 +12,6 @@ import (
 // those that are queued. struct xtcpcb of netinet/tcp_var.h names neither the
 // listener nor the time at which the connection was made, only that of the last
 // segment. The lists of the other systems come from the same source.
-func (*system) waiting(context.Context, []*Listener) ([]Waiting, error) {
+func (*kernel) waiting(context.Context, []*Listener) ([]Waiting, error) {
 	return nil, fmt.Errorf("the connections in the accept queue: %w", errors.ErrUnsupported)
 }

@@ -21,21 +21,21 @@ func aRow() []byte {
 
 // scripted is a kernel whose answers about handshakes follow a script: rows[i] is the
 // answer to look i, and the last one stays.
-func scripted(looks *atomic.Int64, rows ...[][]byte) system {
-	sys := withoutFilter()
-	sys.diag = func(context.Context, []byte) ([][]byte, error) {
+func scripted(looks *atomic.Int64, rows ...[][]byte) kernel {
+	k := withoutFilter()
+	k.diag = func(context.Context, []byte) ([][]byte, error) {
 		i := looks.Add(1) - 1
 		return rows[min(int(i), len(rows)-1)], nil
 	}
-	return sys
+	return k
 }
 
 // A SYN that another processor was about to take in when the intake stopped shows at
 // the second look only.
 func TestDrainLooksTwiceForHandshakes(t *testing.T) {
 	var looks atomic.Int64
-	sys := scripted(&looks, nil, [][]byte{aRow()})
-	ln := listen4(t, sys)
+	k := scripted(&looks, nil, [][]byte{aRow()})
+	ln := listen4(t, k)
 	err := ln.Drain(within(t, 200*time.Millisecond))
 	var de *DrainError
 	require.ErrorAs(t, err, &de)
@@ -43,24 +43,24 @@ func TestDrainLooksTwiceForHandshakes(t *testing.T) {
 
 	// What comes at the third look began after the drain.
 	looks.Store(0)
-	sys = scripted(&looks, nil, nil, [][]byte{aRow()})
-	ln = listen4(t, sys)
+	k = scripted(&looks, nil, nil, [][]byte{aRow()})
+	ln = listen4(t, k)
 	require.NoError(t, ln.Drain(within(t, patience)))
 }
 
 // One look is not enough to say that nobody is in flight, also when ctx ends after it.
 func TestDrainIsNotSureAfterOneLook(t *testing.T) {
 	var looks atomic.Int64
-	sys := scripted(&looks, nil)
+	k := scripted(&looks, nil)
 	ctx, cancel := context.WithCancel(t.Context())
-	read := sys.getsockopt
-	sys.getsockopt = func(fd, level, name int, p []byte) (int, error) {
+	read := k.getsockopt
+	k.getsockopt = func(fd, level, name int, p []byte) (int, error) {
 		if looks.Load() == 1 {
 			cancel()
 		}
 		return read(fd, level, name, p)
 	}
-	ln := listen4(t, sys)
+	ln := listen4(t, k)
 	err := ln.Drain(ctx)
 	var de *DrainError
 	require.ErrorAs(t, err, &de)
@@ -72,16 +72,16 @@ func TestDrainIsNotSureAfterOneLook(t *testing.T) {
 // into the queue: a single look between the two would see nobody.
 func TestDrainLooksAgainWhenAHandshakeHasEnded(t *testing.T) {
 	var looks, queueReads atomic.Int64
-	sys := scripted(&looks, [][]byte{aRow()}, [][]byte{aRow()}, nil)
-	read := sys.getsockopt
-	sys.getsockopt = func(fd, level, name int, p []byte) (int, error) {
+	k := scripted(&looks, [][]byte{aRow()}, [][]byte{aRow()}, nil)
+	read := k.getsockopt
+	k.getsockopt = func(fd, level, name int, p []byte) (int, error) {
 		n, err := read(fd, level, name, p)
 		if name == unix.TCP_INFO && looks.Load() > 2 && queueReads.Add(1) > 1 {
 			binary.NativeEndian.PutUint32(p[infoUnacked:], 1) // it is in the queue by now
 		}
 		return n, err
 	}
-	ln := listen4(t, sys)
+	ln := listen4(t, k)
 	err := ln.Drain(within(t, 300*time.Millisecond))
 	var de *DrainError
 	require.ErrorAs(t, err, &de)
@@ -94,14 +94,14 @@ func TestDrainLooksAgainWhenAHandshakeHasEnded(t *testing.T) {
 func TestInheritanceIsNotedBeforeTheStop(t *testing.T) {
 	var ln *Listener
 	noted := false
-	sys := realSystem
-	sys.attachFilter = func(int, *unix.SockFprog) error {
+	k := realKernel
+	k.attachFilter = func(int, *unix.SockFprog) error {
 		in := ln.intake.inherited.Load()
 		require.NotNil(t, in)
 		require.True(t, in.stop.filter)
 		return unix.EPERM
 	}
-	sys.setsockoptInt = func(fd, level, name, value int) error {
+	k.setsockoptInt = func(fd, level, name, value int) error {
 		if value == maxTTL {
 			in := ln.intake.inherited.Load()
 			require.NotNil(t, in)
@@ -110,7 +110,7 @@ func TestInheritanceIsNotedBeforeTheStop(t *testing.T) {
 		}
 		return unix.SetsockoptInt(fd, level, name, value)
 	}
-	ln = listen4(t, sys)
+	ln = listen4(t, k)
 	require.NoError(t, ln.Drain(within(t, patience)))
 	require.True(t, noted)
 }
@@ -119,8 +119,8 @@ func TestInheritanceIsNotedBeforeTheStop(t *testing.T) {
 func TestShardsDrainWithTheLooksOfOne(t *testing.T) {
 	of := func(n int) int64 {
 		var looks atomic.Int64
-		sys := scripted(&looks, nil)
-		s, err := sys.shards(t.Context(), "tcp4", "127.0.0.1:0", n, nil)
+		k := scripted(&looks, nil)
+		s, err := k.shards(t.Context(), "tcp4", "127.0.0.1:0", n, nil)
 		require.NoError(t, err)
 		defer s.Close()
 		require.NoError(t, s.Drain(within(t, patience)))
@@ -132,12 +132,12 @@ func TestShardsDrainWithTheLooksOfOne(t *testing.T) {
 
 // A look that takes long is given up when ctx ends.
 func TestDrainGivesALookUp(t *testing.T) {
-	sys := withoutFilter()
-	sys.diag = func(ctx context.Context, _ []byte) ([][]byte, error) {
+	k := withoutFilter()
+	k.diag = func(ctx context.Context, _ []byte) ([][]byte, error) {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
-	s, err := sys.shards(t.Context(), "tcp4", "127.0.0.1:0", 8, nil)
+	s, err := k.shards(t.Context(), "tcp4", "127.0.0.1:0", 8, nil)
 	require.NoError(t, err)
 	defer s.Close()
 	err = s.Drain(within(t, 50*time.Millisecond))
@@ -163,16 +163,16 @@ func TestFamilies(t *testing.T) {
 // The drain of some shards ends well and that of others does not: all of it is told.
 func TestShardsDrainTellsAll(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, v4 way) {
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		fails := true
-		set := sys.setsockoptInt
-		sys.setsockoptInt = func(fd, level, name, value int) error {
+		set := k.setsockoptInt
+		k.setsockoptInt = func(fd, level, name, value int) error {
 			if fails && value == 0 {
 				return unix.ENOMEM
 			}
 			return set(fd, level, name, value)
 		}
-		s, err := sys.shards(t.Context(), "tcp4", "127.0.0.1:0", 4, nil)
+		s, err := k.shards(t.Context(), "tcp4", "127.0.0.1:0", 4, nil)
 		require.NoError(t, err)
 		defer s.Close()
 		f, err := s.listeners[2].File()

@@ -15,15 +15,15 @@ import (
 
 // When listening again fails, what was granted before is granted still.
 func TestSetBacklogThatFailsKeepsTheAccount(t *testing.T) {
-	sys := realSystem
+	k := realKernel
 	calls := 0
-	sys.listenCall = func(fd, backlog int) error {
+	k.listenCall = func(fd, backlog int) error {
 		if calls++; calls > 1 {
 			return unix.EAGAIN // FreeBSD 14: another thread is in a call on the socket
 		}
-		return realSystem.listenCall(fd, backlog)
+		return realKernel.listenCall(fd, backlog)
 	}
-	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(2)})
+	ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(2)})
 	require.NoError(t, err)
 	defer ln.Close()
 	before := ln.Backlog()
@@ -39,22 +39,22 @@ func TestSetBacklogThatFailsKeepsTheAccount(t *testing.T) {
 // kept with the limit of the other. The first is held in listen(2) until the second
 // waits for the lock or, if there is none, is in listen(2) too.
 func TestSetBacklogOneAtATime(t *testing.T) {
-	sys := realSystem
-	ln, err := sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(2)})
+	k := realKernel
+	ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(2)})
 	require.NoError(t, err)
 	defer ln.Close()
 
 	var inside, most atomic.Int32
 	var second sync.WaitGroup
 	var once sync.Once
-	sys.listenCall = func(fd, backlog int) error {
+	k.listenCall = func(fd, backlog int) error {
 		most.Store(max(most.Load(), inside.Add(1)))
 		defer inside.Add(-1)
 		once.Do(func() {
 			second.Go(func() { ln.SetBacklog(5) })
 			require.True(t, eventually(func() bool { return inside.Load() > 1 || waitsForResize() }))
 		})
-		return realSystem.listenCall(fd, backlog)
+		return realKernel.listenCall(fd, backlog)
 	}
 	b, err := ln.SetBacklog(4)
 	require.NoError(t, err)

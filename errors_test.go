@@ -3,63 +3,14 @@ package acceptq
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"runtime"
 	"strconv"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 )
-
-// refused makes a listener that must not come to be, and returns the error. It
-// leaves no descriptor and no goroutine.
-func refused(t *testing.T, listen func() (*Listener, error)) error {
-	t.Helper()
-	goroutines := goleak.IgnoreCurrent()
-	descriptors := openDescriptors()
-	ln, err := listen()
-	require.Error(t, err)
-	require.Nil(t, ln)
-	goleak.VerifyNone(t, goroutines) // first: net's look-ups end behind a call that was cancelled
-	require.Equal(t, descriptors, openDescriptors(), "descriptors left behind")
-
-	var op *net.OpError
-	require.ErrorAs(t, err, &op)
-	require.Equal(t, "listen", op.Op)
-	return err
-}
-
-// requireSameError compares an error with net's: the same words, the same
-// layers, the same cause.
-func requireSameError(t *testing.T, want, got error) {
-	t.Helper()
-	require.EqualError(t, got, want.Error())
-	wantLayers, wantCause := layers(want)
-	gotLayers, gotCause := layers(got)
-	require.Equal(t, wantLayers, gotLayers)
-	require.Equal(t, wantCause, gotCause)
-}
-
-func layers(err error) (types []string, cause error) {
-	for ; err != nil; err = errors.Unwrap(err) {
-		types, cause = append(types, fmt.Sprintf("%T", err)), err
-	}
-	return types, cause
-}
-
-// freeAgain checks that nothing holds the address. Another program may have
-// picked the port since; that one lets go of it, a leak does not.
-func freeAgain(t *testing.T, network, address string) {
-	t.Helper()
-	require.Eventually(t, func() bool {
-		ln, err := net.Listen(network, address)
-		return err == nil && ln.Close() == nil
-	}, 20*time.Second, time.Millisecond, "%s is held", address)
-}
 
 func TestBadInputFailsInNetsWords(t *testing.T) {
 	for _, tc := range []struct{ rule, network, address string }{

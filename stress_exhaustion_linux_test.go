@@ -4,7 +4,6 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"os"
 	"runtime"
 	"testing"
 
@@ -134,31 +133,4 @@ func TestThousandsOfListeners(t *testing.T) {
 	after := heapInUse()
 	t.Logf("heap: %d bytes before %d listeners, %d after", before, n, after)
 	require.Less(t, after, before+heapSlack)
-}
-
-// heapInUse is what is live, after what is not was collected.
-func heapInUse() int64 {
-	runtime.GC()
-	runtime.GC() // what a finalizer or a pool held back
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
-}
-
-// heapSlack is more than the noise, in bytes, and less than a leak in each of thousands.
-const heapSlack = 500_000
-
-// exhaust takes every descriptor that this process, a test's own, may have.
-func exhaust(t *testing.T) (files []*os.File) {
-	t.Helper()
-	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 64, Max: 64}))
-	for {
-		f, err := os.Open(os.DevNull)
-		if err != nil {
-			require.ErrorIs(t, err, unix.EMFILE)
-			return files
-		}
-		t.Cleanup(func() { f.Close() })
-		files = append(files, f)
-	}
 }

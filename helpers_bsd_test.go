@@ -1,0 +1,52 @@
+//go:build darwin || dragonfly || freebsd || netbsd || openbsd
+
+package acceptq
+
+import (
+	"net"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// tooLong is the time after which a test that waits for the kernel has failed.
+const tooLong = 20 * time.Second
+
+// bsdListen listens until the test ends.
+func bsdListen(t *testing.T, addr string, opts ...Option) *Listener {
+	t.Helper()
+	ln, err := ListenTCP(addr, opts...)
+	require.NoError(t, err)
+	t.Cleanup(func() { ln.Close() })
+	return ln
+}
+
+// bsdDial connects a client to ln until the test ends.
+func bsdDial(t *testing.T, ln *Listener) (net.Conn, error) {
+	t.Helper()
+	client, err := net.DialTimeout("tcp", ln.Addr().String(), tooLong)
+	if err == nil {
+		t.Cleanup(func() { client.Close() })
+	}
+	return client, err
+}
+
+// bsdAccept takes n connections off the queue of ln, and closes them.
+func bsdAccept(t *testing.T, ln *Listener, n int) {
+	t.Helper()
+	for i := range n {
+		require.NoError(t, ln.SetDeadline(time.Now().Add(tooLong)))
+		conn, err := ln.Accept()
+		require.NoError(t, err, "connection %d of %d", i+1, n)
+		require.NoError(t, conn.Close())
+	}
+}
+
+// listenAgain asks for a queue of n connections on the live socket of ln.
+func listenAgain(t *testing.T, ln *Listener, n int) Backlog {
+	t.Helper()
+	account, err := ln.SetBacklog(n)
+	require.NoError(t, err)
+	return account
+}

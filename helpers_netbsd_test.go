@@ -1,0 +1,51 @@
+package acceptq
+
+import (
+	"net"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// connectQueued connects the client that makes n in the queue, and waits until
+// it does: connect(2) returns before the last segment of the handshake is seen.
+func connectQueued(t *testing.T, ln *Listener, n int) {
+	t.Helper()
+	_, err := bsdDial(t, ln)
+	require.NoError(t, err, "client %d", n)
+	for end := time.Now().Add(tooLong); queuedNow(t, ln) != n; {
+		require.True(t, time.Now().Before(end), "%d queued instead of %d", queuedNow(t, ln), n)
+	}
+}
+
+// connectHangs gives up on a client that a full queue leaves without an answer.
+func connectHangs(t *testing.T, ln *Listener) {
+	t.Helper()
+	client, err := net.DialTimeout("tcp", ln.Addr().String(), 300*time.Millisecond)
+	if err == nil {
+		client.Close()
+	}
+	var timeout net.Error
+	require.ErrorAs(t, err, &timeout)
+	require.True(t, timeout.Timeout(), "%v", err)
+}
+
+// queuedNow asks the kernel how many connections wait, past the library: no
+// socket option tells, but kqueue(2) does.
+func queuedNow(t *testing.T, ln *Listener) int {
+	t.Helper()
+	kq, err := unix.Kqueue()
+	require.NoError(t, err)
+	defer unix.Close(kq)
+	var events [1]unix.Kevent_t
+	n := onDescriptor(t, ln.TCPListener(), func(fd int) (int, error) {
+		unix.SetKevent(&events[0], fd, unix.EVFILT_READ, unix.EV_ADD)
+		return unix.Kevent(kq, events[:], events[:], &unix.Timespec{})
+	})
+	if n == 0 {
+		return 0
+	}
+	return int(events[0].Data)
+}

@@ -1,0 +1,285 @@
+package acceptq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+)
+
+// most is a capacity of one more than listen(2) can ask for, where int holds it.
+var most = saturate(math.MaxInt32 + 1)
+
+// beyond is a number that listen(2) would take for 5, where int holds it.
+var beyond = saturate(1<<32 + 5)
+
+// A tcpListener is what users do with a *net.TCPListener.
+type tcpListener interface {
+	net.Listener
+	syscall.Conn
+	AcceptTCP() (*net.TCPConn, error)
+	SetDeadline(time.Time) error
+	File() (*os.File, error)
+}
+
+// onFakeNet says that net is only played here, without descriptors or hooks.
+const onFakeNet = runtime.GOOS == "js" || runtime.GOOS == "wasip1"
+
+// connect makes a client that the end of the test closes.
+func connect(t *testing.T, network, address string) net.Conn {
+	t.Helper()
+	c, err := net.Dial(network, address)
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// accept takes the next connection of ln, and does not wait for ever.
+func accept(t *testing.T, ln tcpListener) *net.TCPConn {
+	t.Helper()
+	require.NoError(t, ln.SetDeadline(time.Now().Add(20*time.Second)))
+	c, err := ln.AcceptTCP()
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	require.NoError(t, ln.SetDeadline(time.Time{}))
+	return c
+}
+
+// patience is longer than anything here takes.
+const patience = 20 * time.Second
+
+// rounds is n, or a fifth of it in a short run.
+func rounds(n int) int {
+	if testing.Short() {
+		return max(n/5, 1)
+	}
+	return n
+}
+
+func within(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// dialed connects n clients, and waits until all of them are in the queue.
+func dialed(t *testing.T, ln *Listener, n int) (clients []net.Conn) {
+	t.Helper()
+	s, err := ln.Stats()
+	require.NoError(t, err)
+	before := s.Queued
+	for range n {
+		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+		require.NoError(t, err)
+		t.Cleanup(func() { c.Close() })
+		clients = append(clients, c)
+	}
+	require.Eventually(t, func() bool {
+		s, err := ln.Stats()
+		return err == nil && s.Queued == before+n
+	}, patience, time.Millisecond)
+	return clients
+}
+
+// inBackground is Drain in a goroutine.
+func inBackground(t *testing.T, ln *Listener, ctx context.Context) (result chan error) {
+	result = make(chan error, 1)
+	go func() { result <- ln.Drain(ctx) }()
+	return result
+}
+
+func received(t *testing.T, from chan error) error {
+	t.Helper()
+	select {
+	case err := <-from:
+		return err
+	case <-time.After(patience):
+		t.Fatal("still waiting")
+		return nil
+	}
+}
+
+// refused makes a listener that must not come to be, and returns the error. It
+// leaves no descriptor and no goroutine.
+func refused(t *testing.T, listen func() (*Listener, error)) error {
+	t.Helper()
+	goroutines := goleak.IgnoreCurrent()
+	descriptors := openDescriptors()
+	ln, err := listen()
+	require.Error(t, err)
+	require.Nil(t, ln)
+	goleak.VerifyNone(t, goroutines) // first: net's look-ups end behind a call that was cancelled
+	require.Equal(t, descriptors, openDescriptors(), "descriptors left behind")
+
+	var op *net.OpError
+	require.ErrorAs(t, err, &op)
+	require.Equal(t, "listen", op.Op)
+	return err
+}
+
+// requireSameError compares an error with net's: the same words, the same
+// layers, the same cause.
+func requireSameError(t *testing.T, want, got error) {
+	t.Helper()
+	require.EqualError(t, got, want.Error())
+	wantLayers, wantCause := layers(want)
+	gotLayers, gotCause := layers(got)
+	require.Equal(t, wantLayers, gotLayers)
+	require.Equal(t, wantCause, gotCause)
+}
+
+func layers(err error) (types []string, cause error) {
+	for ; err != nil; err = errors.Unwrap(err) {
+		types, cause = append(types, fmt.Sprintf("%T", err)), err
+	}
+	return types, cause
+}
+
+// freeAgain checks that nothing holds the address. Another program may have
+// picked the port since; that one lets go of it, a leak does not.
+func freeAgain(t *testing.T, network, address string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		ln, err := net.Listen(network, address)
+		return err == nil && ln.Close() == nil
+	}, 20*time.Second, time.Millisecond, "%s is held", address)
+}
+
+// requireListenError requires what a failed call of listening returns.
+func requireListenError(t *testing.T, ln *Listener, err error) {
+	t.Helper()
+	require.Nil(t, ln)
+	var op *net.OpError
+	require.ErrorAs(t, err, &op)
+	require.Equal(t, "listen", op.Op)
+	require.Equal(t, "tcp", op.Net)
+}
+
+// systemTells says whether this is a system whose accept queue can be read.
+func systemTells() bool {
+	_, known := ruleOf(runtime.GOOS)
+	return known
+}
+
+// listenForStats listens on loopback until the test ends.
+func listenForStats(t testing.TB, opts ...Option) *Listener {
+	t.Helper()
+	ln, err := ListenTCP("127.0.0.1:0", opts...)
+	require.NoError(t, err)
+	t.Cleanup(func() { ln.Close() })
+	return ln
+}
+
+// queuedBecomes waits until the listener says that n connections are queued. A
+// client may know of the end of its handshake before the server does.
+func queuedBecomes(t testing.TB, n int, stats func() (Stats, error)) Stats {
+	t.Helper()
+	var last Stats
+	var err error
+	require.Eventually(t, func() bool {
+		last, err = stats()
+		return err != nil || last.Queued == n
+	}, 20*time.Second, time.Millisecond, "Queued never became %d", n)
+	require.NoError(t, err)
+	return last
+}
+
+// acceptAndExchange accepts one connection and sends a byte through it to
+// whichever of the clients it belongs to, and back.
+func acceptAndExchange(t testing.TB, ln net.Listener, clients []net.Conn) {
+	t.Helper()
+	server, err := ln.Accept()
+	require.NoError(t, err)
+	defer server.Close()
+	for _, c := range clients {
+		if c.LocalAddr().String() != server.RemoteAddr().String() {
+			continue
+		}
+		deadline := time.Now().Add(20 * time.Second)
+		require.NoError(t, c.SetDeadline(deadline))
+		require.NoError(t, server.SetDeadline(deadline))
+		for _, way := range [][2]net.Conn{{c, server}, {server, c}} {
+			_, err := way[0].Write([]byte{'x'})
+			require.NoError(t, err)
+			var b [1]byte
+			_, err = io.ReadFull(way[1], b[:])
+			require.NoError(t, err)
+			require.Equal(t, byte('x'), b[0])
+		}
+		return
+	}
+	t.Fatalf("%v was accepted and is none of the clients", server.RemoteAddr())
+}
+
+func mustWrap(t testing.TB, ln net.Listener) *Listener {
+	t.Helper()
+	w, err := Wrap(ln)
+	require.NoError(t, err)
+	return w
+}
+
+// requireClosed looks for the error of a closed socket. Where nothing can be told
+// of any socket, that may be said instead: net under js does not know which are
+// closed.
+func requireClosed(t *testing.T, err error) {
+	t.Helper()
+	if !systemTells() && errors.Is(err, errors.ErrUnsupported) {
+		return
+	}
+	require.ErrorIs(t, err, net.ErrClosed)
+}
+
+// requireOp looks for one *net.OpError, of ours, over the cause.
+func requireOp(t *testing.T, err error, name string) {
+	t.Helper()
+	var op, inner *net.OpError
+	require.ErrorAs(t, err, &op)
+	require.Equal(t, name, op.Op)
+	require.False(t, errors.As(op.Err, &inner), "an OpError in an OpError: %v", err)
+}
+
+// connectAll connects clients, several at a time, all of which must get in. The
+// test closes them when it ends.
+func connectAll(t *testing.T, addr net.Addr, clients int) []net.Conn {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	conns, errs := make([]net.Conn, clients), make([]error, clients)
+	each(clients, func(i int) {
+		conns[i], errs[i] = new(net.Dialer).DialContext(ctx, addr.Network(), addr.String())
+	})
+	t.Cleanup(func() {
+		for _, c := range conns {
+			if c != nil {
+				c.Close()
+			}
+		}
+	})
+	require.NoError(t, errors.Join(errs...))
+	return conns
+}
+
+// each calls f with 0 to n-1, at most 50 at a time.
+func each(n int, f func(i int)) {
+	var wait sync.WaitGroup
+	room := make(chan struct{}, 50)
+	for i := range n {
+		room <- struct{}{}
+		wait.Go(func() {
+			f(i)
+			<-room
+		})
+	}
+	wait.Wait()
+}

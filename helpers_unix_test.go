@@ -1,0 +1,135 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
+package acceptq
+
+import (
+	"net"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// openDescriptors counts the open descriptors of this process. A leaked one is
+// low: the kernel gives out the lowest that is free.
+func openDescriptors() (n int) {
+	for fd := range 4096 {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil {
+			n++
+		}
+	}
+	return n
+}
+
+// A socketOption is one number that getsockopt(2) tells.
+type socketOption struct{ level, name int }
+
+// option reads o from the socket of c.
+func option(t *testing.T, c syscall.Conn, o socketOption) int {
+	t.Helper()
+	return onDescriptor(t, c, func(fd int) (int, error) { return unix.GetsockoptInt(fd, o.level, o.name) })
+}
+
+func onDescriptor(t testing.TB, c syscall.Conn, f func(fd int) (int, error)) (v int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	require.NoError(t, err)
+	v, err = rawInt(raw, f)
+	require.NoError(t, err)
+	return v
+}
+
+// listen listens until the test ends.
+func listen(t *testing.T, opts ...Option) *Listener {
+	t.Helper()
+	ln, err := ListenTCP("127.0.0.1:0", opts...)
+	require.NoError(t, err)
+	t.Cleanup(func() { ln.Close() })
+	return ln
+}
+
+func dial(t *testing.T, addr net.Addr) *net.TCPConn {
+	t.Helper()
+	d := net.Dialer{Timeout: 10 * time.Second}
+	c, err := d.Dial(addr.Network(), addr.String())
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c.(*net.TCPConn)
+}
+
+// acceptBy takes one connection, by a method of ln.
+func acceptBy(t *testing.T, ln interface{ SetDeadline(time.Time) error }, method func() (net.Conn, error)) *net.TCPConn {
+	t.Helper()
+	require.NoError(t, ln.SetDeadline(time.Now().Add(10*time.Second)))
+	c, err := method()
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c.(*net.TCPConn)
+}
+
+// eventually waits for what the kernel is about to do, at most 10 seconds.
+func eventually(done func() bool) bool {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(10 * time.Second); !done(); <-tick.C {
+		if time.Now().After(end) {
+			return false
+		}
+	}
+	return true
+}
+
+// freeDescriptor is the number that the next one gets. One that leaks takes it; one
+// that is closed twice makes it smaller.
+func freeDescriptor() int {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return fd
+}
+
+// freeNow says whether nothing holds the address.
+func freeNow(address string) error {
+	var err error
+	if eventually(func() bool {
+		var ln net.Listener
+		if ln, err = net.Listen("tcp", address); err == nil {
+			ln.Close()
+		}
+		return err == nil
+	}) {
+		return nil
+	}
+	return err
+}
+
+// aFreeAddress is one on host that nobody holds; "" if there is no such host.
+func aFreeAddress(network, host string) string {
+	ln, err := net.Listen(network, net.JoinHostPort(host, "0"))
+	if err != nil {
+		return ""
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+// noteBound binds, and says to what.
+func noteBound(t *testing.T, bound *string) func(fd int, sa unix.Sockaddr) error {
+	return func(fd int, sa unix.Sockaddr) error {
+		if err := realKernel.bind(fd, sa); err != nil {
+			return err
+		}
+		sa, err := unix.Getsockname(fd)
+		require.NoError(t, err)
+		switch sa := sa.(type) {
+		case *unix.SockaddrInet4:
+			*bound = (&net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}).String()
+		case *unix.SockaddrInet6:
+			*bound = (&net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}).String()
+		}
+		return nil
+	}
+}

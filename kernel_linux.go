@@ -1,0 +1,64 @@
+package acceptq
+
+import (
+	"context"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// ownCalls are the calls that the package makes on Linux only.
+type ownCalls struct {
+	getsockopt   func(fd, level, name int, p []byte) (n int, err error)
+	attachFilter func(fd int, prog *unix.SockFprog) error
+	// getFilter is SO_GET_FILTER: it copies the filter of fd to p and returns its
+	// length, or fails with EINVAL if it is longer than p.
+	getFilter     func(fd int, p []unix.SockFilter) (n int, err error)
+	attachProgram func(fd int, p []unix.SockFilter) error
+	detachProgram func(fd int) error
+	diag          func(ctx context.Context, request []byte) (rows [][]byte, err error)
+	diagSome      func(ctx context.Context, request []byte, keep func(row []byte) bool) (rows [][]byte, err error)
+	readFile      func(name string) ([]byte, error)
+	unixSocket    func() (fd int, err error)
+	namespaceFile func(fd int) (*os.File, error)
+	holders       func(file unix.Stat_t) (n int, err error)
+}
+
+var realOwnCalls = ownCalls{
+	getsockopt: getsockopt,
+	attachFilter: func(fd int, prog *unix.SockFprog) error {
+		return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, prog)
+	},
+	getFilter:     getFilter,
+	attachProgram: attachProgram,
+	detachProgram: detachProgram,
+	diag:          diag,
+	diagSome:      diagSome,
+	readFile:      os.ReadFile,
+	unixSocket:    unixSocket,
+	namespaceFile: namespaceFile,
+	holders:       holders,
+}
+
+// getsockopt is getsockopt(2) into a buffer; n is the length of the answer.
+// unix.GetsockoptTCPInfo allocates its answer, and SO_MEMINFO has no call there.
+func getsockopt(fd, level, name int, p []byte) (n int, err error) {
+	return getsockoptCounted(fd, level, name, p)
+}
+
+// getFilter: the length of this option is in instructions, and not in bytes.
+func getFilter(fd int, p []unix.SockFilter) (n int, err error) {
+	return getsockoptCounted(fd, unix.SOL_SOCKET, unix.SO_GET_FILTER, p)
+}
+
+// getsockoptCounted is getsockopt(2) of an option whose length is in elements of p.
+func getsockoptCounted[T any](fd, level, name int, p []T) (n int, err error) {
+	size := uint32(len(p))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
+		uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(size), nil
+}

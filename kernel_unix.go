@@ -1,0 +1,79 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
+package acceptq
+
+import (
+	"net"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// A port is what the package needs from one operating system. A port provides:
+//   - the type kernel and its value realKernel: the system calls that the port makes
+//   - listen and listenShards, which make listeners
+//   - inspect, which looks at a listener that was made elsewhere
+//   - setBacklog, which calls listen(2) again
+//   - stats, which reads the accept queue
+//   - bounds and readSettings, which read the system's settings, boundsOf and
+//     [Listener].ceiling, which read those that hold for one socket
+//   - stop, stopIntake, lift, liftLeft, removeInherited and [Listener].duplicated, with
+//     which a drain keeps out new clients
+//   - flight, the handshakes that a drain waits for
+//   - steering and detachProgram, with which a drain leads new clients to other
+//     listeners
+//
+// The smallest port is that of the systems on which net makes the socket: see
+// socket_other.go, namespace_other.go, drain_other.go and steer_other.go.
+//
+// The systems of this file make the socket themselves. They share the files *_unix.go
+// and one table of system calls. For these each system provides:
+//   - ownCalls and realOwnCalls: the calls that no other system needs (kernel_linux.go,
+//     kernel_bsd.go)
+//   - streamSocket, which makes a socket (socket_cloexec.go, socket_forklock.go)
+//   - limit and transportOf, which read a listening socket (backlog_linux.go,
+//     backlog_bsd.go)
+//   - setBeforeListen, setAfterListen, spreads, bufferKnob and keepAliveNames, which are
+//     for the options (options_linux.go, options_bsd.go)
+//   - a row in ruleOf (backlog.go)
+
+// kernel holds the system calls that the package makes. It is handed down, so that a
+// test can put a failing call in the place of one of them.
+type kernel struct {
+	socket        func(domain int) (fd int, err error) // a stream socket, close-on-exec
+	setsockoptInt func(fd, level, name, value int) error
+	getsockoptInt func(fd, level, name int) (int, error)
+	getsockname   func(fd int) (unix.Sockaddr, error)
+	getpeername   func(fd int) (unix.Sockaddr, error)
+	bind          func(fd int, sa unix.Sockaddr) error
+	listenCall    func(fd, backlog int) error
+	adopt         func(*os.File) (net.Listener, error)
+	// What net makes of an address without a host: an endpoint without an address,
+	// by network. net looks at the system for it once in the life of a process, so it
+	// is asked once.
+	withoutHost *sync.Map
+	ownCalls    // what only this system has
+}
+
+var realKernel = kernel{
+	socket:        streamSocket,
+	setsockoptInt: unix.SetsockoptInt,
+	getsockoptInt: unix.GetsockoptInt,
+	getsockname:   unix.Getsockname,
+	getpeername:   unix.Getpeername,
+	bind:          unix.Bind,
+	listenCall:    unix.Listen,
+	adopt:         net.FileListener,
+	withoutHost:   new(sync.Map),
+	ownCalls:      realOwnCalls,
+}
+
+func (k *kernel) setInt(fd, level, name, value int) error {
+	return os.NewSyscallError("setsockopt", k.setsockoptInt(fd, level, name, value))
+}
+
+func (k *kernel) getInt(fd, level, name int) (int, error) {
+	n, err := k.getsockoptInt(fd, level, name)
+	return n, os.NewSyscallError("getsockopt", err)
+}

@@ -1,0 +1,255 @@
+package acceptq
+
+import (
+	"errors"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// Wrap gives a second view of one socket, and the first goes on working.
+func TestWrapLeavesTheOriginalWorking(t *testing.T) {
+	original, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { original.Close() })
+	before := openDescriptors()
+	ln := mustWrap(t, original)
+	require.Equal(t, before, openDescriptors(), "no descriptor is copied")
+	require.Same(t, original, ln.TCPListener())
+	require.Equal(t, -1, ln.Backlog().Requested, "what the first holder asked for is not known")
+
+	for _, side := range []net.Listener{original, ln, original, ln} {
+		acceptAndExchange(t, side, []net.Conn{connect(t, "tcp", original.Addr().String())})
+	}
+	if systemTells() {
+		_, err := ln.SetBacklog(3)
+		require.NoError(t, err)
+		acceptAndExchange(t, original, []net.Conn{connect(t, "tcp", original.Addr().String())})
+	}
+
+	require.NoError(t, ln.Close())
+	_, err = original.Accept()
+	require.ErrorIs(t, err, net.ErrClosed, "both have one socket")
+}
+
+func TestWrapReturnsAListenerAsItIs(t *testing.T) {
+	ln := listenForStats(t, WithBacklog(3))
+	again := mustWrap(t, ln)
+	require.Same(t, ln, again)
+	require.Equal(t, 3, again.Backlog().Requested)
+}
+
+func TestClosedListener(t *testing.T) {
+	ln := listenForStats(t, WithBacklog(5))
+	account := ln.Backlog()
+	require.NoError(t, ln.Close())
+
+	s, err := ln.Stats()
+	requireClosed(t, err)
+	require.Equal(t, noStats, s)
+	requireOp(t, err, "stats")
+	s, err = ReadStats(ln)
+	requireClosed(t, err)
+	require.Equal(t, noStats, s)
+	requireOp(t, err, "stats")
+	b, err := ln.SetBacklog(9)
+	requireClosed(t, err)
+	require.Equal(t, account, b)
+	requireOp(t, err, "listen")
+	if systemTells() {
+		w, err := Wrap(ln.TCPListener())
+		require.ErrorIs(t, err, net.ErrClosed)
+		require.Nil(t, w)
+		requireOp(t, err, "wrap")
+	}
+
+	require.Equal(t, account, ln.Backlog(), "it works after Close")
+	require.Equal(t, account.Effective, ln.EffectiveBacklog())
+}
+
+// An error names the address, so that a log of several listeners can be read.
+func TestErrorsNameTheAddress(t *testing.T) {
+	ln := listenForStats(t)
+	require.NoError(t, ln.Close())
+	_, statsErr := ln.Stats()
+	_, resizeErr := ln.SetBacklog(1)
+	for _, err := range []error{statsErr, resizeErr} {
+		var op *net.OpError
+		require.ErrorAs(t, err, &op)
+		require.Equal(t, ln.Addr(), op.Addr, "%v", err)
+		require.Equal(t, "tcp", op.Net)
+	}
+}
+
+func TestZeroListener(t *testing.T) {
+	var ln Listener
+	s, err := ln.Stats()
+	require.ErrorIs(t, err, syscall.EINVAL)
+	require.Equal(t, noStats, s)
+	_, err = ReadStats(&ln)
+	require.ErrorIs(t, err, syscall.EINVAL)
+	_, err = Wrap(&ln)
+	require.ErrorIs(t, err, syscall.EINVAL)
+	b, err := ln.SetBacklog(9)
+	require.ErrorIs(t, err, syscall.EINVAL)
+	nothing := Backlog{Requested: -1, Ceiling: unknown, Limit: unknown, Effective: unknown, Capacity: unknown}
+	require.Equal(t, nothing, b)
+	require.Equal(t, nothing, ln.Backlog())
+	require.Equal(t, unknown, ln.EffectiveBacklog())
+}
+
+// What is no listening TCP socket is refused by both doors.
+func TestNoListeningSocket(t *testing.T) {
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer udp.Close()
+	ln := listenForStats(t)
+	client := connect(t, "tcp", ln.Addr().String())
+	server, err := ln.Accept()
+	require.NoError(t, err)
+	defer server.Close()
+
+	conns := map[string]syscall.Conn{
+		"nothing":               nil,
+		"a nil *TCPListener":    (*net.TCPListener)(nil),
+		"a zero TCPListener":    new(net.TCPListener),
+		"a UDP socket":          udp.(syscall.Conn),
+		"the client's TCP end":  client.(syscall.Conn),
+		"the server's TCP end":  server.(syscall.Conn),
+		"a closed UDP socket":   closedUDP(t),
+		"a zero UDP connection": new(net.UDPConn),
+	}
+	listeners := map[string]net.Listener{
+		"nothing":             nil,
+		"a nil *Listener":     (*Listener)(nil),
+		"a nil *TCPListener":  (*net.TCPListener)(nil),
+		"a zero TCPListener":  new(net.TCPListener),
+		"one of another type": struct{ net.Listener }{ln},
+	}
+	unix, err := net.Listen("unix", filepath.Join(t.TempDir(), "socket"))
+	if err != nil {
+		t.Logf("without unix sockets, which this system does not make: %v", err)
+	} else {
+		defer unix.Close()
+		conns["a unix listener"] = unix.(syscall.Conn)
+		listeners["a unix listener"] = unix
+	}
+	if systemTells() {
+		// net takes any stream socket for a listener.
+		file, err := client.(*net.TCPConn).File()
+		require.NoError(t, err)
+		connected, err := net.FileListener(file)
+		require.NoError(t, err)
+		require.NoError(t, file.Close())
+		defer connected.Close()
+		listeners["a connected TCP socket"] = connected
+	}
+
+	before := openDescriptors()
+	for name, c := range conns {
+		t.Run("ReadStats of "+name, func(t *testing.T) {
+			s, err := ReadStats(c)
+			require.Equal(t, noStats, s)
+			requireOp(t, err, "stats")
+			switch {
+			case name == "a closed UDP socket":
+				requireClosed(t, err)
+			case systemTells():
+				require.ErrorIs(t, err, syscall.EINVAL)
+			default:
+				require.True(t, errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported), "%v", err)
+			}
+		})
+	}
+	for name, l := range listeners {
+		t.Run("Wrap of "+name, func(t *testing.T) {
+			w, err := Wrap(l)
+			require.Nil(t, w)
+			requireOp(t, err, "wrap")
+			require.ErrorIs(t, err, syscall.EINVAL)
+			// There may be one that can be wrapped inside it.
+			require.Equal(t, name == "one of another type", strings.Contains(err.Error(), "inside it"), "%v", err)
+		})
+	}
+	require.Equal(t, before, openDescriptors())
+}
+
+func closedUDP(t *testing.T) syscall.Conn {
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, c.Close())
+	return c.(syscall.Conn)
+}
+
+// Eight goroutines call everything at once; half-way one of them closes.
+func TestEverythingAtOnce(t *testing.T) {
+	const rounds = 60
+	ln := listenForStats(t, WithBacklog(64))
+	clients := make([]net.Conn, 0, rounds)
+
+	var working, half sync.WaitGroup
+	// start calls f in a goroutine of its own. Until Close f must succeed, where
+	// the system can do it at all.
+	start := func(name string, f func(i int) error) {
+		half.Add(1)
+		working.Go(func() {
+			for i := range rounds {
+				if i == rounds/2 {
+					half.Done()
+				}
+				err := f(i)
+				if err == nil || !systemTells() && errors.Is(err, errors.ErrUnsupported) {
+					continue
+				}
+				assert.GreaterOrEqual(t, i, rounds/2, "%s before Close: %v", name, err)
+				assert.ErrorIs(t, err, net.ErrClosed, name)
+			}
+		})
+	}
+	start("Stats", func(int) error { _, err := ln.Stats(); return err })
+	start("ReadStats", func(int) error { _, err := ReadStats(ln); return err })
+	start("SetBacklog", func(i int) error { _, err := ln.SetBacklog([]int{64, -1, 128, 65}[i%4]); return err })
+	start("Backlog", func(int) error { assert.GreaterOrEqual(t, ln.Backlog().Requested, -1); return nil })
+	start("EffectiveBacklog", func(int) error { assert.NotZero(t, ln.EffectiveBacklog()); return nil })
+	start("Addr", func(int) error { assert.NotNil(t, ln.Addr()); return nil })
+	start("Wrap", func(int) error { _, err := Wrap(ln.TCPListener()); return err })
+	start("dial", func(i int) error {
+		if i > rounds/2 {
+			return nil
+		}
+		c, err := net.Dial("tcp", ln.Addr().String())
+		if i == rounds/2 {
+			if err == nil { // from here on Close may have been first
+				c.Close()
+			}
+			return nil
+		}
+		clients = append(clients, c)
+		return err
+	})
+	working.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				assert.ErrorIs(t, err, net.ErrClosed)
+				return
+			}
+			c.Close()
+		}
+	})
+	working.Go(func() {
+		half.Wait()
+		assert.NoError(t, ln.Close())
+	})
+	working.Wait()
+	require.Len(t, clients, rounds/2)
+	for _, c := range clients {
+		c.Close()
+	}
+}

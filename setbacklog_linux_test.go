@@ -1,0 +1,220 @@
+package acceptq
+
+import (
+	"errors"
+	"io/fs"
+	"math"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// The queue grows and shrinks under the clients that wait in it, and loses none.
+func TestSetBacklogLosesNobody(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		ln, err := ListenTCP("127.0.0.1:0", WithBacklog(5))
+		require.NoError(t, err)
+		defer ln.Close()
+		resize := func(n, queued int) {
+			t.Helper()
+			b, err := ln.SetBacklog(n)
+			require.NoError(t, err)
+			require.Equal(t, Backlog{Requested: n, Ceiling: 4096, Limit: n, Effective: n, Capacity: n + 1, Measured: true}, b)
+			require.Equal(t, b, ln.Backlog())
+			require.Equal(t, n, ln.EffectiveBacklog())
+			s, err := ln.Stats()
+			require.NoError(t, err)
+			require.Equal(t, n, s.Limit)
+			require.Equal(t, queued, s.Queued)
+			require.Equal(t, queued, kernelQueue(t, ln.Addr()))
+		}
+		setSysctl(t, "net.core.somaxconn", 4096)
+		clients := fillOneByOne(t, ln, 6)
+		resize(50, 6)
+		for len(clients) < 20 {
+			c := connectOne(t, ln.Addr())
+			require.NotNil(t, c, "the queue has grown")
+			clients = append(clients, c)
+			requireKernelQueue(t, ln.Addr(), len(clients))
+		}
+		resize(2, 20)
+		require.Nil(t, connectOne(t, ln.Addr()), "20 wait where 3 fit")
+
+		for left := 20; left > 3; left-- {
+			acceptAndExchange(t, ln, clients)
+		}
+		require.Nil(t, connectOne(t, ln.Addr()), "3 wait where 3 fit")
+		acceptAndExchange(t, ln, clients)
+		late := connectOne(t, ln.Addr())
+		require.NotNil(t, late, "2 wait where 3 fit")
+		requireKernelQueue(t, ln.Addr(), 3)
+		clients = append(clients, late)
+		resize(0, 3)
+		resize(1, 3)
+		for range 3 {
+			acceptAndExchange(t, ln, clients)
+		}
+		s, err := ln.Stats()
+		require.NoError(t, err)
+		require.Zero(t, s.Queued, "all were delivered")
+	})
+}
+
+// A ceiling that was raised helps a listener at once when it asks again.
+func TestSetBacklogAfterTheCeilingWasRaised(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.core.somaxconn", 3)
+		ln, err := ListenTCP("127.0.0.1:0", WithBacklog(4096))
+		require.NoError(t, err)
+		defer ln.Close()
+		clients := fillOneByOne(t, ln, 4)
+		setSysctl(t, "net.core.somaxconn", 196602)
+		s, err := ln.Stats()
+		require.NoError(t, err)
+		require.Equal(t, 3, s.Limit, "a listening socket keeps its limit")
+		require.Equal(t, 3, ln.EffectiveBacklog())
+		require.Contains(t, ln.Backlog().String(), "SetBacklog(4096)")
+
+		b, err := ln.SetBacklog(4096)
+		require.NoError(t, err)
+		require.Equal(t, Backlog{
+			Requested: 4096, Ceiling: 196602, Limit: 4096, Effective: 4096, Capacity: 4097, Measured: true,
+		}, b)
+		clients = append(clients, connectOne(t, ln.Addr()))
+		requireKernelQueue(t, ln.Addr(), 5)
+		b, err = ln.SetBacklog(-1)
+		require.NoError(t, err)
+		require.Equal(t, 196602, b.Limit, "no 16 bits anywhere")
+		b, err = ln.SetBacklog(math.MaxInt)
+		require.NoError(t, err)
+		require.Equal(t, 196602, b.Limit)
+		require.True(t, b.Clamped())
+		for range clients {
+			acceptAndExchange(t, ln, clients)
+		}
+	})
+}
+
+// A strict listener is left as it was when it would get less than it asks.
+func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.core.somaxconn", 16)
+		const command = "sysctl -w net.core.somaxconn=17"
+		keeps := func(t *testing.T, ln *Listener, ceiling int, raise string) {
+			t.Helper()
+			before := ln.Backlog()
+			b, err := ln.SetBacklog(17)
+			var clamp *ClampError
+			require.ErrorAs(t, err, &clamp)
+			require.Equal(t, ClampError{
+				Requested: 17, Limit: 16, Ceiling: ceiling,
+				Knob: "net.core.somaxconn", Raise: raise,
+			}, *clamp)
+			requireOp(t, err, "listen")
+			require.Equal(t, before, b)
+			require.Equal(t, before, ln.Backlog())
+			s, err := ReadStats(ln.TCPListener())
+			require.NoError(t, err)
+			require.Equal(t, before.Limit, s.Limit, "the kernel's own word")
+		}
+		listen := func(t *testing.T, k *kernel, n int) *Listener {
+			t.Helper()
+			ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(n), WithStrictBacklog()})
+			require.NoError(t, err)
+			t.Cleanup(func() { ln.Close() })
+			return ln
+		}
+		t.Run("by prediction", func(t *testing.T) {
+			calls := 0
+			k := realKernel
+			k.listenCall = func(fd, n int) error { calls++; return realKernel.listenCall(fd, n) }
+			ln := listen(t, &k, 8)
+			calls = 0
+			keeps(t, ln, 16, command)
+			require.Zero(t, calls, "the socket is not touched")
+			b, err := ln.SetBacklog(16)
+			require.NoError(t, err)
+			require.Equal(t, 16, b.Limit)
+			keeps(t, ln, 16, command)
+			b, err = ln.SetBacklog(-1)
+			require.NoError(t, err, "as much as allowed is never too little")
+			require.Equal(t, 16, b.Limit)
+		})
+		t.Run("by read-back, where the ceiling cannot be read", func(t *testing.T) {
+			var calls []int
+			k := realKernel
+			k.listenCall = func(fd, n int) error { calls = append(calls, n); return realKernel.listenCall(fd, n) }
+			k.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
+			ln := listen(t, &k, 8)
+			calls = nil
+			keeps(t, ln, unknown, command)
+			require.Equal(t, []int{17, 8}, calls, "there and back")
+			b, err := ln.SetBacklog(16)
+			require.NoError(t, err)
+			require.Equal(t, 16, b.Limit)
+		})
+		t.Run("by read-back, where no number was asked and the ceiling moved", func(t *testing.T) {
+			k := realKernel
+			k.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
+			ln := listen(t, &k, -1)
+			before := ln.Backlog()
+			require.Equal(t, []int{-1, 16}, []int{before.Requested, before.Limit})
+			defer setSysctl(t, "net.core.somaxconn", 16)
+			for ceiling, limit := range map[int]int{1000: 16, 16: 16, 9: 9} { // a lower one cannot be undone
+				setSysctl(t, "net.core.somaxconn", 16)
+				_, err := ln.SetBacklog(-1)
+				require.NoError(t, err)
+				setSysctl(t, "net.core.somaxconn", ceiling)
+				b, err := ln.SetBacklog(1001)
+				var clamp *ClampError
+				require.ErrorAs(t, err, &clamp)
+				require.Equal(t, ceiling, clamp.Limit)
+				want := Backlog{Requested: -1, Ceiling: unknown, Limit: limit, Effective: limit, Capacity: limit + 1, Measured: true}
+				require.Equal(t, want, b)
+				require.Equal(t, want, ln.Backlog())
+				s, err := ReadStats(ln.TCPListener())
+				require.NoError(t, err)
+				require.Equal(t, limit, s.Limit, "the kernel's own word")
+			}
+		})
+		t.Run("by read-back, where the file lies", func(t *testing.T) {
+			k := realKernel
+			k.readFile = func(string) ([]byte, error) { return []byte("4096\n"), nil }
+			keeps(t, listen(t, &k, 8), 4096, "") // what it says would do
+		})
+		t.Run("nothing can be read any more", func(t *testing.T) {
+			k := realKernel
+			ln := listen(t, &k, 8)
+			k.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
+			k.getsockopt = func(int, int, int, []byte) (int, error) { return 0, syscall.EPERM }
+			setSysctl(t, "net.core.somaxconn", 1000)
+			defer setSysctl(t, "net.core.somaxconn", 16)
+			for range 2 { // at the second there is no known limit to go back to
+				b, err := ln.SetBacklog(16)
+				require.ErrorIs(t, err, errors.ErrUnsupported)
+				require.Equal(t, unknown, b.Limit)
+			}
+			s, err := ReadStats(ln.TCPListener())
+			require.NoError(t, err)
+			require.Equal(t, 16, s.Limit, "never the ceiling, by taking unknown for a request")
+		})
+		t.Run("the way back is shut", func(t *testing.T) {
+			k := realKernel
+			k.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
+			ln := listen(t, &k, 8)
+			k.listenCall = func(fd, n int) error {
+				if n == 8 {
+					return syscall.EINVAL
+				}
+				return realKernel.listenCall(fd, n)
+			}
+			_, err := ln.SetBacklog(17)
+			require.ErrorIs(t, err, syscall.EINVAL)
+			s, err := ln.Stats()
+			require.NoError(t, err)
+			require.Equal(t, 16, s.Limit)
+			require.Equal(t, s.Limit, ln.Backlog().Limit, "the account is the truth all the same")
+		})
+	})
+}

@@ -1,0 +1,60 @@
+//go:build darwin || dragonfly || freebsd || netbsd || openbsd
+
+package acceptq
+
+import (
+	"errors"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// sysctlUnsigned reads a number of 32 bits or a truth value of 8.
+func sysctlUnsigned(name string) (uint32, error) {
+	n, err := unix.SysctlUint32(name)
+	if err != unix.EIO { // which stands for another width
+		return n, err
+	}
+	raw, err := unix.SysctlRaw(name)
+	if err != nil {
+		return 0, err
+	}
+	if n, ok := sysctlNumber(raw); ok {
+		return n, nil
+	}
+	return 0, unix.EIO
+}
+
+// bounds reads the ceiling and, on OpenBSD, the floor of listen(2).
+func (k *kernel) bounds() (ceiling, floor int, err error) {
+	r := hostRule()
+	if r.knob == "" {
+		return r.compiled, 0, nil
+	}
+	if ceiling, err = k.readSysctl(r.knob); errors.Is(err, unix.ENOENT) && r.formerKnob != "" {
+		ceiling, err = k.readSysctl(r.formerKnob)
+	}
+	if err == nil && r.floor != "" {
+		floor, err = k.readSysctl(r.floor)
+	}
+	return ceiling, floor, err
+}
+
+func (k *kernel) readSysctl(name string) (int, error) {
+	n, err := k.sysctl(name)
+	if err != nil {
+		return unknown, os.NewSyscallError("sysctl "+name, err)
+	}
+	return sysctlCount(n), nil
+}
+
+// readSettings fills in what FreeBSD says of listening besides the ceiling. Its
+// counters are in a structure whose layout moves between releases.
+func (k *kernel) readSettings(s *System) {
+	if runtime.GOOS != "freebsd" {
+		return
+	}
+	s.SYNCookies, _ = k.readSysctl(cookiesKnob)
+	s.AbortOnOverflow, _ = k.readSysctl("net.inet.tcp.syncache.rst_on_sock_fail")
+}

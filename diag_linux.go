@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -22,6 +23,11 @@ const (
 	diagFamily  = 0              // u8 idiag_family of struct inet_diag_msg
 	diagSockID  = 4              // its struct inet_diag_sockid
 	diagID      = 2*2 + 2*16 + 4 // without the cookie
+	diagState   = 1              // u8 idiag_state
+	diagLocal   = 4              // be16 idiag_sport
+	diagClient  = 6              // be16 idiag_dport
+	diagDest    = 24             // idiag_dst
+	diagCookie  = 44             // u32 idiag_cookie[2]
 	diagMsgSize = 72             // sizeof(struct inet_diag_msg)
 	diagReqSize = 56             // sizeof(struct inet_diag_req_v2)
 )
@@ -59,12 +65,17 @@ func (k *kernel) handshakes(ctx context.Context, families []uint8, port int) (ma
 // diagRequest asks for the sockets on a local port that are in one of states, a set of
 // bits.
 func diagRequest(family uint8, port int, states uint32) []byte {
+	return diagRequestWith(family, port, states, 0)
+}
+
+// diagRequestWith asks for attributes too: bit n-1 of extensions is the attribute n.
+func diagRequestWith(family uint8, port int, states uint32, extensions uint8) []byte {
 	p := make([]byte, unix.SizeofNlMsghdr+diagReqSize)
 	binary.NativeEndian.PutUint32(p[0:], uint32(len(p)))
 	binary.NativeEndian.PutUint16(p[4:], unix.SOCK_DIAG_BY_FAMILY)
 	binary.NativeEndian.PutUint16(p[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	r := p[unix.SizeofNlMsghdr:]
-	r[0], r[1] = family, unix.IPPROTO_TCP
+	r[0], r[1], r[2] = family, unix.IPPROTO_TCP, extensions
 	binary.NativeEndian.PutUint32(r[4:], states)
 	binary.BigEndian.PutUint16(r[8:], uint16(port))
 	return p
@@ -73,10 +84,18 @@ func diagRequest(family uint8, port int, states uint32) []byte {
 // diagWait is how long one read of an answer blocks before ctx is looked at.
 const diagWait = 100 * time.Millisecond
 
-// diag sends one request for a dump to sock_diag and returns the messages of the
-// answer. The kernel walks its whole table of sockets for each datagram, and ctx is
-// looked at between two of them.
+// diag asks for all rows on behalf of a drain. No look is worth more time than a drain
+// gives the handshakes in flight.
 func diag(ctx context.Context, request []byte) (rows [][]byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, drainFlight)
+	defer cancel()
+	return diagSome(ctx, request, func([]byte) bool { return true })
+}
+
+// diagSome sends one request for a dump to sock_diag and returns those rows of the
+// answer that keep wants. The kernel walks its whole table of sockets for each
+// datagram, and ctx is looked at between two of them.
+func diagSome(ctx context.Context, request []byte, keep func(row []byte) bool) (rows [][]byte, err error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
 		return nil, err
@@ -89,17 +108,14 @@ func diag(ctx context.Context, request []byte) (rows [][]byte, err error) {
 	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, err
 	}
-	// No look is worth more time than the handshakes are given.
-	ctx, cancel := context.WithTimeout(ctx, drainFlight)
-	defer cancel()
-	return readDump(ctx, func(p []byte) (int, error) {
+	return readDump(ctx, keep, func(p []byte) (int, error) {
 		n, _, err := unix.Recvfrom(fd, p, 0)
 		return n, err
 	})
 }
 
 // readDump reads datagrams up to the end of a dump, or until ctx ends.
-func readDump(ctx context.Context, receive func(p []byte) (int, error)) (rows [][]byte, err error) {
+func readDump(ctx context.Context, keep func(row []byte) bool, receive func(p []byte) (int, error)) (rows [][]byte, err error) {
 	p := make([]byte, 1<<16)
 	for done := false; !done; {
 		if err := ctx.Err(); err != nil {
@@ -119,7 +135,11 @@ func readDump(ctx context.Context, receive func(p []byte) (int, error)) (rows []
 		if more, done, err = parseDump(p[:n]); err != nil {
 			return nil, err
 		}
-		rows = append(rows, more...)
+		for _, row := range more {
+			if keep(row) {
+				rows = append(rows, row)
+			}
+		}
 	}
 	return rows, nil
 }
@@ -229,15 +249,64 @@ func parseMember(row []byte) (r member, err error) {
 	copy(r.group.addr[:], row[diagSource:])
 	r.group.device = binary.NativeEndian.Uint32(row[diagInterface:])
 	r.group.uid = binary.NativeEndian.Uint32(row[diagUID:])
+	v6only, err := attribute(row, diagSKV6Only)
+	if len(v6only) > 0 {
+		r.group.v6only = v6only[0]
+	}
+	return r, err
+}
+
+// A diagRow is one socket as sock_diag lists it.
+type diagRow struct {
+	state         uint8
+	local, client netip.AddrPort
+	iface         uint32 // the device that it is bound to; 0 is any
+	cookie        uint64 // no two sockets have the same one
+	inode         uint32
+	info          []byte // struct tcp_info; nil if there is none
+}
+
+const diagInfo = 2 // INET_DIAG_INFO, the attribute that holds a struct tcp_info
+
+// parseRow parses a struct inet_diag_msg and the attributes behind it.
+func parseRow(p []byte) (row diagRow, err error) {
+	if len(p) < diagMsgSize {
+		return row, unix.EBADMSG
+	}
+	row = diagRow{
+		state:  p[diagState],
+		iface:  binary.NativeEndian.Uint32(p[diagInterface:]),
+		cookie: binary.NativeEndian.Uint64(p[diagCookie:]),
+		inode:  binary.NativeEndian.Uint32(p[diagInode:]),
+	}
+	address := func(ip, port []byte) netip.AddrPort {
+		addr := netip.AddrFrom16([16]byte(ip))
+		if p[diagFamily] == unix.AF_INET {
+			addr = netip.AddrFrom4([4]byte(ip))
+		}
+		return netip.AddrPortFrom(addr.Unmap(), binary.BigEndian.Uint16(port))
+	}
+	row.local = address(p[diagSource:], p[diagLocal:])
+	row.client = address(p[diagDest:], p[diagClient:])
+	if row.info, err = attribute(p, diagInfo); err != nil {
+		return diagRow{}, err
+	}
+	return row, nil
+}
+
+// attribute returns the value of one of the attributes behind a struct inet_diag_msg;
+// nil if it is not there.
+func attribute(row []byte, kind uint16) (value []byte, err error) {
 	for p := row[diagMsgSize:]; len(p) >= unix.SizeofNlAttr; {
 		size := int(binary.NativeEndian.Uint16(p))
 		if size < unix.SizeofNlAttr || size > len(p) {
-			return r, unix.EBADMSG
+			return nil, unix.EBADMSG
 		}
-		if binary.NativeEndian.Uint16(p[2:]) == diagSKV6Only && size > unix.SizeofNlAttr {
-			r.group.v6only = p[unix.SizeofNlAttr]
+		if binary.NativeEndian.Uint16(p[2:]) == kind {
+			value = p[unix.SizeofNlAttr:size]
 		}
-		p = p[min((size+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1), len(p)):]
+		const align = unix.NLA_ALIGNTO - 1
+		p = p[min((size+align)&^align, len(p)):]
 	}
-	return r, nil
+	return value, nil
 }

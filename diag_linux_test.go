@@ -90,7 +90,7 @@ func TestReadDumpEnds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			turn := -1
-			rows, err := readDump(within(t, 10*time.Millisecond), func(p []byte) (int, error) {
+			rows, err := readDump(within(t, 10*time.Millisecond), func([]byte) bool { return true }, func(p []byte) (int, error) {
 				turn++
 				return test.receive(turn, p)
 			})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"math"
@@ -133,10 +134,10 @@ func willing() kernel {
 }
 
 func kernelAnswers(all map[string][]answer) {
-	all["getsockopt of bytes"] = all["getsockopt"][:len(all["getsockopt"])-5]
+	all["getsockopt, of bytes"] = all["getsockopt"][:len(all["getsockopt"])-5]
 	for _, n := range []int{0, infoQueueEnd - 1, infoQueueEnd, math.MaxInt32, -1} {
 		for _, b := range []byte{0, tcpListen, 0xff} {
-			all["getsockopt of bytes"] = append(all["getsockopt of bytes"], answer{n: n, text: bytes.Repeat([]byte{b}, 64)})
+			all["getsockopt, of bytes"] = append(all["getsockopt, of bytes"], answer{n: n, text: bytes.Repeat([]byte{b}, 64)})
 		}
 	}
 	all["setsockopt of a filter"] = refusals(unix.EBADF, unix.EFAULT, unix.EINVAL, unix.ENOMEM, unix.EPERM, unix.EOPNOTSUPP,
@@ -164,7 +165,7 @@ func kernelAnswers(all map[string][]answer) {
 
 func (m *meddler) ownCalls(k *kernel, base kernel, meddle func() answer) {
 	k.getsockopt = func(fd, level, name int, p []byte) (int, error) {
-		if m.turn("getsockopt of bytes") {
+		if m.turn("getsockopt, of bytes") {
 			copy(p, meddle().text)
 			return meddle().n, meddle().err
 		}
@@ -218,6 +219,12 @@ func (m *meddler) ownCalls(k *kernel, base kernel, meddle func() answer) {
 		}
 		return base.diag(ctx, request)
 	}
+	k.diagSome = func(ctx context.Context, request []byte, keep func([]byte) bool) ([][]byte, error) {
+		if m.turn("sock_diag") {
+			return meddle().rows, meddle().err
+		}
+		return base.diagSome(ctx, request, keep)
+	}
 	k.readFile = func(name string) ([]byte, error) {
 		if m.turn("read") {
 			return meddle().text, meddle().err
@@ -244,7 +251,42 @@ func kernelActs() (acts []act) {
 			acts = append(acts, drainedAlone(name, host, base), drainedShared(name, host, base))
 		}
 	}
-	return append(acts, acceptedStopped())
+	return append(acts, acceptedStopped(), queueTimed(), waitingListed())
+}
+
+// queueTimed asks an accepted connection how long it waited.
+func queueTimed() act {
+	return act{
+		name: "QueueTime", op: "queuetime", base: realKernel, fatal: []string{"getsockopt, of bytes"},
+		begin: func(t *testing.T, k *kernel) (func() error, func(error) error) {
+			h := holdQueue(t, k, 1)
+			require.NoError(t, h.ln.SetDeadline(time.Now().Add(patience)))
+			s, err := h.ln.Accept()
+			require.NoError(t, err)
+			do := func() error {
+				d, err := k.queueTime(s)
+				if (err == nil) != (d >= 0) {
+					return fmt.Errorf("%v and %w", d, err)
+				}
+				return err
+			}
+			return do, func(error) error {
+				_, err := s.Write([]byte("ok"))
+				return errors.Join(err, s.Close(), h.clients[0].Close(), h.ln.Close())
+			}
+		},
+	}
+}
+
+// waitingListed lists a queue. Its clients go on waiting.
+func waitingListed() act {
+	return on("Waiting", "waiting", []string{"getsockopt", "sock_diag"}, func(t *testing.T, _ *kernel, ln *Listener) error {
+		all, err := ln.Waiting(t.Context())
+		if err != nil && all != nil {
+			return fmt.Errorf("%v and %w", all, err)
+		}
+		return err
+	})
 }
 
 // mayFilter says whether this process may set a filter.

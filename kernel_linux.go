@@ -18,6 +18,7 @@ type ownCalls struct {
 	attachProgram func(fd int, p []unix.SockFilter) error
 	detachProgram func(fd int) error
 	diag          func(ctx context.Context, request []byte) (rows [][]byte, err error)
+	diagSome      func(ctx context.Context, request []byte, keep func(row []byte) bool) (rows [][]byte, err error)
 	readFile      func(name string) ([]byte, error)
 	unixSocket    func() (fd int, err error)
 	namespaceFile func(fd int) (*os.File, error)
@@ -33,6 +34,7 @@ var realOwnCalls = ownCalls{
 	attachProgram: attachProgram,
 	detachProgram: detachProgram,
 	diag:          diag,
+	diagSome:      diagSome,
 	readFile:      os.ReadFile,
 	unixSocket:    unixSocket,
 	namespaceFile: namespaceFile,

@@ -1,17 +1,19 @@
 // Command http is a web server that knows its accept queue.
 //
-//	/               says hello
-//	/debug/backlog  the account of the listener: asked, granted, ceiling
+//	/               says hello, or 503 to a client that has waited too long for Accept
+//	/debug/backlog  the account of the listener: asked, granted, ceiling; and the
+//	                distribution of the times in the queue since the start.
+//	                With ?waiting also the clients that wait now
 //	/debug/vars     the variables of package expvar, the queue of this moment among them
 //
 // When the queue passes 80 % of what fits, it logs a warning, at most one a
-// minute. SIGINT and SIGTERM stop it once the requests in hand are answered.
+// minute. When Accept has not been called for a second while clients wait, it logs
+// which client has waited longest. SIGINT and SIGTERM stop it once the requests in hand are answered.
 package main
 
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"expvar"
 	"flag"
@@ -29,6 +31,7 @@ import (
 func main() {
 	addr := flag.String("addr", "127.0.0.1:8080", "address to listen on")
 	backlog := flag.Int("backlog", -1, "connections to ask listen(2) for; negative is as many as the system allows")
+	budget := flag.Duration("budget", 500*time.Millisecond, "answer 503 to a client that waited longer for Accept; 0 answers everyone")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "http: unexpected argument %q\n", flag.Arg(0))
@@ -37,14 +40,14 @@ func main() {
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, stop, *addr, *backlog); err != nil {
+	if err := run(ctx, stop, *addr, *backlog, *budget); err != nil {
 		fmt.Fprintln(os.Stderr, "http:", err)
 		os.Exit(1)
 	}
 }
 
 // run serves until ctx ends; giveBack gives signals back to the system.
-func run(ctx context.Context, giveBack func(), addr string, backlog int) error {
+func run(ctx context.Context, giveBack func(), addr string, backlog int, budget time.Duration) error {
 	ln, err := acceptq.ListenTCP(addr, acceptq.WithBacklog(backlog))
 	if err != nil {
 		return err
@@ -59,24 +62,26 @@ func run(ctx context.Context, giveBack func(), addr string, backlog int) error {
 
 	expvar.Publish("acceptQueue", expvar.Func(func() any { s, _ := ln.Stats(); return s }))
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "hello") })
-	mux.HandleFunc("GET /debug/backlog", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(ln.Backlog())
-	})
+	var times queueTimes
+	mux.Handle("GET /{$}", times.shedding(budget, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, "hello")
+	})))
+	mux.HandleFunc("GET /debug/backlog", serveBacklog(ln, &times))
 	mux.Handle("GET /debug/vars", expvar.Handler())
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Handler: mux, ConnContext: times.connContext, ReadHeaderTimeout: 10 * time.Second}
 
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	var queue watch
+	var accept watchdog
 	for {
 		select {
 		case now := <-tick.C:
 			if s, err := ln.Stats(); err == nil {
 				queue.look(now, s)
+				accept.look(ctx, times.accepted.Load(), s, ln.Waiting)
 			}
 		case err := <-served:
 			return err

@@ -79,12 +79,24 @@ func TestProgram(t *testing.T) {
 func testProgram(t *testing.T, listenOn string) {
 	cmd, addr, said := start(t, "-addr", listenOn, "-backlog", "7")
 
-	var account struct {
-		Requested int
-		Limit     *int
-		Measured  bool
+	var debug struct {
+		Backlog struct {
+			Requested int
+			Limit     *int
+			Measured  bool
+		}
+		QueueTimes struct {
+			Buckets []bucket
+			Unknown int64
+		}
 	}
-	get(t, "http://"+addr+"/debug/backlog", &account)
+	get(t, "http://"+addr+"/debug/backlog", &debug)
+	account := debug.Backlog
+	counted := debug.QueueTimes.Unknown
+	for _, b := range debug.QueueTimes.Buckets {
+		counted += b.Connections
+	}
+	require.EqualValues(t, 1, counted, "the connection of this request")
 	require.Equal(t, 7, account.Requested)
 	if account.Measured {
 		require.Equal(t, 7, *account.Limit)

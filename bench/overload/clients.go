@@ -1,0 +1,120 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A crowd is the clients of one server. They do not know of each other: how many come
+// does not depend on how many are answered.
+type crowd struct {
+	addr                       string
+	counting                   atomic.Bool
+	came, tried, good, refused atomic.Int64
+	mu                         sync.Mutex
+	waits                      []time.Duration // of the good answers
+}
+
+func newCrowd(addr string) *crowd { return &crowd{addr: addr} }
+
+// come has clients come, so many a second, at random times. Only those that come after
+// the time warm count, and all that happens then is counted until the end.
+func (c *crowd) come(rate float64, warm, measured time.Duration) {
+	var clients sync.WaitGroup
+	start := time.Now()
+	for next := start; ; {
+		next = next.Add(time.Duration(rand.ExpFloat64() / rate * float64(time.Second)))
+		time.Sleep(time.Until(next))
+		since := time.Since(start)
+		c.counting.Store(since > warm && since <= warm+measured)
+		if since > warm+measured {
+			break
+		}
+		if since > warm {
+			c.came.Add(1)
+		}
+		clients.Go(c.visit)
+	}
+	clients.Wait()
+}
+
+// visit is one client: it gives up after a second and tries again, or waits as long as
+// the server asks it to.
+func (c *crowd) visit() {
+	for range tries {
+		counting := c.counting.Load()
+		start := time.Now()
+		status := c.try(start.Add(patience))
+		took := time.Since(start)
+		if took > patience { // this process was late to see its timer
+			status = 0
+		}
+		if counting {
+			c.tried.Add(1)
+		}
+		switch {
+		case status == http.StatusOK:
+			// Good is an answer that came during the time that counts.
+			if c.counting.Load() {
+				c.good.Add(1)
+				c.mu.Lock()
+				c.waits = append(c.waits, took)
+				c.mu.Unlock()
+			}
+			return
+		case status == http.StatusServiceUnavailable:
+			if counting {
+				c.refused.Add(1)
+			}
+			time.Sleep(time.Second + rand.N(time.Second)) // Retry-After, and clients do not keep step
+		}
+	}
+}
+
+// try sends a request by a new connection and returns the status of the answer; 0 is
+// none in time.
+func (c *crowd) try(deadline time.Time) (status int) {
+	d := net.Dialer{Deadline: deadline, KeepAlive: -1}
+	conn, err := d.Dial("tcp4", c.addr)
+	if err != nil {
+		return 0
+	}
+	defer conn.Close()
+	conn.SetDeadline(deadline)
+	if _, err := fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: overload\r\n\r\n"); err != nil {
+		return 0
+	}
+	resp, err := http.ReadResponse(bufio.NewReaderSize(conn, 512), nil)
+	if err != nil {
+		return 0
+	}
+	resp.Body.Close()
+	return resp.StatusCode
+}
+
+// report has the figures as Go's benchmark format has them.
+func (c *crowd) report(measured time.Duration) string {
+	slices.Sort(c.waits)
+	at := func(part float64) time.Duration {
+		if len(c.waits) == 0 {
+			return 0
+		}
+		return c.waits[min(len(c.waits)-1, int(part*float64(len(c.waits))))]
+	}
+	seconds := measured.Seconds()
+	text := fmt.Sprintf("%.1f good/s %.1f came/s %.1f tried/s %.1f turned-away/s",
+		float64(c.good.Load())/seconds, float64(c.came.Load())/seconds, float64(c.tried.Load())/seconds, float64(c.refused.Load())/seconds)
+	if len(c.waits) > 0 { // no answer has no time
+		text += fmt.Sprintf(" %d p50-ns %d p99-ns", at(0.5), at(0.99))
+	}
+	return text
+}

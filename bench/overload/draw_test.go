@@ -1,0 +1,134 @@
+//go:build linux
+
+package main
+
+import (
+	"encoding/xml"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+const sample = `date: 2026-01-02
+commit: abc
+machine: Linux 6.18, 2 CPUs, go1.26
+load: 0.1 0.2 0.3
+BenchmarkOverload/server=long/load=2 1 10.0 good/s 800.0 came/s 4.0 turned-away/s 5 worked
+BenchmarkOverload/server=long/load=2 1 30.0 good/s 800.0 came/s 4.0 turned-away/s 400000000 p50-ns 980400000 p99-ns 5 worked
+BenchmarkOverload/server=shed/load=2 1 390.0 good/s 500600000 p99-ns
+BenchmarkOverload/server=short/load=1.5 1 300.0 good/s
+`
+
+func stored(t *testing.T, text string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "overload.txt")
+	if err := os.WriteFile(name, []byte(text), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// The page says what was measured, and "none" where nothing was.
+func TestTable(t *testing.T) {
+	f, err := read(stored(t, sample))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := f.table()
+	for _, want := range []string{
+		"| 2 × | 20 (10 to 30) | none | 390 | none | none |",
+		"| 2 × | 980ms | none | 501ms | none | none |",
+		"| 2 × | 4 | none | none | none | none |",
+		"| 0.5 × | none | none | none | none | none |", "good answers: short queue 75 %.\n",
+		"Median of 2 rounds", "2026-01-02, commit abc; Linux 6.18, 2 CPUs, go1.26; load average before the run 0.1 0.2 0.3.",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is missing in\n%s", want, text)
+		}
+	}
+	if strings.Contains(text, "worth nothing") {
+		t.Error("it was no short run")
+	}
+	if f.meta["short"] = "yes"; !strings.Contains(f.table(), "worth nothing") {
+		t.Error("it was a short run")
+	}
+}
+
+func TestPicture(t *testing.T) {
+	f, err := read(stored(t, sample))
+	if err != nil {
+		t.Fatal(err)
+	}
+	picture := string(f.picture())
+	for d := xml.NewDecoder(strings.NewReader(picture)); ; {
+		if _, err := d.Token(); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, s := range servers {
+		if strings.Count(picture, ">"+s.title+"<") != 1 {
+			t.Errorf("%q has no line in the list", s.title)
+		}
+	}
+}
+
+func TestWrongResults(t *testing.T) {
+	for name, text := range map[string]string{
+		"nothing":       "",
+		"no value":      "BenchmarkOverload/server=long/load=2 1 10.0\n",
+		"no number":     "BenchmarkOverload/server=long/load=2 1 x good/s\n",
+		"a wrong load":  "BenchmarkOverload/server=long/load=x 1 1 good/s\n",
+		"another text":  "PASS\n",
+		"only metadata": "date: today\n",
+	} {
+		if _, err := read(stored(t, text)); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func TestBetween(t *testing.T) {
+	name := stored(t, "before\n"+begin+"old\n"+end+"behind\n")
+	for range 2 { // the second time nothing changes
+		if err := between(name, "new\n"); err != nil {
+			t.Fatal(err)
+		}
+		text, _ := os.ReadFile(name)
+		if want := "before\n" + begin + "\nnew\n\n" + end + "behind\n"; string(text) != want {
+			t.Fatalf("%q, not %q", text, want)
+		}
+	}
+	if err := between(stored(t, "no marks"), "new\n"); err == nil {
+		t.Error("no error")
+	}
+}
+
+// The queue stands if nobody waited for less than the target during a whole interval.
+func TestStanding(t *testing.T) {
+	var s standing
+	at := time.Unix(1000, 0)
+	for i, step := range []struct {
+		after  time.Duration
+		waited time.Duration
+		stands bool
+	}{
+		{0, 10 * target, false}, // nothing is known yet
+		{budget / 2, 10 * target, false},
+		{budget + 1, 10 * target, true},    // it stood for the first interval
+		{budget + 2, target / 2, true},     // until this one ends
+		{2*budget + 2, 10 * target, false}, // somebody was taken at once in it
+		{3*budget + 3, target + 1, true},   // it stands again
+		{4*budget + 4, target, true},       // and again, up to this moment
+		{5*budget + 5, 10 * target, false},
+	} {
+		if got := s.stands(at.Add(step.after), step.waited); got != step.stands {
+			t.Errorf("step %d: %v", i, got)
+		}
+	}
+}

@@ -1,0 +1,69 @@
+package acceptq
+
+import (
+	"encoding/binary"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// struct tcp_info of linux/tcp.h, as far as it tells what became of a connection. A
+// kernel answers with as much of it as it knows: the first two are older than Go.
+const (
+	infoSendMSS       = 16  // u32 tcpi_snd_mss: never 0 on Linux
+	infoLastDataSent  = 44  // u32 tcpi_last_data_sent, milliseconds
+	infoBytesAcked    = 120 // u64 tcpi_bytes_acked, since Linux 4.1
+	infoBytesReceived = 128 // u64 tcpi_bytes_received, since Linux 4.1
+	infoDataSegsOut   = 156 // u32 tcpi_data_segs_out, since Linux 4.6
+	infoConnEnd       = 160
+)
+
+// Socket states of net/tcp_states.h.
+const (
+	tcpEstablished = 1
+	tcpSynSent     = 2
+	tcpCloseWait   = 8
+	tcpClosing     = 11
+)
+
+// timeInQueue reads how long the accepted connection fd waited; p is room for the
+// kernel's answer.
+func (k *kernel) timeInQueue(fd int, p []byte) (time.Duration, error) {
+	p = p[:infoConnEnd]
+	n, err := k.getsockopt(fd, unix.IPPROTO_TCP, unix.TCP_INFO, p)
+	if err != nil {
+		return unknown, os.NewSyscallError("getsockopt", err)
+	}
+	return queueTimeIn(p[:max(0, min(n, len(p)))])
+}
+
+// queueTimeIn takes the time from a TCP_INFO of any length.
+func queueTimeIn(info []byte) (time.Duration, error) {
+	age, ok := ageIn(info)
+	switch {
+	case !ok:
+		return unknown, errNoQueueTime
+	case info[infoState] == tcpSynSent:
+		return unknown, errNotJustAccepted
+	// The peer acknowledged something: data, the SYN of a dialled connection, or a FIN.
+	case len(info) >= infoBytesAcked+8 && binary.NativeEndian.Uint64(info[infoBytesAcked:]) > 0:
+		return unknown, errNotJustAccepted
+	case len(info) >= infoDataSegsOut+4 && binary.NativeEndian.Uint32(info[infoDataSegsOut:]) > 0:
+		return unknown, errNotJustAccepted
+	}
+	return age, nil
+}
+
+// ageIn is how long ago the handshake of a connection ended that has sent nothing. It
+// is not ok where the kernel does not tell: gVisor fills in zeros.
+func ageIn(info []byte) (age time.Duration, ok bool) {
+	if len(info) < infoLastDataSent+4 {
+		return unknown, false
+	}
+	state := info[infoState]
+	if state < tcpEstablished || state > tcpClosing || state == tcpListen || binary.NativeEndian.Uint32(info[infoSendMSS:]) == 0 {
+		return unknown, false
+	}
+	return time.Duration(binary.NativeEndian.Uint32(info[infoLastDataSent:])) * time.Millisecond, true
+}

@@ -1,0 +1,556 @@
+package acceptq
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// tick is the period in which the kernel counts time (CONFIG_HZ).
+func tick(t testing.TB) time.Duration {
+	t.Helper()
+	var ts unix.Timespec
+	require.NoError(t, unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &ts))
+	require.NotZero(t, ts.Nano())
+	return time.Duration(ts.Nano())
+}
+
+// now is the time as of the kernel's last tick, which is what it stamps connections
+// with. On a busy virtual machine that tick can be late by more than its period.
+func now() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+		panic(err)
+	}
+	return time.Duration(ts.Nano())
+}
+
+// A wait is what a test knows of the time of a connection in the queue: the handshake
+// ended between the two moments.
+type wait struct{ after, before time.Duration }
+
+// requireTime asks c how long it waited and compares that with w, to a tick and a half.
+// Both clocks are read around the call, so a busy machine changes nothing.
+func (w wait) requireTime(t *testing.T, c net.Conn) (got time.Duration) {
+	t.Helper()
+	least := now() - w.before
+	got, err := QueueTime(c)
+	most := now() - w.after
+	require.NoError(t, err)
+	slack := tick(t) * 3 / 2
+	require.GreaterOrEqual(t, got, least-slack, "it waited at least %v", least)
+	require.LessOrEqual(t, got, most+slack, "it waited at most %v", most)
+	return got
+}
+
+// join connects by dial and waits until the kernel has put the connection into the
+// queue, as number n in it.
+func joinQueue(t *testing.T, addr net.Addr, n int, dial func() (net.Conn, error)) (net.Conn, wait) {
+	t.Helper()
+	var w wait
+	w.after = now()
+	c, err := dial()
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	require.Eventually(t, func() bool { return kernelQueue(t, addr) == n }, patience, time.Millisecond)
+	w.before = now()
+	return c, w
+}
+
+func write(t *testing.T, c net.Conn) {
+	t.Helper()
+	_, err := io.WriteString(c, "data")
+	require.NoError(t, err)
+}
+
+// awaitState waits until the other end of c is in a state of TCP.
+func awaitState(t *testing.T, s *net.TCPConn, state uint8) {
+	t.Helper()
+	require.Eventually(t, func() bool { return tcpInfo(t, s).State == state }, patience, time.Millisecond)
+}
+
+// The time is the wait, whatever the client does meanwhile.
+func TestQueueTimeIsTheWait(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		for _, d := range []time.Duration{0, 5 * time.Millisecond, 20 * time.Millisecond, 100 * time.Millisecond, 700 * time.Millisecond} {
+			for name, do := range map[string]func(t *testing.T, c net.Conn){
+				"silent": func(*testing.T, net.Conn) {},
+				"sends":  write,
+				"sends late": func(t *testing.T, c net.Conn) {
+					time.Sleep(d / 2) // the wait is the subject
+					write(t, c)
+				},
+				"closes": func(t *testing.T, c net.Conn) { require.NoError(t, c.Close()) },
+				"sends and closes": func(t *testing.T, c net.Conn) {
+					write(t, c)
+					require.NoError(t, c.Close())
+				},
+				"resets": func(t *testing.T, c net.Conn) {
+					require.NoError(t, c.(*net.TCPConn).SetLinger(0))
+					require.NoError(t, c.Close())
+				},
+			} {
+				for _, host := range []string{"127.0.0.1", "::1", "dual stack"} {
+					t.Run(fmt.Sprintf("%v, %s, %s", d, name, host), func(t *testing.T) {
+						t.Parallel()
+						address := net.JoinHostPort(host, "0")
+						if host == "dual stack" {
+							address = ":0"
+						}
+						if host != "127.0.0.1" {
+							haveIPv6(t)
+						}
+						ln, err := ListenTCP(address)
+						require.NoError(t, err)
+						defer ln.Close()
+						to := ln.Addr().String()
+						if host == "dual stack" {
+							to = fmt.Sprintf("127.0.0.1:%d", ln.Addr().(*net.TCPAddr).Port)
+						}
+						c, w := joinQueue(t, ln.Addr(), 1, func() (net.Conn, error) { return net.DialTimeout("tcp", to, patience) })
+						begun := time.Now()
+						do(t, c)
+						time.Sleep(d - time.Since(begun)) // the wait is the subject
+						s, err := ln.AcceptTCP()
+						require.NoError(t, err)
+						defer s.Close()
+						switch name {
+						case "closes", "sends and closes":
+							awaitState(t, s, tcpCloseWait)
+						case "resets":
+							awaitState(t, s, 7)
+						}
+						got := w.requireTime(t, s)
+						t.Logf("waited %v, read %v", now()-w.before, got)
+
+						// By a wrapper, as of TLS before its handshake.
+						w.requireTime(t, tls.Server(s, &tls.Config{}))
+						w.requireTime(t, struct{ *net.TCPConn }{s})
+					})
+				}
+			}
+		}
+	})
+}
+
+// A connection that is held back until data comes begins to wait then.
+func TestQueueTimeOfDeferredAccept(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		ln := listen4(t, realKernel, WithDeferAccept(30*time.Second))
+		c, err := net.Dial("tcp", ln.Addr().String())
+		require.NoError(t, err)
+		defer c.Close()
+		time.Sleep(50 * time.Millisecond) // the wait is the subject
+		require.Zero(t, kernelQueue(t, ln.Addr()), "it is held back")
+		_, w := joinQueue(t, ln.Addr(), 1, func() (net.Conn, error) {
+			write(t, c)
+			return c, nil
+		})
+		time.Sleep(50 * time.Millisecond)
+		s, err := ln.AcceptTCP()
+		require.NoError(t, err)
+		defer s.Close()
+		w.requireTime(t, s)
+	})
+}
+
+// A connection that was made by a SYN cookie.
+func TestQueueTimeOfACookie(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.ipv4.tcp_syncookies", 2) // always
+		ln := listen4(t, realKernel)
+		_, w := joinQueue(t, ln.Addr(), 1, func() (net.Conn, error) { return net.Dial("tcp", ln.Addr().String()) })
+		require.NotZero(t, kernelCounter(t, "SyncookiesRecv"))
+		time.Sleep(50 * time.Millisecond) // the wait is the subject
+		s, err := ln.AcceptTCP()
+		require.NoError(t, err)
+		defer s.Close()
+		w.requireTime(t, s)
+	})
+}
+
+// A connection whose listener closed, and which the kernel moved to another one's
+// queue, has waited since it came.
+func TestQueueTimeOfAMigrated(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.ipv4.tcp_migrate_req", 1)
+		first := listen4(t, realKernel, WithReusePort())
+		_, w := joinQueue(t, first.Addr(), 1, func() (net.Conn, error) { return net.Dial("tcp", first.Addr().String()) })
+		heir, err := ListenTCP(first.Addr().String(), WithReusePort())
+		require.NoError(t, err)
+		defer heir.Close()
+		time.Sleep(50 * time.Millisecond) // the wait is the subject
+		require.NoError(t, first.Close())
+		all := waitingBecomes(t, 1, heir.Waiting)
+		require.False(t, all[0].Shared, "its former listener is gone")
+		s, err := heir.AcceptTCP()
+		require.NoError(t, err)
+		defer s.Close()
+		w.requireTime(t, s)
+	})
+}
+
+// fastOpen connects with data in the SYN. Without deaf the handshake ends at once.
+func fastOpen(t *testing.T, addr net.Addr, deaf bool) (fd int) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	require.NoError(t, err)
+	t.Cleanup(func() { unix.Close(fd) })
+	if deaf { // a minimum TTL of its own drops the SYN-ACK
+		require.NoError(t, unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, maxTTL))
+	}
+	err = unix.Sendto(fd, []byte("data"), unix.MSG_FASTOPEN, &unix.SockaddrInet4{Port: addr.(*net.TCPAddr).Port, Addr: [4]byte{127, 0, 0, 1}})
+	require.True(t, err == nil || errors.Is(err, unix.EINPROGRESS), "%v", err)
+	return fd
+}
+
+// A fast-open connection is queued when its SYN comes. Its clock begins again when its
+// handshake ends.
+func TestQueueTimeOfFastOpen(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.ipv4.tcp_fastopen", 0x1|0x2|0x4|0x200) // both sides, without a cookie
+		ln := listen4(t, realKernel, WithFastOpen(5))
+		after := now()
+		fd := fastOpen(t, ln.Addr(), true)
+		require.Eventually(t, func() bool { return kernelQueue(t, ln.Addr()) == 1 }, patience, time.Millisecond)
+		w := wait{after: after, before: now()}
+		time.Sleep(30 * time.Millisecond) // the wait is the subject
+		s, err := ln.AcceptTCP()
+		require.NoError(t, err)
+		defer s.Close()
+		require.EqualValues(t, tcpSynRecv, tcpInfo(t, s).State)
+		w.requireTime(t, s)
+
+		ends := now()
+		require.NoError(t, unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, 0))
+		awaitState(t, s, tcpEstablished)
+		wait{after: ends, before: now()}.requireTime(t, s)
+	})
+}
+
+// listenMPTCP listens as net.Listen does by default.
+func listenMPTCP(t *testing.T) *Listener {
+	t.Helper()
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(true)
+	bare, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	ln, err := Wrap(bare)
+	require.NoError(t, err)
+	t.Cleanup(func() { ln.Close() })
+	if ln.transport != multipathTCP {
+		t.Skip("no MPTCP here: sysctl -w net.mptcp.enabled=1, in a kernel that has it")
+	}
+	return ln
+}
+
+// On a listener of net.Listen, with a client that speaks MPTCP and one that does not.
+func TestQueueTimeOfMPTCP(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		for _, client := range []bool{true, false} {
+			t.Run(fmt.Sprint(client), func(t *testing.T) {
+				ln := listenMPTCP(t)
+				var d net.Dialer
+				d.SetMultipathTCP(client)
+				c, w := joinQueue(t, ln.Addr(), 1, func() (net.Conn, error) { return d.Dial("tcp", ln.Addr().String()) })
+				write(t, c)
+				time.Sleep(30 * time.Millisecond) // the wait is the subject
+				s, err := ln.AcceptTCP()
+				require.NoError(t, err)
+				defer s.Close()
+				multi, err := s.MultipathTCP()
+				require.NoError(t, err)
+				require.Equal(t, client, multi)
+				w.requireTime(t, s)
+				write(t, s)
+				_, err = QueueTime(s)
+				requireQueueTimeError(t, err, syscall.EINVAL)
+			})
+		}
+	})
+}
+
+func requireQueueTimeError(t *testing.T, err, target error) {
+	t.Helper()
+	op, ok := err.(*net.OpError)
+	require.True(t, ok, "%T", err)
+	require.Equal(t, "queuetime", op.Op)
+	require.ErrorIs(t, err, target)
+}
+
+// What the kernel's clock does not tell is an error, and not a short time.
+func TestQueueTimeOfOthers(t *testing.T) {
+	ln := listen4(t, realKernel)
+	dial := func(t *testing.T) (client, server *net.TCPConn) {
+		c, err := net.Dial("tcp", ln.Addr().String())
+		require.NoError(t, err)
+		t.Cleanup(func() { c.Close() })
+		s, err := ln.AcceptTCP()
+		require.NoError(t, err)
+		t.Cleanup(func() { s.Close() })
+		return c.(*net.TCPConn), s
+	}
+	for _, of := range []struct {
+		name   string
+		conn   func(t *testing.T) net.Conn
+		target error
+	}{
+		{"dialled", func(t *testing.T) net.Conn { c, _ := dial(t); return c }, syscall.EINVAL},
+		{"dialled, the other end has sent", func(t *testing.T) net.Conn {
+			c, s := dial(t)
+			write(t, s)
+			_, err := io.ReadFull(c, make([]byte, 4))
+			require.NoError(t, err)
+			return c
+		}, syscall.EINVAL},
+		{"has sent", func(t *testing.T) net.Conn { _, s := dial(t); write(t, s); return s }, syscall.EINVAL},
+		{"has ended its sending side", func(t *testing.T) net.Conn {
+			_, s := dial(t)
+			require.NoError(t, s.CloseWrite())
+			awaitState(t, s, 5) // FIN_WAIT2: acknowledged
+			return s
+		}, syscall.EINVAL},
+		{"closed", func(t *testing.T) net.Conn { _, s := dial(t); s.Close(); return s }, net.ErrClosed},
+		{"nil", func(*testing.T) net.Conn { return nil }, syscall.EINVAL},
+		{"a pipe", func(t *testing.T) net.Conn { c, s := net.Pipe(); c.Close(); s.Close(); return c }, syscall.EINVAL},
+		{"its own wrapper", func(t *testing.T) net.Conn { c := new(selfWrapped); c.Conn = c; return c }, syscall.EINVAL},
+		{"TLS over a pipe", func(t *testing.T) net.Conn { c, _ := net.Pipe(); return tls.Server(c, &tls.Config{}) }, syscall.EINVAL},
+		{"UDP", func(t *testing.T) net.Conn {
+			c, err := net.Dial("udp", "127.0.0.1:9")
+			require.NoError(t, err)
+			t.Cleanup(func() { c.Close() })
+			return c
+		}, syscall.EOPNOTSUPP},
+	} {
+		t.Run(of.name, func(t *testing.T) {
+			d, err := QueueTime(of.conn(t))
+			require.EqualValues(t, -1, d)
+			requireQueueTimeError(t, err, of.target)
+		})
+	}
+}
+
+// A selfWrapped connection unwraps to itself.
+type selfWrapped struct{ net.Conn }
+
+func (c *selfWrapped) NetConn() net.Conn  { return c }
+func (*selfWrapped) LocalAddr() net.Addr  { return nil }
+func (*selfWrapped) RemoteAddr() net.Addr { return nil }
+
+// A kernel that is older answers with less, and another system under the name of Linux
+// with zeros.
+func TestQueueTimeOfOtherKernels(t *testing.T) {
+	ln := listen4(t, realKernel)
+	c, err := net.Dial("tcp", ln.Addr().String())
+	require.NoError(t, err)
+	defer c.Close()
+	s, err := ln.AcceptTCP()
+	require.NoError(t, err)
+	defer s.Close()
+
+	const waited = 123
+	info := make([]byte, infoConnEnd)
+	info[infoState] = tcpEstablished
+	binary.NativeEndian.PutUint32(info[infoSendMSS:], 536)
+	binary.NativeEndian.PutUint32(info[infoLastDataSent:], waited)
+	with := func(change func(p []byte)) []byte {
+		p := bytes.Clone(info)
+		change(p)
+		return p
+	}
+	acked := with(func(p []byte) { binary.NativeEndian.PutUint64(p[infoBytesAcked:], 1) })
+	sent := with(func(p []byte) { binary.NativeEndian.PutUint32(p[infoDataSegsOut:], 1) })
+	for _, row := range []struct {
+		name   string
+		n      int
+		info   []byte
+		target error
+	}{
+		{"whole", infoConnEnd, info, nil},
+		{"Linux 4.1: data_segs_out is missing", infoDataSegsOut, sent, nil},
+		{"Linux 4.1, acknowledged", infoDataSegsOut, acked, syscall.EINVAL},
+		{"Linux 3.2: bytes_acked is missing", 104, acked, nil},
+		{"the least", infoLastDataSent + 4, info, nil},
+		{"less than that", infoLastDataSent + 3, info, errors.ErrUnsupported},
+		{"nothing", 0, info, errors.ErrUnsupported},
+		{"negative", -1, info, errors.ErrUnsupported},
+		{"longer than the room", 1 << 20, info, nil},
+		{"zeros", infoConnEnd, make([]byte, infoConnEnd), errors.ErrUnsupported},
+		{"gVisor's: a state and zeros", infoConnEnd, with(func(p []byte) { p[infoSendMSS], p[infoSendMSS+1] = 0, 0 }), errors.ErrUnsupported},
+		{"sent, not yet acknowledged", infoConnEnd, sent, syscall.EINVAL},
+		{"a listener", infoConnEnd, with(func(p []byte) { p[infoState] = tcpListen }), errors.ErrUnsupported},
+		{"connecting", infoConnEnd, with(func(p []byte) { p[infoState] = tcpSynSent }), syscall.EINVAL},
+		{"a state that is not known", infoConnEnd, with(func(p []byte) { p[infoState] = 77 }), errors.ErrUnsupported},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			k := realKernel
+			answers(row.n, nil, row.info...)(&k)
+			d, err := k.queueTime(s)
+			if row.target != nil {
+				requireQueueTimeError(t, err, row.target)
+				require.EqualValues(t, -1, d)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, waited*time.Millisecond, d)
+		})
+	}
+	for _, errno := range []unix.Errno{unix.EPERM, unix.ENOPROTOOPT, unix.EBADF} {
+		k := realKernel
+		answers(0, errno)(&k)
+		_, err := k.queueTime(s)
+		requireQueueTimeError(t, err, errno)
+		requireLayers(t, err, "tcp", "getsockopt")
+	}
+}
+
+func FuzzQueueTime(f *testing.F) {
+	f.Add([]byte(nil))
+	f.Add(make([]byte, infoConnEnd))
+	whole := bytes.Repeat([]byte{1}, infoConnEnd)
+	f.Add(whole)
+	f.Add(whole[:infoLastDataSent+4])
+	f.Fuzz(func(t *testing.T, info []byte) {
+		d, err := queueTimeIn(info)
+		if (err == nil) != (d >= 0) || err != nil && d != unknown {
+			t.Fatal(d, err)
+		}
+		if err == nil && d%time.Millisecond != 0 {
+			t.Fatal(d)
+		}
+		if err != nil && !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, syscall.EINVAL) {
+			t.Fatal(err)
+		}
+	})
+}
+
+// Under load each of many connections tells its own time.
+func TestQueueTimeUnderLoad(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		const clients, each = 32, 20
+		ln := listen4(t, realKernel, WithBacklog(clients))
+		var begun sync.Map // when a client began to connect, by its address
+		slack := tick(t) * 3 / 2
+		type finding struct {
+			client string
+			at     time.Duration
+			waited time.Duration
+			err    error
+		}
+		found := make(chan finding, clients*each)
+		srv := &http.Server{
+			ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+				d, err := QueueTime(c)
+				found <- finding{c.RemoteAddr().String(), now(), d, err}
+				return ctx
+			},
+			Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "served") }),
+		}
+		served := make(chan error, 1)
+		go func() { served <- srv.Serve(ln) }()
+		var running sync.WaitGroup
+		for range clients {
+			running.Go(func() {
+				for range each {
+					start := now()
+					c, err := net.Dial("tcp", ln.Addr().String())
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					begun.Store(c.LocalAddr().String(), start)
+					if err := request(c); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		running.Wait()
+		require.NoError(t, srv.Close())
+		require.ErrorIs(t, <-served, http.ErrServerClosed)
+		close(found)
+		n := 0
+		for f := range found {
+			require.NoError(t, f.err)
+			start, ok := begun.Load(f.client)
+			require.True(t, ok)
+			require.LessOrEqual(t, f.waited, f.at-start.(time.Duration)+slack)
+			n++
+		}
+		require.Equal(t, clients*each, n)
+	})
+}
+
+func TestQueueTimeDoesNotAllocate(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector allocates")
+	}
+	ln := listen4(t, realKernel)
+	c, err := net.Dial("tcp", ln.Addr().String())
+	require.NoError(t, err)
+	defer c.Close()
+	s, err := ln.Accept()
+	require.NoError(t, err)
+	defer s.Close()
+	for name, conn := range map[string]net.Conn{"TCP": s, "TLS": tls.Server(s, &tls.Config{})} {
+		require.Zero(t, testing.AllocsPerRun(1000, func() {
+			if _, err := QueueTime(conn); err != nil {
+				t.Error(err)
+			}
+		}), name)
+	}
+}
+
+// BenchmarkQueueTime compares QueueTime with its system call by itself.
+func BenchmarkQueueTime(b *testing.B) {
+	const calls = 1000
+	ln := listenForStats(b)
+	c, err := net.Dial("tcp", ln.Addr().String())
+	require.NoError(b, err)
+	defer c.Close()
+	s, err := ln.AcceptTCP()
+	require.NoError(b, err)
+	defer s.Close()
+	b.Run("alone", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := QueueTime(s); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("beside its system call", func(b *testing.B) {
+		onDescriptor(b, s, func(fd int) (int, error) {
+			var p [infoConnEnd]byte
+			raw := repeat(calls, func() {
+				if _, err := getsockopt(fd, unix.IPPROTO_TCP, unix.TCP_INFO, p[:]); err != nil {
+					panic(err)
+				}
+			})
+			r := ratios(b, raw, raw, repeat(calls, func() { QueueTime(s) }))
+			b.ReportMetric(r[0], "raw/raw")
+			b.ReportMetric(r[1], "queuetime/raw")
+			return 0, nil
+		})
+	})
+}

@@ -1,0 +1,42 @@
+package acceptq
+
+import (
+	"errors"
+	"io"
+	"net"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Where the time is not known QueueTime says so, and bad input is told from it.
+func TestQueueTimeElsewhere(t *testing.T) {
+	ln := listenForStats(t)
+	c, err := net.Dial("tcp", ln.Addr().String())
+	require.NoError(t, err)
+	defer c.Close()
+	s, err := ln.Accept()
+	require.NoError(t, err)
+	defer s.Close()
+	d, err := QueueTime(s)
+	if runtime.GOOS == "linux" || runtime.GOOS == "android" {
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, d, time.Duration(0))
+	} else {
+		require.EqualValues(t, -1, d)
+		requireOp(t, err, "queuetime")
+		require.ErrorIs(t, err, errors.ErrUnsupported)
+	}
+	// It disturbs nothing.
+	_, err = io.WriteString(c, "x")
+	require.NoError(t, err)
+	_, err = io.ReadFull(s, make([]byte, 1))
+	require.NoError(t, err)
+
+	_, err = QueueTime(nil)
+	requireOp(t, err, "queuetime")
+	require.ErrorIs(t, err, syscall.EINVAL)
+}

@@ -1,0 +1,532 @@
+package acceptq
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// waitingBecomes waits until n connections are listed. A client may know of the end of
+// its handshake before the server does.
+func waitingBecomes(t *testing.T, n int, list func(context.Context) ([]Waiting, error)) (all []Waiting) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		var err error
+		all, err = list(t.Context())
+		require.NoError(t, err)
+		return len(all) == n
+	}, patience, 5*time.Millisecond, "never were %d listed", n)
+	return all
+}
+
+func clientsOf(all []Waiting) (clients []string) {
+	for _, w := range all {
+		clients = append(clients, w.Client.String())
+	}
+	slices.Sort(clients)
+	return clients
+}
+
+func addressesOf(conns ...net.Conn) (addresses []string) {
+	for _, c := range conns {
+		addresses = append(addresses, c.LocalAddr().String())
+	}
+	slices.Sort(addresses)
+	return addresses
+}
+
+// A hundred clients wait, of which thirty have closed. Each is listed with its time and
+// its bytes, the longest wait first, and the thirty are marked.
+func TestWaitingListsTheQueue(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		const n, closed = 100, 30
+		ln := listen4(t, realKernel, WithBacklog(n))
+		type client struct {
+			wait
+			received int
+			closed   bool
+		}
+		clients := make(map[string]client)
+		for i := range n {
+			c, w := joinQueue(t, ln.Addr(), i+1, func() (net.Conn, error) { return net.Dial("tcp", ln.Addr().String()) })
+			sent := make([]byte, i%4*100)
+			_, err := c.Write(sent)
+			require.NoError(t, err)
+			if i%10 < 10*closed/n {
+				require.NoError(t, c.Close())
+			}
+			clients[c.LocalAddr().String()] = client{w, len(sent), i%10 < 10*closed/n}
+		}
+		// What the clients did last may be under way.
+		var all []Waiting
+		var before, after time.Duration
+		require.Eventually(t, func() bool {
+			before = now()
+			var err error
+			all, err = ln.Waiting(t.Context())
+			after = now()
+			require.NoError(t, err)
+			var marked int
+			for _, w := range all {
+				if w.Closed {
+					marked++
+				}
+			}
+			return len(all) == n && marked == closed
+		}, patience, 10*time.Millisecond)
+
+		slack := tick(t) * 3 / 2
+		for i, w := range all {
+			c, ok := clients[w.Client.String()]
+			require.True(t, ok, "%v", w)
+			delete(clients, w.Client.String())
+			require.Equal(t, c.closed, w.Closed, "%v", w)
+			require.EqualValues(t, c.received, w.Received, "%v", w)
+			require.False(t, w.Shared, "%v", w)
+			require.GreaterOrEqual(t, w.Waited, before-c.before-slack, "%v", w)
+			require.LessOrEqual(t, w.Waited, after-c.after+slack, "%v", w)
+			require.True(t, i == 0 || w.Waited <= all[i-1].Waited, "the longest wait first")
+		}
+		require.Empty(t, clients)
+
+		// What is accepted is listed no longer.
+		s, err := ln.Accept()
+		require.NoError(t, err)
+		defer s.Close()
+		all, err = ln.Waiting(t.Context())
+		require.NoError(t, err)
+		require.Len(t, all, n-1)
+		require.NotContains(t, clientsOf(all), s.RemoteAddr().String())
+	})
+}
+
+// Handshakes in flight, connections that are held back, and those of other ports are
+// not listed. One that was reset is in the queue, but the kernel does not list it.
+func TestWaitingListsNothingElse(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		ln := listen4(t, realKernel)
+		all, err := ln.Waiting(t.Context())
+		require.NoError(t, err)
+		require.Empty(t, all)
+
+		other := listen4(t, realKernel)
+		dialed(t, other, 2)
+		newDeafClient(t, ln.Addr())
+		held := listen4(t, realKernel, WithDeferAccept(30*time.Second))
+		h, err := net.Dial("tcp", held.Addr().String())
+		require.NoError(t, err)
+		defer h.Close()
+		queued := dialed(t, ln, 2)
+		require.NoError(t, queued[0].(*net.TCPConn).SetLinger(0))
+		require.NoError(t, queued[0].Close())
+
+		all = waitingBecomes(t, 1, ln.Waiting)
+		require.Equal(t, addressesOf(queued[1]), clientsOf(all))
+		require.Equal(t, 2, queuedBecomes(t, 2, ln.Stats).Queued)
+		waitingBecomes(t, 2, other.Waiting)
+		waitingBecomes(t, 0, held.Waiting)
+	})
+}
+
+// Clients of both families, on sockets for one and for both.
+func TestWaitingFamilies(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		haveIPv6(t)
+		for _, row := range []struct{ network, address, client string }{
+			{"tcp4", "127.0.0.1:0", "127.0.0.1"},
+			{"tcp4", ":0", "127.0.0.1"},
+			{"tcp6", "[::1]:0", "::1"},
+			{"tcp6", ":0", "::1"},
+			{"tcp", ":0", "::1"},
+			{"tcp", ":0", "127.0.0.1"},
+		} {
+			t.Run(row.network+" "+row.address+" "+row.client, func(t *testing.T) {
+				ln, err := Listen(t.Context(), row.network, row.address)
+				require.NoError(t, err)
+				defer ln.Close()
+				port := fmt.Sprint(ln.Addr().(*net.TCPAddr).Port)
+				c, err := net.Dial("tcp", net.JoinHostPort(row.client, port))
+				require.NoError(t, err)
+				defer c.Close()
+				all := waitingBecomes(t, 1, ln.Waiting)
+				require.Equal(t, addressesOf(c), clientsOf(all))
+				s, err := ln.Accept()
+				require.NoError(t, err)
+				defer s.Close()
+				require.Equal(t, s.RemoteAddr().String(), all[0].Client.String())
+			})
+		}
+		t.Run("link-local", func(t *testing.T) {
+			lo, err := net.InterfaceByName("lo")
+			require.NoError(t, err)
+			addLinkLocal(t, net.ParseIP("fe80::77"), int32(lo.Index))
+			var ln *Listener
+			require.Eventually(t, func() bool { // the kernel may still look for a duplicate of the address
+				ln, err = ListenTCP("[fe80::77%lo]:0")
+				return err == nil
+			}, patience, time.Millisecond)
+			defer ln.Close()
+			c, err := net.Dial("tcp", ln.Addr().String())
+			require.NoError(t, err)
+			defer c.Close()
+			require.Equal(t, addressesOf(c), clientsOf(waitingBecomes(t, 1, ln.Waiting)))
+		})
+	})
+}
+
+// What may be in another listener's queue is marked.
+func TestWaitingShared(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		shared := func(all []Waiting) (n int) {
+			for _, w := range all {
+				if w.Shared {
+					n++
+				}
+			}
+			return n
+		}
+		dial := func(t *testing.T, addr string, n int) {
+			for range n {
+				c, err := net.Dial("tcp", addr)
+				require.NoError(t, err)
+				t.Cleanup(func() { c.Close() })
+			}
+		}
+		t.Run("one address", func(t *testing.T) {
+			a := listen4(t, realKernel, WithReusePort())
+			dial(t, a.Addr().String(), 5)
+			require.Zero(t, shared(waitingBecomes(t, 5, a.Waiting)))
+			b, err := ListenTCP(a.Addr().String(), WithReusePort())
+			require.NoError(t, err)
+			defer b.Close()
+			dial(t, a.Addr().String(), 5)
+			require.Equal(t, 10, shared(waitingBecomes(t, 10, a.Waiting)))
+			require.Equal(t, 10, shared(waitingBecomes(t, 10, b.Waiting)))
+		})
+		t.Run("two addresses", func(t *testing.T) {
+			all, err := Listen(t.Context(), "tcp4", "0.0.0.0:0", WithReusePort())
+			require.NoError(t, err)
+			defer all.Close()
+			port := all.Addr().(*net.TCPAddr).Port
+			one, err := Listen(t.Context(), "tcp4", fmt.Sprintf("127.0.0.2:%d", port), WithReusePort())
+			require.NoError(t, err)
+			defer one.Close()
+			dial(t, fmt.Sprintf("127.0.0.1:%d", port), 3)
+			dial(t, fmt.Sprintf("127.0.0.2:%d", port), 4)
+			require.Equal(t, 4, shared(waitingBecomes(t, 7, all.Waiting)))
+			require.Equal(t, 4, shared(waitingBecomes(t, 4, one.Waiting)))
+		})
+		t.Run("two families", func(t *testing.T) {
+			haveIPv6(t)
+			v6, err := Listen(t.Context(), "tcp6", ":0")
+			require.NoError(t, err)
+			defer v6.Close()
+			port := v6.Addr().(*net.TCPAddr).Port
+			v4, err := Listen(t.Context(), "tcp4", fmt.Sprintf("0.0.0.0:%d", port))
+			require.NoError(t, err)
+			defer v4.Close()
+			dial(t, fmt.Sprintf("127.0.0.1:%d", port), 3)
+			dial(t, fmt.Sprintf("[::1]:%d", port), 4)
+			require.Zero(t, shared(waitingBecomes(t, 3, v4.Waiting)))
+			require.Zero(t, shared(waitingBecomes(t, 4, v6.Waiting)))
+		})
+		t.Run("shards", func(t *testing.T) {
+			s, err := ListenTCPShards("127.0.0.1:0", 4, WithReusePort())
+			require.NoError(t, err)
+			defer s.Close()
+			dial(t, s.Addr().String(), 12)
+			require.Zero(t, shared(waitingBecomes(t, 12, s.Waiting)))
+			require.Equal(t, 12, shared(waitingBecomes(t, 12, s.listeners[0].Waiting)))
+			other, err := ListenTCP(s.Addr().String(), WithReusePort())
+			require.NoError(t, err)
+			defer other.Close()
+			require.Equal(t, 12, shared(waitingBecomes(t, 12, s.Waiting)))
+		})
+	})
+}
+
+// A fast-open connection is queued before its handshake ends.
+func TestWaitingFastOpen(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.ipv4.tcp_fastopen", 0x1|0x2|0x4|0x200) // both sides, without a cookie
+		ln := listen4(t, realKernel, WithFastOpen(5))
+		fastOpen(t, ln.Addr(), true)
+		all := waitingBecomes(t, 1, ln.Waiting)
+		require.EqualValues(t, 4, all[0].Received)
+		require.Equal(t, 1, synReceived(t, ln.Addr()), "its handshake has not ended")
+		fastOpen(t, ln.Addr(), false)
+		waitingBecomes(t, 2, ln.Waiting)
+	})
+}
+
+// On a listener of net.Listen, with a client that speaks MPTCP and one that does not.
+func TestWaitingMPTCP(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		ln := listenMPTCP(t)
+		var clients []net.Conn
+		for _, multi := range []bool{true, false} {
+			var d net.Dialer
+			d.SetMultipathTCP(multi)
+			c, err := d.Dial("tcp", ln.Addr().String())
+			require.NoError(t, err)
+			defer c.Close()
+			write(t, c)
+			clients = append(clients, c)
+		}
+		var all []Waiting
+		require.Eventually(t, func() bool {
+			all = waitingBecomes(t, 2, ln.Waiting)
+			return all[0].Received == 4 && all[1].Received == 4
+		}, patience, time.Millisecond)
+		require.Equal(t, addressesOf(clients...), clientsOf(all))
+		for left := 1; left >= 0; left-- {
+			s, err := ln.Accept()
+			require.NoError(t, err)
+			defer s.Close()
+			waitingBecomes(t, left, ln.Waiting)
+		}
+	})
+}
+
+// A listener in another network namespace is asked there.
+func TestWaitingInAnotherNamespace(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		v := newVisited(t)
+		var ln *Listener
+		var c net.Conn
+		v.in(func() {
+			var err error
+			ln, err = ListenTCP("127.0.0.1:0")
+			require.NoError(t, err)
+			c, err = net.Dial("tcp", ln.Addr().String())
+			require.NoError(t, err)
+		})
+		defer ln.Close()
+		defer c.Close()
+		require.Equal(t, addressesOf(c), clientsOf(waitingBecomes(t, 1, ln.Waiting)))
+
+		// Without the privilege to go there the list is not empty but unknown.
+		k := realKernel
+		k.namespaceFile = func(int) (*os.File, error) { return nil, unix.EPERM }
+		ln.kernel = &k
+		_, err := ln.Waiting(t.Context())
+		requireOp(t, err, "waiting")
+		require.ErrorIs(t, err, errors.ErrUnsupported)
+		require.ErrorIs(t, err, unix.EPERM)
+	})
+}
+
+// Waiting goes on beside Accept, Stats and other calls of it.
+func TestWaitingUnderLoad(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		const clients, each = 16, 20
+		ln := listen4(t, realKernel, WithBacklog(clients))
+		loop := serveEach(ln)
+		stop := make(chan struct{})
+		var asking, running sync.WaitGroup
+		for range 3 {
+			asking.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					all, err := ln.Waiting(t.Context())
+					if listed := clientsOf(all); err != nil || len(slices.Compact(listed)) != len(all) {
+						t.Errorf("%v, %v", all, err)
+						return
+					}
+				}
+			})
+		}
+		for range clients {
+			running.Go(func() {
+				for range each {
+					c, err := net.Dial("tcp", ln.Addr().String())
+					if err == nil {
+						err = request(c)
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		running.Wait()
+		close(stop)
+		asking.Wait()
+		ln.Close()
+		<-loop
+	})
+}
+
+// It needs no privilege. This test runs in no namespace, so it can be run as anyone.
+func TestWaitingUnprivileged(t *testing.T) {
+	ln := listen4(t, realKernel)
+	clients := dialed(t, ln, 3)
+	require.Equal(t, addressesOf(clients...), clientsOf(waitingBecomes(t, 3, ln.Waiting)))
+}
+
+// ctx is obeyed, also while the kernel is silent.
+func TestWaitingObeysContext(t *testing.T) {
+	ln := listen4(t, realKernel)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	all, err := ln.Waiting(ended)
+	require.Empty(t, all)
+	requireOp(t, err, "waiting")
+	require.ErrorIs(t, err, context.Canceled)
+
+	k := realKernel
+	k.diagSome = func(ctx context.Context, _ []byte, keep func([]byte) bool) ([][]byte, error) {
+		return readDump(ctx, keep, func([]byte) (int, error) { return 0, unix.EAGAIN })
+	}
+	ln.kernel = &k
+	_, err = ln.Waiting(within(t, 20*time.Millisecond))
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+}
+
+// A listener that is bound to a device takes the connections of that device only.
+func TestWaitingMayHave(t *testing.T) {
+	at := func(address string, iface uint32) diagRow {
+		return diagRow{local: netip.AddrPortFrom(netip.MustParseAddr(address), 80), iface: iface}
+	}
+	for _, row := range []struct {
+		listener, conn diagRow
+		may            bool
+	}{
+		{at("0.0.0.0", 0), at("10.0.0.1", 0), true},
+		{at("0.0.0.0", 0), at("10.0.0.1", 2), true},
+		{at("0.0.0.0", 2), at("10.0.0.1", 2), true},
+		{at("0.0.0.0", 3), at("10.0.0.1", 2), false},
+		{at("0.0.0.0", 3), at("10.0.0.1", 0), false},
+		{at("10.0.0.1", 0), at("10.0.0.1", 0), true},
+		{at("10.0.0.2", 0), at("10.0.0.1", 0), false},
+		{at("::", 0), at("10.0.0.1", 0), true},
+		{at("::", 0), at("fe80::1", 2), true},
+		{at("fe80::1", 0), at("fe80::1", 2), true},
+	} {
+		require.Equal(t, row.may, row.listener.mayHave(row.conn), "%v", row)
+	}
+}
+
+// queueRow is one row of sock_diag with a struct tcp_info of n bytes.
+func queueRow(state uint8, inode uint32, cookie uint64, n int) []byte {
+	row := make([]byte, diagMsgSize)
+	row[diagFamily], row[diagState] = unix.AF_INET, state
+	copy(row[diagSource:], []byte{127, 0, 0, 1})
+	copy(row[diagDest:], []byte{127, 0, 0, 1})
+	binary.BigEndian.PutUint16(row[diagClient:], uint16(cookie))
+	binary.NativeEndian.PutUint64(row[diagCookie:], cookie)
+	binary.NativeEndian.PutUint32(row[diagInode:], inode)
+	if n < 0 {
+		return row
+	}
+	info := make([]byte, n)
+	for offset, value := range map[int]uint32{infoState: uint32(state), infoSendMSS: 536, infoLastDataSent: 9, infoBytesReceived: 7} {
+		if offset+8 <= n {
+			binary.NativeEndian.PutUint32(info[offset:], value)
+		}
+	}
+	attr := binary.NativeEndian.AppendUint16(nil, uint16(unix.SizeofNlAttr+n))
+	attr = binary.NativeEndian.AppendUint16(attr, diagInfo)
+	return append(row, append(attr, info...)...)
+}
+
+// What the kernel answers is not taken for more than it says.
+func TestWaitingOfOtherAnswers(t *testing.T) {
+	ln := listen4(t, realKernel)
+	inode := uint32(inode(t, ln))
+	listener := queueRow(tcpListen, inode, 1, 8)
+	client := netip.MustParseAddrPort("127.0.0.1:2")
+	whole := Waiting{Client: client, Waited: 9 * time.Millisecond, Received: 7}
+	for _, row := range []struct {
+		name string
+		rows [][]byte
+		want []Waiting
+		err  error
+	}{
+		{"nothing at all", nil, nil, errors.ErrUnsupported},
+		{"the listener is missing", [][]byte{queueRow(tcpEstablished, 0, 2, 200)}, nil, errors.ErrUnsupported},
+		{"nobody", [][]byte{listener}, nil, nil},
+		{"one", [][]byte{listener, queueRow(tcpEstablished, 0, 2, 200)}, []Waiting{whole}, nil},
+		{"one twice", [][]byte{listener, queueRow(tcpEstablished, 0, 2, 200), queueRow(tcpEstablished, 0, 2, 200)}, []Waiting{whole}, nil},
+		{"accepted", [][]byte{listener, queueRow(tcpEstablished, 5, 2, 200)}, nil, nil},
+		{"a handshake in flight", [][]byte{listener, queueRow(tcpSynRecv, 0, 2, -1)}, nil, nil},
+		{"an old kernel", [][]byte{listener, queueRow(tcpEstablished, 0, 2, 104)}, []Waiting{{Client: client, Waited: 9 * time.Millisecond, Received: -1}}, nil},
+		{"no times", [][]byte{listener, queueRow(tcpEstablished, 0, 2, 20)}, []Waiting{{Client: client, Waited: -1, Received: -1}}, nil},
+		{"a short row", [][]byte{listener, make([]byte, diagMsgSize-1)}, nil, unix.EBADMSG},
+		{"a short attribute", [][]byte{listener, append(queueRow(tcpEstablished, 0, 2, -1), 3, 0, 2, 0)}, nil, unix.EBADMSG},
+		{"an attribute longer than the row", [][]byte{listener, append(queueRow(tcpEstablished, 0, 2, -1), 0xff, 0xff, 2, 0)}, nil, unix.EBADMSG},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			k := realKernel
+			k.diagSome = func(_ context.Context, _ []byte, keep func([]byte) bool) (rows [][]byte, err error) {
+				for _, p := range row.rows {
+					if keep(p) {
+						rows = append(rows, p)
+					}
+				}
+				return rows, nil
+			}
+			ln.kernel = &k
+			all, err := ln.Waiting(t.Context())
+			require.ErrorIs(t, err, row.err)
+			require.Len(t, all, len(row.want))
+			if len(all) > 0 {
+				require.Equal(t, row.want, all)
+			}
+			if err != nil {
+				requireOp(t, err, "waiting")
+			}
+		})
+	}
+}
+
+func FuzzParseRow(f *testing.F) {
+	f.Add([]byte(nil))
+	f.Add(queueRow(tcpListen, 3, 4, 8))
+	f.Add(queueRow(tcpEstablished, 0, 4, 240))
+	f.Add(queueRow(tcpEstablished, 0, 4, -1))
+	f.Fuzz(func(t *testing.T, p []byte) {
+		whole := string(p)
+		row, err := parseRow(p)
+		if string(p) != whole {
+			t.Fatal("it wrote into the row")
+		}
+		if err != nil {
+			if row.info != nil || row.local.IsValid() {
+				t.Fatal("an error and an answer")
+			}
+			return
+		}
+		if len(row.info) > len(p)-diagMsgSize {
+			t.Fatal("more than there is")
+		}
+		w := waitingOf(row, false)
+		if w.Waited < unknown || w.Received < unknown {
+			t.Fatal(w)
+		}
+		_ = w.String()
+	})
+}

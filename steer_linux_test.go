@@ -28,7 +28,7 @@ func run(t *testing.T, p []unix.SockFilter) map[uint32]int {
 		for pc := 0; ; pc++ {
 			switch i := p[pc]; i.Code {
 			case unix.BPF_LD | unix.BPF_W | unix.BPF_ABS:
-				require.EqualValues(t, bpfRandom, i.K)
+				require.EqualValues(t, uint32(bpfRandom), i.K)
 				a = draw
 			case unix.BPF_ALU | unix.BPF_MOD | unix.BPF_K:
 				a %= i.K

@@ -1,6 +1,7 @@
 package acceptq
 
 import (
+	"net"
 	"testing"
 	"time"
 	"unsafe"
@@ -106,4 +107,45 @@ func BenchmarkStatsAmongManySockets(b *testing.B) {
 	r := ratios(b, quiet, quiet, crowded)
 	b.ReportMetric(r[0], "quiet/quiet")
 	b.ReportMetric(r[1], "crowded/quiet")
+}
+
+// BenchmarkDrain compares draining 64 shards with draining one listener, beside many
+// connections: the kernel walks its whole table of sockets for each look.
+func BenchmarkDrain(b *testing.B) {
+	const connections = 5000 // 10,000 sockets
+	other, err := ListenTCP("127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer other.Close()
+	for range connections {
+		for _, open := range []func() (net.Conn, error){
+			func() (net.Conn, error) { return net.Dial("tcp", other.Addr().String()) },
+			other.Accept,
+		} {
+			c, err := open()
+			if err != nil {
+				b.Skipf("%v: raise the limit of open files, ulimit -n", err)
+			}
+			c.(*net.TCPConn).SetLinger(0) // leave no port behind
+			defer c.Close()
+		}
+	}
+	drain := func(n int) side {
+		return func() time.Duration {
+			s, err := ListenTCPShards("127.0.0.1:0", n)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer s.Close()
+			start := time.Now()
+			if err := s.Drain(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+			return time.Since(start)
+		}
+	}
+	r := ratios(b, drain(1), drain(1), drain(64))
+	b.ReportMetric(r[0], "one/one")
+	b.ReportMetric(r[1], "64/one")
 }

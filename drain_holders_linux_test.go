@@ -199,6 +199,11 @@ func TestLiftedDrainUndoesOnlyItsOwn(t *testing.T) {
 			reads.Add(1)
 			return read(fd, level, name, p)
 		}
+		getFilter := k.getFilter
+		k.getFilter = func(fd int, p []unix.SockFilter) (int, error) {
+			reads.Add(1)
+			return getFilter(fd, p)
+		}
 		ln := listen4(t, k)
 		require.NoError(t, ln.Drain(within(t, patience)))
 		require.Equal(t, v4, wayOf(t, ln.raw))

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"slices"
@@ -216,6 +217,56 @@ func TestMigrateAndSteer(t *testing.T) {
 				clients.Wait()
 				t.Logf("%d restarts: %d answered, %d lost", restarts, answered.Load(), lost.Load())
 				require.Equal(t, row.loses, lost.Load() > 0)
+			})
+		}
+	})
+}
+
+// A handshake by a SYN cookie has no state, so its last ACK goes to a listener that is
+// chosen then: with steering to one that does not drain.
+func TestSteeringLeadsCookies(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net.ipv4.tcp_syncookies", 2)
+		sys := realSystem
+		for _, row := range []struct {
+			name string
+			opts []Option
+		}{{"steered", nil}, {"not steered", []Option{WithoutSteering()}}} {
+			t.Run(row.name, func(t *testing.T) {
+				members := newMembers(t, &sys, "127.0.0.1:0", 2, row.opts...)
+				old, successor := members[0], members[1]
+				d := net.Dialer{Timeout: patience, Control: lateACK}
+				var conns []net.Conn
+				for range 40 {
+					c, err := d.Dial("tcp", old.Addr().String())
+					require.NoError(t, err)
+					defer c.Close()
+					conns = append(conns, c)
+				}
+				drained := inBackground(t, old.Listener, within(t, patience))
+				require.Eventually(t, func() bool {
+					old.intake.mu.Lock()
+					defer old.intake.mu.Unlock()
+					return old.intake.stop != nil
+				}, patience, time.Millisecond)
+				before, beside := old.clients.Load(), successor.clients.Load()
+				for _, c := range conns {
+					require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
+					_, err := c.Write([]byte{'?'})
+					require.NoError(t, err)
+					_, err = c.Read(make([]byte, 1))
+					require.NoError(t, err)
+				}
+				late := successor.clients.Load() - beside
+				t.Logf("%d answered: while one drains, %d by the other and %d by it", len(conns), late, old.clients.Load()-before)
+				require.Positive(t, late)
+				if row.opts == nil {
+					require.Equal(t, before, old.clients.Load())
+				} else {
+					require.Greater(t, old.clients.Load(), before)
+				}
+				require.NoError(t, received(t, drained))
 			})
 		}
 	})

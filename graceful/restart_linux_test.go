@@ -291,6 +291,67 @@ func TestNoStallAfterTheDrain(t *testing.T) {
 	})
 }
 
+// Shards hand over to more and fewer shards, generation after generation.
+func TestOverlappingRestartsOfShards(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		begin := func(addr string, n int) *running {
+			shards, err := acceptq.ListenTCPShards(addr, n, acceptq.WithReusePort())
+			require.NoError(t, err)
+			return start(t, &http.Server{Handler: hello}, shards)
+		}
+		old := begin("127.0.0.1:0", 3)
+		c := &crowd{home: make(chan struct{})}
+		c.add(16, visitors("HTTP/1", old.addr, false, 0))
+		before := kernelCounter(t, "TCPSynRetrans")
+		for _, n := range []int{8, 2, 4, 3, 8, 2, 4} {
+			c.more(t, 100)
+			next := begin(old.addr, n)
+			old.stop()
+			require.NoError(t, old.wait())
+			old = next
+		}
+		c.more(t, 100)
+		close(c.home)
+		c.wait.Wait()
+		old.stop()
+		require.NoError(t, old.wait())
+		again := kernelCounter(t, "TCPSynRetrans") - before
+		t.Logf("%v, %d SYNs sent again", c, again)
+		require.Zero(t, c.lost.Load(), c)
+		require.LessOrEqual(t, again, int64(3)) // a close leaves a moment now and then
+	})
+}
+
+// Shards close in the order that other processes of the group expect: one that drains
+// afterwards leads its clients away, and does not keep them.
+func TestShardsCloseInOrder(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		shards, err := acceptq.ListenTCPShards("127.0.0.1:0", 2, acceptq.WithReusePort())
+		require.NoError(t, err)
+		old := start(t, &http.Server{Handler: hello}, shards)
+		var others []*acceptq.Listener
+		for range 3 {
+			ln, err := acceptq.ListenTCP(old.addr, acceptq.WithReusePort())
+			require.NoError(t, err)
+			defer ln.Close()
+			go http.Serve(ln, hello)
+			others = append(others, ln)
+		}
+		old.stop()
+		require.NoError(t, old.wait())
+		require.NoError(t, others[2].Drain(t.Context()))
+		before := kernelCounter(t, "TCPSynRetrans")
+		for range 64 {
+			c := dial(t, old.addr)
+			c.send(get)
+			_, body := c.answer()
+			require.Equal(t, "hello", body)
+			c.Close()
+		}
+		require.Zero(t, kernelCounter(t, "TCPSynRetrans")-before)
+	})
+}
+
 // A descriptor that is passed on, as by systemd: each process closes its own at the
 // start of its stop, and nobody notices.
 func TestRestartsOfASharedSocket(t *testing.T) {

@@ -138,8 +138,13 @@ func (s *server) queued() (sum int, ok bool) {
 	return sum, len(s.sockets) > 0
 }
 
-// closeAll closes the listeners.
+// closeAll closes the listeners. Shards know the order in which theirs are to close.
 func (s *server) closeAll() {
+	for _, l := range s.sockets {
+		if shards, ok := l.(*acceptq.Shards); ok {
+			shards.Close()
+		}
+	}
 	for _, d := range s.doors {
 		d.served.Close()
 	}

@@ -222,6 +222,38 @@ func TestMigrateAndSteer(t *testing.T) {
 	})
 }
 
+// A drain runs out of time with a connection in its queue. With net.ipv4.tcp_migrate_req
+// the other member of the group serves it after Close; without it Close resets it.
+func TestMigrateAfterADrainThatRanOut(t *testing.T) {
+	t.Parallel()
+	forEachStop(t, func(t *testing.T, sys system, _ way) {
+		for migrate, want := range []error{unix.ECONNRESET, nil} {
+			setSysctl(t, "net.ipv4.tcp_migrate_req", migrate)
+			members := newMembers(t, &sys, "127.0.0.1:0", 2)
+			old := members[0]
+			require.NoError(t, old.SetDeadline(time.Now())) // its loop ends
+			require.Eventually(t, func() bool {
+				old.accepts.mu.Lock()
+				defer old.accepts.mu.Unlock()
+				return old.accepts.inside == 0
+			}, patience, time.Millisecond)
+			c := dialUntil(t, old.Listener)
+			defer c.Close()
+			var left *DrainError
+			require.ErrorAs(t, old.Drain(within(t, 50*time.Millisecond)), &left)
+			require.Equal(t, 1, left.Queued)
+			require.NoError(t, old.Close())
+			require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
+			_, err := c.Read(make([]byte, 1))
+			if want == nil {
+				require.NoError(t, err)
+			} else {
+				require.ErrorIs(t, err, want)
+			}
+		}
+	})
+}
+
 // A handshake by a SYN cookie has no state, so its last ACK goes to a listener that is
 // chosen then: with steering to one that does not drain.
 func TestSteeringLeadsCookies(t *testing.T) {

@@ -28,7 +28,7 @@ func run(t *testing.T, p []unix.SockFilter) map[uint32]int {
 		for pc := 0; ; pc++ {
 			switch i := p[pc]; i.Code {
 			case unix.BPF_LD | unix.BPF_W | unix.BPF_ABS:
-				require.EqualValues(t, bpfRandom, i.K)
+				require.Equal(t, uint32(bpfRandom), i.K)
 				a = draw
 			case unix.BPF_ALU | unix.BPF_MOD | unix.BPF_K:
 				a %= i.K
@@ -443,7 +443,6 @@ func TestSteeringGuessesAgain(t *testing.T) {
 		members := newMembers(t, &sys, "127.0.0.1:0", 3)
 		l := members[2].Listener
 		slices.Reverse(l.group) // as after closes in an order that nobody saw
-		clients := newThrong(8, l.Addr().String())
 		// Its loop ends, so the drain waits for what is queued.
 		require.NoError(t, l.SetDeadline(time.Now()))
 		require.Eventually(t, func() bool {
@@ -454,6 +453,8 @@ func TestSteeringGuessesAgain(t *testing.T) {
 		c := dialUntil(t, l)
 		defer c.Close()
 		drained := inBackground(t, l, within(t, patience))
+		awaitStop(t, l)
+		clients := newThrong(8, l.Addr().String())
 		require.Eventually(t, func() bool {
 			s := l.intake.steering.Load()
 			if s == nil {
@@ -476,6 +477,17 @@ func TestSteeringGuessesAgain(t *testing.T) {
 		require.NoError(t, l.Close())
 		clients.end(t)
 	})
+}
+
+// awaitStop waits until a drain of l keeps new clients out: before, clients fall into its
+// queue, and nobody accepts them.
+func awaitStop(t *testing.T, l *Listener) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		l.intake.mu.Lock()
+		defer l.intake.mu.Unlock()
+		return l.intake.stop != nil
+	}, patience, time.Millisecond)
 }
 
 // dialUntil leaves a connection in the queue of l, a member of a group.

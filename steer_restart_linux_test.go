@@ -136,6 +136,7 @@ func TestMembersComeAndGo(t *testing.T) {
 		c := dialUntil(t, l)
 		defer c.Close()
 		drained := inBackground(t, l, within(t, patience))
+		awaitStop(t, l)
 		clients := newThrong(16, address)
 		for i := range 5 {
 			clients.answers(t, 20)
@@ -277,11 +278,7 @@ func TestSteeringLeadsCookies(t *testing.T) {
 					conns = append(conns, c)
 				}
 				drained := inBackground(t, old.Listener, within(t, patience))
-				require.Eventually(t, func() bool {
-					old.intake.mu.Lock()
-					defer old.intake.mu.Unlock()
-					return old.intake.stop != nil
-				}, patience, time.Millisecond)
+				awaitStop(t, old.Listener)
 				before, beside := old.clients.Load(), successor.clients.Load()
 				for _, c := range conns {
 					require.NoError(t, c.SetDeadline(time.Now().Add(patience)))

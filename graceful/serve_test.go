@@ -445,11 +445,12 @@ func TestAbort(t *testing.T) {
 			hanging.send("GET /hang HTTP/1.1\r\nHost: test\r\n\r\n")
 			<-inside
 			silent := dial(t, r.addr)
-			until(t, "the silent client", func() bool {
+			until(t, "the silent client and the idle one", func() bool {
 				serving.Lock()
 				defer serving.Unlock()
 				for _, s := range serving.servers {
-					return s.conns.count().fresh == 1
+					n := s.conns.count()
+					return n.fresh == 1 && n.idle == 1
 				}
 				return false
 			})

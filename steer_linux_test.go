@@ -415,7 +415,6 @@ func TestSteeringGuessesAgain(t *testing.T) {
 		members := newMembers(t, &k, "127.0.0.1:0", 3)
 		l := members[2].Listener
 		slices.Reverse(l.group) // as after closes in an order that nobody saw
-		clients := newThrong(8, l.Addr().String())
 		// Its loop ends, so the drain waits for what is queued.
 		require.NoError(t, l.SetDeadline(time.Now()))
 		require.Eventually(t, func() bool {
@@ -426,6 +425,8 @@ func TestSteeringGuessesAgain(t *testing.T) {
 		c := dialUntil(t, l)
 		defer c.Close()
 		drained := inBackground(t, l, within(t, patience))
+		awaitStop(t, l)
+		clients := newThrong(8, l.Addr().String())
 		require.Eventually(t, func() bool {
 			s := l.intake.steering.Load()
 			if s == nil {
@@ -448,6 +449,17 @@ func TestSteeringGuessesAgain(t *testing.T) {
 		require.NoError(t, l.Close())
 		clients.end(t)
 	})
+}
+
+// awaitStop waits until a drain of l keeps new clients out: before, clients fall into its
+// queue, and nobody accepts them.
+func awaitStop(t *testing.T, l *Listener) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		l.intake.mu.Lock()
+		defer l.intake.mu.Unlock()
+		return l.intake.stop != nil
+	}, patience, time.Millisecond)
 }
 
 // dialUntil leaves a connection in the queue of l, a member of a group.

@@ -56,5 +56,8 @@ func goals() (all []goal) {
 		zero("Restart/clients="+clients, restartOurs, restartBeside, "lost", fmt.Sprintf("Restart with Drain, %s clients: no request is lost, in any restart", clients))
 		zero("Restart/clients="+clients, restartOurs, restartAlone, "stalled", fmt.Sprintf("Restart with Drain, %s clients: no client stalls, in any restart", clients))
 	}
+	for _, protocol := range []string{"http1", "h2-tls", "h2c"} {
+		zero("RestartKept/protocol="+protocol, restartServe, restartBeside, "lost", fmt.Sprintf("Restart with graceful.Serve, kept-alive clients too, %s: no request is lost, in any restart", protocol))
+	}
 	return all
 }

@@ -52,6 +52,10 @@ func TestGoals(t *testing.T) {
 			set("Restart/clients="+clients, restartBeside, "lost", control)
 			set("Restart/clients="+clients, restartAlone, "stalled", control)
 		}
+		for _, protocol := range []string{"http1", "h2-tls", "h2c"} {
+			set("RestartKept/protocol="+protocol, restartServe, "lost", q.none)
+			set("RestartKept/protocol="+protocol, restartBeside, "lost", control)
+		}
 		for i, size := range readSizes {
 			set(readBench(size), readerNames[4], "ns/op", q.others)
 			set(readBench(size), readStats, "ns/op", q.stats)

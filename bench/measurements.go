@@ -99,6 +99,7 @@ const (
 	restartBeside  = "acceptq: listen beside, Shutdown"
 	restartAlone   = "acceptq: Drain, wait, Shutdown, listen again"
 	restartOurs    = "acceptq: listen beside, Drain, wait, Shutdown"
+	restartServe   = "acceptq: listen beside, graceful.Serve"
 )
 
 // The name of a restart lists all its steps, in order. Every library has the best
@@ -116,6 +117,15 @@ var restarts = []candidate{
 	{restartBeside, "webacceptqshared", "shutdown", false},
 	{restartAlone, "webacceptq", "drain", false},
 	{restartOurs, "webacceptqshared", "drain", false},
+	{restartServe, "webgraceful", "", false},
+}
+
+// restartsKept are the ways with connections that are used for more than one request.
+var restartsKept = []candidate{
+	{restartBeside, "webacceptqshared", "shutdown", false},
+	{restartBeside + " (control)", "webacceptqshared", "shutdown", false},
+	{restartOurs, "webacceptqshared", "drain", false},
+	{restartServe, "webgraceful", "", false},
 }
 
 func names(all []candidate) (names []string) {
@@ -130,6 +140,9 @@ const restartNote = "A round is one restart. Lost: refused, reset or unanswered 
 	"Wait: until no accepted connection is before its first answer. ¹ Needs a parent process or socket activation. " +
 	"² net.ipv4.tcp_migrate_req=1 needs root."
 
+const keptNote = "A round is one restart. Half of the clients keep their connection for as long as the server lets them, the others have a new one " +
+	"for each request. Nothing is sent twice: each request has a body that cannot be read again. Lost: no answer. Stalled: answered after more than 900 ms."
+
 const (
 	cpu  = "cpu-ns/op"
 	kept = "kept-B/op"
@@ -138,6 +151,7 @@ const (
 
 var (
 	timeColumns    = []column{{"time", "ns/op", false, ""}, {"CPU time", cpu, false, netDefault}}
+	keptColumns    = []column{{"requests", "requests", false, ""}, {"lost", "lost", true, ""}, {"stalled", "stalled", true, ""}, {"the old server ends after", "ns/op", false, ""}}
 	restartColumns = []column{{"requests", "requests", false, ""}, {"lost", "lost", true, ""}, {"refused", "refused", false, ""},
 		{"reset", "reset", false, ""}, {"stalled", "stalled", true, ""}, {"the old server ends after", "ns/op", false, ""}}
 )
@@ -180,10 +194,13 @@ var measurements = []*measurement{
 					{"server's CPU time", "server-cpu-ns", false, netDefault}}},
 		}},
 	{name: "restart", svg: "restart.svg", alt: "Requests lost and clients stalled in one restart under load, for each way to restart.",
-		bench: "Restart", benchtime: "1x", rounds: 16,
-		code: "drain*.go listener.go shards*.go", tables: []table{
+		bench: "Restart|RestartKept", benchtime: "1x", rounds: 16,
+		code: "drain*.go steer*.go listener.go shards*.go graceful/*.go", tables: []table{
 			{"Restart/clients=busy", "One restart of an HTTP server; 64 clients never rest", restartNote, names(restarts), restartColumns},
 			{"Restart/clients=calm", "One restart of an HTTP server; 64 clients rest for about 20 ms after each request", restartNote, names(restarts), restartColumns},
+			{"RestartKept/protocol=http1", "One restart; 64 clients, half with kept-alive connections, HTTP/1.1", keptNote, names(restartsKept), keptColumns},
+			{"RestartKept/protocol=h2-tls", "One restart; 64 clients, half with kept-alive connections, HTTP/2 over TLS", keptNote, names(restartsKept), keptColumns},
+			{"RestartKept/protocol=h2c", "One restart; 64 clients, half with kept-alive connections, h2c", keptNote, names(restartsKept), keptColumns},
 		}},
 }
 

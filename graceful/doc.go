@@ -31,13 +31,14 @@
 //     an HTTP/2 connection gets a GOAWAY frame together with the answer. A kept-alive
 //     connection that stays idle is left open for the time of [WithLinger], and a
 //     request that comes on it still gets its answer. New connections are served.
-//  3. The listeners are drained, see [acceptq.Listener.Drain]: new clients are kept
-//     out, and every connection that the kernel has accepted reaches the server.
+//  3. The listeners are drained, see [acceptq.Listener.Drain], and closed: new clients
+//     are kept out, and every connection that the kernel has accepted reaches the
+//     server.
 //  4. Connections on which no request has come yet are waited for, see
 //     [WithFirstAnswerTimeout].
-//  5. [http.Server.Shutdown] closes the listeners and the idle connections, calls the
-//     functions of [http.Server.RegisterOnShutdown], and waits for the requests that
-//     are being answered. The streams of HTTP/2 end as well.
+//  5. [http.Server.Shutdown] closes the idle connections, calls the functions of
+//     [http.Server.RegisterOnShutdown], and waits for the requests that are being
+//     answered. The streams of HTTP/2 end as well.
 //
 // A restart is complete only if another process listens on the port by then. Start
 // the successor before the old process stops, and let both listen with

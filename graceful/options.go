@@ -94,6 +94,11 @@ func WithSocket(ln *acceptq.Listener) Option {
 // manager that has passed them to this process. Then Serve does not drain them. It
 // closes its own descriptors at the start of the stop; the accept queues and the
 // clients in them stay with the other process.
+//
+// Serve cannot find that out: no system call tells whether another process holds a
+// socket. Without this option a shared socket is drained, which loses nobody, and
+// stalls clients for a second. With it on a socket that no other process holds,
+// the connections in the queue are reset.
 func WithSharedSocket() Option {
 	return func(o *options) error {
 		o.shared = true

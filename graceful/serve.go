@@ -60,7 +60,6 @@ type server struct {
 	stopping atomic.Bool // clients are turned away
 	sockets  []socket
 	doors    []door
-	exposed  bool // a door cannot be drained, or Close resets some clients all the same
 	user     struct {
 		handler     http.Handler
 		noOptions   bool
@@ -270,8 +269,7 @@ func (s *server) stop(ctx context.Context) error {
 	rested := func() time.Duration { return s.conns.rested(begin, s.linger) }
 	var cut Error
 
-	closed := s.shared
-	if closed {
+	if s.shared {
 		s.closeAll()
 	}
 	p.run("turned away", max(2*s.linger, s.linger), func(ctx context.Context) error {
@@ -281,17 +279,16 @@ func (s *server) stop(ctx context.Context) error {
 	if !s.shared {
 		p.run("drained", s.drain, func(ctx context.Context) (err error) {
 			cut.Queued, err = s.drainAll(ctx)
-			if closed = err != nil || s.exposed; closed {
-				// The sooner, the fewer clients come in between.
-				s.closeAll()
-			}
+			// At once: the drain follows its SO_REUSEPORT group no longer, and where
+			// nothing keeps new clients out they come in between.
+			s.closeAll()
 			return err
 		})
 	}
 	p.run("first requests", s.first, func(ctx context.Context) error {
 		s.await(ctx, func() time.Duration {
-			// A closed listener may have accepted connections that are not known yet.
-			if s.conns.inState[fresh] > 0 || closed && s.conns.loops > 0 {
+			// The listeners may have accepted connections that are not known yet.
+			if s.conns.inState[fresh] > 0 || s.conns.loops > 0 {
 				return forever
 			}
 			return rested()

@@ -52,13 +52,10 @@ func (s *server) open(listeners []Listener) error {
 			}
 			s.doors = append(s.doors, door{ln, l})
 			s.sockets = append(s.sockets, l)
-			s.exposed = true
 		case net.Listener:
 			s.doors = append(s.doors, door{ln, &closer{Listener: ln}})
 			if l := below(ln); l != nil {
 				s.sockets = append(s.sockets, l)
-			} else if len(s.named) == 0 {
-				s.exposed = true
 			}
 		default:
 			return fmt.Errorf("graceful: a %T is neither a net.Listener nor an *acceptq.Shards", ln)
@@ -100,8 +97,7 @@ func below(ln net.Listener) *acceptq.Listener {
 }
 
 // drainAll drains all sockets, and returns how many connections are left in their
-// queues. The error is that of a drain that has not ended in time. A socket that
-// cannot be drained, or not to the end, leaves the server exposed.
+// queues. The error is that of a drain that has not ended in time.
 func (s *server) drainAll(ctx context.Context) (queued int, err error) {
 	errs := make([]error, len(s.sockets))
 	var wait sync.WaitGroup
@@ -115,13 +111,11 @@ func (s *server) drainAll(ctx context.Context) (queued int, err error) {
 		case drained == nil:
 		case errors.As(drained, &left):
 			if left.Queued == 0 && left.InFlight <= 0 && left.HeldBack <= 0 && left.Accepted == 0 {
-				s.exposed = true // it could not end, but nobody is known to be cut off
-				continue
+				continue // it could not end, but nobody is known to be cut off
 			}
 			queued += left.Queued
 			err = errors.Join(err, drained)
 		default:
-			s.exposed = true
 			s.logger.InfoContext(ctx, "graceful: cannot keep new clients out", "error", drained)
 		}
 	}
@@ -144,8 +138,13 @@ func (s *server) queued() (sum int, ok bool) {
 	return sum, len(s.sockets) > 0
 }
 
-// closeAll closes the listeners.
+// closeAll closes the listeners. Shards know the order in which theirs are to close.
 func (s *server) closeAll() {
+	for _, l := range s.sockets {
+		if shards, ok := l.(*acceptq.Shards); ok {
+			shards.Close()
+		}
+	}
 	for _, d := range s.doors {
 		d.served.Close()
 	}

@@ -2,9 +2,9 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"runtime"
 	"testing"
 	"time"
@@ -20,61 +20,71 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// needDrain ends a test where Drain does not keep clients out: there some that
-// come in the last moment are lost.
-func needDrain(t *testing.T) {
+// needOverlap ends a test where no two processes can listen on one port.
+func needOverlap(t *testing.T) {
 	t.Helper()
-	ln, err := acceptq.ListenTCP("127.0.0.1:0")
-	require.NoError(t, err)
-	defer ln.Close()
-	if err := ln.Drain(t.Context()); errors.Is(err, errors.ErrUnsupported) {
-		t.Skip("no Drain on this system:", err)
+	ln, err := acceptq.ListenTCP("127.0.0.1:0", acceptq.WithReusePort())
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
 	}
+	require.NoError(t, err)
+	ln.Close()
 }
 
-func TestDrain(t *testing.T) {
-	needDrain(t)
-	saw, err := run(t.Context(), modeDrain, 5, 16)
-	require.NoError(t, err)
-	require.Greater(t, saw.ok.Load(), int64(5*16))
-	if runtime.GOOS == "linux" { // elsewhere the last moment before Close is open
-		require.Zero(t, saw.lost.Load(), saw)
+// output runs the program to its end.
+func output(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd := try.Program(t, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Start(); err != nil {
+		t.Skipf("this system starts no program: %v", err)
 	}
+	require.NoError(t, cmd.Wait(), "%s", &errs)
+	return out.String()
 }
 
-// The others lose or do not, as it happens; they come to an end.
-func TestOtherModes(t *testing.T) {
-	needDrain(t)
-	for _, mode := range []string{modeClose, modeRash} {
-		saw, err := run(t.Context(), mode, 3, 16)
-		require.NoError(t, err)
-		require.Greater(t, saw.ok.Load(), int64(3*16-1))
+func TestOverlap(t *testing.T) {
+	needOverlap(t)
+	lost := "0 lost"
+	if runtime.GOOS != "linux" { // elsewhere the last moment before Close is open
+		lost = `\d+ lost`
 	}
+	require.Regexp(t, `^graceful, overlap true, 4 restarts: \d+ answered, `+lost+`, 0 refused, \d+ stalled above 900ms\n$`,
+		output(t, "-restarts", "4", "-clients", "16"))
+}
+
+func TestNoOverlap(t *testing.T) {
+	lost := "0 lost"
+	if runtime.GOOS != "linux" {
+		lost = `\d+ lost`
+	}
+	require.Regexp(t, `^graceful, overlap false, 3 restarts: \d+ answered, `+lost+`, \d+ refused, \d+ stalled above 900ms\n$`,
+		output(t, "-restarts", "3", "-clients", "16", "-overlap=false"))
+}
+
+// Shutdown alone loses some, so the clients are a load.
+func TestShutdown(t *testing.T) {
+	needOverlap(t)
+	require.Regexp(t, `^shutdown, overlap true, 10 restarts: \d+ answered, [1-9]\d* lost, `,
+		output(t, "-restarts", "10", "-clients", "32", "-stop", "shutdown"))
 }
 
 func TestWrongUse(t *testing.T) {
-	for _, use := range []struct {
-		mode              string
-		restarts, clients int
-	}{{"", 1, 1}, {"open", 1, 1}, {modeDrain, 0, 1}, {modeDrain, 1, 0}} {
-		_, err := run(t.Context(), use.mode, use.restarts, use.clients)
-		require.Error(t, err)
-	}
-	for _, args := range [][]string{
-		{"-mode", "open"}, {"-restarts", "0"}, {"-restarts", "-1"}, {"-clients", "0"}, {"-clients", "-1"},
-	} {
-		try.Fails(t, try.Program(t, args...), 1, "rolling", args[1])
-	}
 	try.Misused(t, "rolling", `"40"`, "40")
-	needDrain(t)
-	try.ClosedPipe(t, "rolling", "-restarts", "1", "-clients", "1")
+	for _, args := range [][]string{
+		{"-stop", "now"}, {"-restarts", "0"}, {"-restarts", "-1"}, {"-clients", "0"}, {"-clients", "-1"},
+	} {
+		try.Misused(t, "rolling", args[0], args...)
+	}
+	try.Fails(t, try.Program(t, "-serve", "nowhere"), 1, "rolling", "nowhere")
+	try.ClosedPipe(t, "rolling", "-restarts", "1", "-clients", "1", "-overlap=false")
 }
 
 // A program that is interrupted tells what its clients saw until then.
-func TestProgramInterrupted(t *testing.T) {
-	needDrain(t)
-	for wait := 50 * time.Millisecond; ; wait *= 2 {
-		cmd := try.Program(t, "-restarts", "1000000", "-clients", "4")
+func TestInterrupted(t *testing.T) {
+	for wait := 100 * time.Millisecond; ; wait *= 2 {
+		cmd := try.Program(t, "-restarts", "1000000", "-clients", "4", "-overlap=false")
 		var out, errs bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &errs
 		if err := cmd.Start(); err != nil {
@@ -87,20 +97,14 @@ func TestProgramInterrupted(t *testing.T) {
 			t.Skipf("this system sends no SIGINT: %v", err)
 		}
 		err := cmd.Wait()
-		if cmd.ProcessState.ExitCode() == -1 && wait < 10*time.Second {
-			continue // the signal came before the program was ready for it
+		// Without output the signal came before the first answer.
+		if (cmd.ProcessState.ExitCode() == -1 || out.Len() == 0) && wait < 10*time.Second {
+			continue
 		}
-		require.Equal(t, 1, cmd.ProcessState.ExitCode(), "%v", err)
-		require.Regexp(t, `^drain, +\d+ restarts: \d+ ok, \d+ lost, \d+ stalled above 900ms\n$`, out.String())
-		require.Regexp(t, `^rolling: interrupted after \d+ of 1000000 restarts.*\n$`, errs.String())
+		require.ErrorAs(t, err, new(*exec.ExitError))
+		require.Equal(t, 1, cmd.ProcessState.ExitCode())
+		require.Regexp(t, `^graceful, overlap false, \d+ restarts: \d+ answered, \d+ lost, \d+ refused, \d+ stalled above 900ms\n$`, out.String())
+		require.Regexp(t, `^rolling: ended after \d+ of 1000000 restarts: context canceled\n$`, errs.String())
 		return
 	}
-}
-
-func TestInterrupted(t *testing.T) {
-	needDrain(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	_, err := run(ctx, modeDrain, 5, 4)
-	require.ErrorIs(t, err, context.Canceled)
 }

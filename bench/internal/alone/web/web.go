@@ -4,8 +4,14 @@ package web
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -15,8 +21,46 @@ import (
 	"time"
 )
 
+// The protocols of a server.
+const (
+	HTTP1 = "http1"
+	H2TLS = "h2-tls"
+	H2C   = "h2c"
+)
+
+// New returns the server. The program's third argument is the protocol, HTTP1 if there is
+// none.
+func New() *http.Server {
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("answered")) })}
+	if len(os.Args) < 4 {
+		return srv
+	}
+	switch os.Args[3] {
+	case H2TLS:
+		srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{certificate()}}
+	case H2C:
+		srv.Protocols = new(http.Protocols)
+		srv.Protocols.SetUnencryptedHTTP2(true)
+	}
+	return srv
+}
+
+func certificate() tls.Certificate {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(24 * time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		panic(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
 // Serve serves HTTP until SIGTERM. The program's arguments are the address, or
-// "inherited" for a socket that is descriptor 3, and how to stop:
+// "inherited" for a socket that is descriptor 3, how to stop, and the protocol, see
+// [New]. The ways to stop:
 //   - shutdown: Shutdown
 //   - close: close the listener, wait, Shutdown
 //   - drain: the listener's Drain, wait, Shutdown
@@ -47,19 +91,23 @@ func serve(listen func(addr string) (net.Listener, error), addr, end string) err
 		return err
 	}
 	var unanswered sync.Map // connections before their first answer
-	srv := &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("answered")) }),
-		ConnState: func(c net.Conn, s http.ConnState) {
-			switch s {
-			case http.StateNew:
-				unanswered.Store(c, nil)
-			case http.StateIdle, http.StateClosed:
-				unanswered.Delete(c)
-			}
-		},
+	srv := New()
+	srv.ConnState = func(c net.Conn, s http.ConnState) {
+		switch s {
+		case http.StateNew:
+			unanswered.Store(c, nil)
+		case http.StateIdle, http.StateClosed:
+			unanswered.Delete(c)
+		}
 	}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(ln) }()
+	go func() {
+		if srv.TLSConfig != nil {
+			served <- srv.ServeTLS(ln, "", "")
+		} else {
+			served <- srv.Serve(ln)
+		}
+	}()
 	fmt.Println("serving")
 	<-term
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

@@ -1,0 +1,150 @@
+package interop
+
+import (
+	"context"
+	"net/http"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/acceptq/acceptq"
+	"github.com/acceptq/acceptq/graceful"
+	"github.com/soheilhy/cmux"
+	"github.com/valyala/fasthttp"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// A kind of server serves ln and calls answered at each request. stop stops it,
+// by the best way that there is or, without drain, as its documentation says.
+type kind func(t *testing.T, ln *acceptq.Listener, answered func()) (stop func(drain bool))
+
+// restartServer restarts it under clients that come all the time. The next server
+// listens before the one that it follows stops.
+func restartServer(t *testing.T, s kind, drain bool, visit func(addr string) error) *crowd {
+	const restarts = 20
+	addr := "127.0.0.1:0"
+	var answered atomic.Int64
+	start := func() func(bool) {
+		ln, err := acceptq.ListenTCP(addr, acceptq.WithReusePort())
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr = ln.Addr().String()
+		return s(t, ln, func() { answered.Add(1) })
+	}
+	stop := start()
+	clients := newCrowd(16, func(int) error { return visit(addr) })
+	for range restarts {
+		want := answered.Load() + 20
+		until(t, "answers", func() bool { return answered.Load() >= want })
+		next := start()
+		stop(drain)
+		stop = next
+	}
+	clients.end()
+	stop(drain)
+	return clients
+}
+
+func losesNone(t *testing.T, s kind, visit func(addr string) error) {
+	without := restartServer(t, s, false, visit)
+	t.Logf("without Drain: %d answered, %d lost, the first: %v", without.ok.Load(), without.lost.Load(), without.failure())
+	with := restartServer(t, s, true, visit)
+	t.Logf("with: %d answered, %d lost, the first: %v", with.ok.Load(), with.lost.Load(), with.failure())
+	if without.lost.Load() == 0 {
+		t.Error("nobody is lost without Drain: the test has no load")
+	}
+	if with.lost.Load() != 0 {
+		t.Error("some are lost")
+	}
+}
+
+// getLater sends its request some time after it has connected.
+func getLater(addr string) error {
+	c, err := dial(addr)
+	if err != nil {
+		return err
+	}
+	<-time.After(20 * time.Millisecond)
+	return getOver(c)
+}
+
+// gRPC's handler behind net/http stops as every handler does.
+func TestDrainGRPCHandler(t *testing.T) {
+	losesNone(t, func(t *testing.T, ln *acceptq.Listener, answered func()) func(bool) {
+		rpc := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+			answered()
+			return h(ctx, req)
+		}))
+		grpc_health_v1.RegisterHealthServer(rpc, health.NewServer())
+		srv := &http.Server{Handler: rpc, Protocols: new(http.Protocols)}
+		srv.Protocols.SetUnencryptedHTTP2(true)
+		ctx, term := context.WithCancel(t.Context())
+		served := make(chan error, 1)
+		go func() { served <- graceful.Serve(ctx, srv, ln) }()
+		return func(drain bool) {
+			if !drain {
+				srv.Shutdown(t.Context())
+			}
+			term()
+			if err := <-served; err != nil && drain {
+				t.Error(err)
+			}
+		}
+	}, call)
+}
+
+// fasthttp closes its listener first as well.
+func TestDrainFasthttp(t *testing.T) {
+	losesNone(t, func(t *testing.T, ln *acceptq.Listener, answered func()) func(bool) {
+		srv := &fasthttp.Server{CloseOnShutdown: true, Handler: func(ctx *fasthttp.RequestCtx) {
+			ctx.WriteString("served")
+			answered()
+		}}
+		served := make(chan error, 1)
+		go func() { served <- srv.Serve(ln) }()
+		return func(drain bool) {
+			if drain {
+				if err := ln.Drain(within(t, patience)); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := srv.Shutdown(); err != nil {
+				t.Error(err)
+			}
+			<-served
+		}
+	}, getLater)
+}
+
+// cmux reads from a connection before a server knows it. A listener below cmux knows the
+// connections to which nothing has been written, and the stop waits for them.
+func TestDrainCmux(t *testing.T) {
+	losesNone(t, func(t *testing.T, ln *acceptq.Listener, answered func()) func(bool) {
+		door := &greeter{Listener: ln}
+		mux := cmux.New(door)
+		pages := mux.Match(cmux.HTTP1Fast())
+		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			hello(w, r)
+			answered()
+		})}
+		served, muxed := make(chan error, 1), make(chan error, 1)
+		go func() { served <- srv.Serve(pages) }()
+		go func() { muxed <- mux.Serve() }()
+		return func(drain bool) {
+			if drain {
+				if err := ln.Drain(within(t, patience)); err != nil {
+					t.Error(err)
+				}
+				until(t, "first answers", door.none)
+			}
+			if err := srv.Shutdown(within(t, patience)); err != nil {
+				t.Error(err)
+			}
+			<-served
+			<-muxed
+		}
+	}, getLater)
+}

@@ -9,8 +9,8 @@
 package acceptqprom
 
 import (
+	"runtime"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"github.com/acceptq/acceptq"
@@ -21,8 +21,8 @@ import (
 // A Collector is a [prometheus.Collector] of accept queues. It comes from [NewCollector].
 // All methods may be called concurrently.
 //
-// A registry takes one Collector. To register a second one, give each of them a label of
-// its own with [prometheus.WrapRegistererWith].
+// A registry takes one Collector. To register two, give each of them a label with
+// [prometheus.WrapRegistererWith].
 type Collector struct {
 	*set
 	descs
@@ -94,11 +94,14 @@ type descs struct {
 	ceiling, overflows, lost                                  *prometheus.Desc
 }
 
+// waits is whether a wait can be read here. The histogram is reported before the first
+// connection is observed, because Prometheus sees no increase in the first sample of a series.
+const waits = runtime.GOOS == "linux"
+
 // own is what a Queue needs for Prometheus.
 type own struct {
 	labels  [][]*dto.LabelPair // of each socket, or of their sum
 	wait    prometheus.Histogram
-	waited  *atomic.Bool // a wait was observed
 	release func()
 }
 
@@ -106,7 +109,6 @@ func (c *Collector) equip(q *Queue) own {
 	values := []string{q.name}
 	o := own{
 		wait:    c.waits.WithLabelValues(q.name).(prometheus.Histogram),
-		waited:  new(atomic.Bool),
 		release: func() { c.waits.DeleteLabelValues(q.name) },
 	}
 	if !c.perShard {
@@ -125,7 +127,6 @@ func (c *Collector) equip(q *Queue) own {
 
 func (q *Queue) observe(wait time.Duration) {
 	q.own.wait.Observe(wait.Seconds())
-	q.own.waited.Store(true)
 }
 
 // Describe implements [prometheus.Collector].
@@ -165,7 +166,7 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		} else {
 			c.queue(ch, &m, q.own.labels[0], sum, q.requested())
 		}
-		if q.own.waited.Load() {
+		if waits {
 			ch <- q.own.wait
 		}
 	}

@@ -59,7 +59,9 @@ func gather(t testing.TB, reg prometheus.Gatherer) map[string]float64 {
 			if len(labels) > 0 {
 				key += "{" + strings.Join(labels, ",") + "}"
 			}
-			require.NotContains(t, samples, key)
+			if _, twice := samples[key]; twice {
+				t.Errorf("twice: %s", key)
+			}
 			switch {
 			case m.Histogram != nil:
 				samples[key] = float64(m.Histogram.GetSampleCount())
@@ -104,9 +106,7 @@ func TestClosedListenerDisappears(t *testing.T) {
 	// Its name is free, and the new one does not begin with the old one's waits.
 	again, err := c.Add("goes", listen(t))
 	require.NoError(t, err)
-	require.NotContains(t, gather(t, reg), `tcp_accept_queue_wait_seconds{listener="goes"}`)
-	again.observe(time.Second)
-	require.EqualValues(t, 1, gather(t, reg)[`tcp_accept_queue_wait_seconds{listener="goes"}`])
+	require.Zero(t, gather(t, reg)[`tcp_accept_queue_wait_seconds{listener="goes"}`])
 
 	q.Remove() // the one before; it must not remove its heir
 	require.NotEmpty(t, of(gather(t, reg), "goes"))
@@ -177,29 +177,27 @@ func TestLint(t *testing.T) {
 }
 
 func TestTwoCollectors(t *testing.T) {
-	reg := prometheus.NewPedanticRegistry()
-	first := NewCollector()
-	require.NoError(t, reg.Register(first))
-
-	// A second one in the same registry gets an error that leads to the first.
-	var already prometheus.AlreadyRegisteredError
-	require.ErrorAs(t, reg.Register(NewCollector()), &already)
-	require.Same(t, first, already.ExistingCollector)
-
-	// With a label of its own it is welcome, and the names do not clash.
-	second := NewCollector()
-	require.NoError(t, prometheus.WrapRegistererWith(prometheus.Labels{"app": "second"}, reg).Register(second))
+	first, second := NewCollector(), NewCollector()
 	for _, c := range []*Collector{first, second} {
 		_, err := c.Add("api", listen(t, acceptq.WithBacklog(7)))
 		require.NoError(t, err)
 	}
-	samples := gather(t, reg)
-	require.Contains(t, samples, `tcp_accept_queue_capacity{listener="api"}`)
-	require.Contains(t, samples, `tcp_accept_queue_capacity{app="second",listener="api"}`)
 
-	// One Collector can be in two registries, which do not disturb each other.
-	other := registered(t, first)
-	require.Equal(t, of(samples, "api")[0], of(gather(t, other), "api")[0])
+	// A second one in the same registry gets an error that leads to the first.
+	reg := registered(t, first)
+	var already prometheus.AlreadyRegisteredError
+	require.ErrorAs(t, reg.Register(second), &already)
+	require.Same(t, first, already.ExistingCollector)
+
+	// With labels of their own both are welcome. The first one is in two registries then,
+	// which do not disturb each other.
+	both := prometheus.NewPedanticRegistry()
+	require.NoError(t, prometheus.WrapRegistererWith(prometheus.Labels{"app": "first"}, both).Register(first))
+	require.NoError(t, prometheus.WrapRegistererWith(prometheus.Labels{"app": "second"}, both).Register(second))
+	samples := gather(t, both)
+	require.EqualValues(t, 8, samples[`tcp_accept_queue_capacity{app="first",listener="api"}`])
+	require.EqualValues(t, 8, samples[`tcp_accept_queue_capacity{app="second",listener="api"}`])
+	require.EqualValues(t, 8, gather(t, reg)[`tcp_accept_queue_capacity{listener="api"}`])
 }
 
 // The kernel's counter has 32 bits.
@@ -307,7 +305,9 @@ func TestConcurrently(t *testing.T) {
 		}
 		close(done)
 		wait.Wait()
-		require.EqualValues(t, scrapes/2, gather(t, reg)[`tcp_accept_queue_wait_seconds{listener="shards"}`])
+		if waits {
+			require.EqualValues(t, scrapes/2, gather(t, reg)[`tcp_accept_queue_wait_seconds{listener="shards"}`])
+		}
 	}
 }
 

@@ -4,9 +4,9 @@ package acceptq
 
 import (
 	"errors"
-	"syscall"
+	"net"
 	"time"
 )
 
 // QueueTime stands in for the function of that name until it lands.
-func QueueTime(syscall.Conn) (time.Duration, error) { return 0, errors.ErrUnsupported }
+func QueueTime(net.Conn) (time.Duration, error) { return unknown, errors.ErrUnsupported }

@@ -46,7 +46,9 @@ func TestDashboardSchema(t *testing.T) {
 	var rest struct {
 		Panels []struct {
 			Type        string
-			FieldConfig struct{ Defaults struct{ Custom json.RawMessage } }
+			FieldConfig struct {
+				Defaults struct{ Custom json.RawMessage }
+			}
 		}
 	}
 	require.NoError(t, json.Unmarshal(raw, &rest))

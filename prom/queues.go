@@ -37,21 +37,12 @@ type Queue struct {
 // Observe records how long c waited in the accept queue. Call it once for each
 // connection, when Accept has returned it and before anything is sent on it.
 //
-// Observe looks through [crypto/tls.Conn] and other types that have a NetConn method.
-// It does nothing if the wait cannot be read, as on systems other than Linux.
+// A type that has a NetConn method, such as [*crypto/tls.Conn], serves as well. Observe
+// does nothing if the wait cannot be read, as on systems other than Linux; see
+// [acceptq.QueueTime].
 func (q *Queue) Observe(c net.Conn) {
-	for range 8 { // wrappers; no server has that many
-		if sc, ok := c.(syscall.Conn); ok {
-			if wait, err := acceptq.QueueTime(sc); err == nil {
-				q.observe(wait)
-			}
-			return
-		}
-		wrapper, ok := c.(interface{ NetConn() net.Conn })
-		if !ok {
-			return
-		}
-		c = wrapper.NetConn()
+	if wait, err := acceptq.QueueTime(c); err == nil {
+		q.observe(wait)
 	}
 }
 

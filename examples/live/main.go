@@ -13,7 +13,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -133,6 +132,7 @@ type limitedConn struct {
 	release func()
 }
 
+// NetConn lets QueueTime find the TCP connection.
 func (c *limitedConn) NetConn() net.Conn { return c.Conn }
 
 func (c *limitedConn) Close() error {
@@ -163,18 +163,6 @@ func waves(ctx context.Context, url string, n int) {
 		case <-time.After(time.Second):
 		}
 	}
-}
-
-// netConn returns the TCP connection below c.
-func netConn(c net.Conn) (syscall.Conn, error) {
-	if w, ok := c.(interface{ NetConn() net.Conn }); ok {
-		c = w.NetConn()
-	}
-	sc, ok := c.(syscall.Conn)
-	if !ok {
-		return nil, fmt.Errorf("a %T: %w", c, errors.ErrUnsupported)
-	}
-	return sc, nil
 }
 
 // median returns the middle one of sorted values; 0 if there is none.

@@ -43,12 +43,10 @@ func (q *queue) sample(ctx context.Context, ln *acceptq.Listener) {
 
 // observe is for http.Server.ConnContext.
 func (q *queue) observe(ctx context.Context, c net.Conn) context.Context {
-	if sc, err := netConn(c); err == nil {
-		if wait, err := acceptq.QueueTime(sc); err == nil {
-			q.mu.Lock()
-			q.waits = append(q.waits, wait)
-			q.mu.Unlock()
-		}
+	if wait, err := acceptq.QueueTime(c); err == nil {
+		q.mu.Lock()
+		q.waits = append(q.waits, wait)
+		q.mu.Unlock()
 	}
 	return ctx
 }

@@ -1,0 +1,174 @@
+package acceptqotel
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/acceptq/acceptq"
+	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel/attribute"
+	sdk "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// The modules share no package, and the code must not drift apart.
+func TestQueuesAreThoseOfProm(t *testing.T) {
+	ours, err := os.ReadFile("queues.go")
+	require.NoError(t, err)
+	theirs, err := os.ReadFile("../prom/queues.go")
+	if os.IsNotExist(err) {
+		t.Skip("not in the repository") // a module that was downloaded stands alone
+	}
+	require.NoError(t, err)
+	require.Equal(t, string(bytes.Replace(theirs, []byte("package acceptqprom\n"), []byte("package acceptqotel\n"), 1)), string(ours))
+}
+
+func listen(t *testing.T, opts ...acceptq.Option) *acceptq.Listener {
+	t.Helper()
+	ln, err := acceptq.ListenTCP("127.0.0.1:0", opts...)
+	require.NoError(t, err)
+	t.Cleanup(func() { ln.Close() })
+	return ln
+}
+
+func start(t *testing.T, opts ...Option) (*Instruments, *sdk.ManualReader) {
+	t.Helper()
+	reader := sdk.NewManualReader()
+	provider := sdk.NewMeterProvider(sdk.WithReader(reader))
+	i, err := New(provider, opts...)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, i.Close())
+		require.NoError(t, provider.Shutdown(context.Background()))
+	})
+	return i, reader
+}
+
+// collect returns each number by its name and the attributes listener and shard. Of a
+// histogram it is the count.
+func collect(t *testing.T, reader *sdk.ManualReader) map[string]int64 {
+	t.Helper()
+	var data metricdata.ResourceMetrics
+	require.NoError(t, reader.Collect(context.Background(), &data))
+	numbers := make(map[string]int64)
+	for _, s := range data.ScopeMetrics {
+		require.Equal(t, scope, s.Scope.Name)
+		for _, m := range s.Metrics {
+			put := func(attrs attribute.Set, n int64) {
+				key := m.Name
+				for _, a := range attrs.ToSlice() {
+					key += " " + a.Value.AsString()
+				}
+				require.NotContains(t, numbers, key)
+				numbers[key] = n
+			}
+			switch d := m.Data.(type) {
+			case metricdata.Sum[int64]:
+				for _, p := range d.DataPoints {
+					put(p.Attributes, p.Value)
+				}
+			case metricdata.Gauge[int64]:
+				for _, p := range d.DataPoints {
+					put(p.Attributes, p.Value)
+				}
+			case metricdata.Histogram[float64]:
+				for _, p := range d.DataPoints {
+					put(p.Attributes, int64(p.Count))
+				}
+			default:
+				t.Errorf("%s is a %T", m.Name, d)
+			}
+		}
+	}
+	return numbers
+}
+
+func TestInstruments(t *testing.T) {
+	i, reader := start(t, WithSampler(0, 0))
+	ln := listen(t, acceptq.WithBacklog(7))
+	q, err := i.Add("api", ln)
+	require.NoError(t, err)
+	numbers := collect(t, reader)
+	want, err := ln.Stats()
+	require.NoError(t, err)
+	for name, value := range map[string]int64{
+		"tcp.accept_queue.length": int64(want.Queued), "tcp.accept_queue.length.peak": int64(want.Queued),
+		"tcp.accept_queue.capacity": int64(want.Capacity), "tcp.accept_queue.limit": int64(want.Limit),
+		"tcp.accept_queue.requested": 7, "tcp.accept_queue.drops": want.Drops, "tcp.accept_queue.held_back": int64(want.Incomplete),
+	} {
+		if value == unknown {
+			require.NotContains(t, numbers, name+" api")
+		} else {
+			require.Contains(t, numbers, name+" api")
+			require.Equal(t, value, numbers[name+" api"], name)
+		}
+	}
+	require.NotContains(t, numbers, "tcp.accept_queue.wait api", "nothing was observed")
+
+	q.observe(time.Second)
+	require.EqualValues(t, 1, collect(t, reader)["tcp.accept_queue.wait api"])
+
+	// What no one asked for is absent.
+	_, err = i.Add("maximum", listen(t))
+	require.NoError(t, err)
+	require.NotContains(t, collect(t, reader), "tcp.accept_queue.requested maximum")
+
+	require.NoError(t, ln.Close())
+	numbers = collect(t, reader)
+	require.NotContains(t, numbers, "tcp.accept_queue.length api")
+	require.Contains(t, numbers, "tcp.accept_queue.length maximum")
+	require.NoError(t, i.Close())
+	require.NotContains(t, collect(t, reader), "tcp.accept_queue.length maximum")
+}
+
+func TestShards(t *testing.T) {
+	shards, err := acceptq.ListenTCPShards("127.0.0.1:0", 2, acceptq.WithBacklog(7))
+	if err != nil {
+		t.Skip(err) // a system that does not spread connections
+	}
+	defer shards.Close()
+	want, err := shards.Stats()
+	require.NoError(t, err)
+
+	summed, reader := start(t)
+	_, err = summed.AddShards("api", shards)
+	require.NoError(t, err)
+	require.EqualValues(t, want.Capacity, collect(t, reader)["tcp.accept_queue.capacity api"])
+	require.EqualValues(t, 14, collect(t, reader)["tcp.accept_queue.requested api"])
+
+	single, reader := start(t, WithShardLabel())
+	_, err = single.AddShards("api", shards)
+	require.NoError(t, err)
+	_, err = single.Add("one", listen(t, acceptq.WithBacklog(7)))
+	require.NoError(t, err)
+	numbers := collect(t, reader)
+	for _, key := range []string{"api 0", "api 1", "one"} {
+		require.EqualValues(t, want.Capacity/2, numbers["tcp.accept_queue.capacity "+key], key)
+	}
+}
+
+func TestBadInput(t *testing.T) {
+	_, err := New(nil)
+	require.ErrorContains(t, err, "nil MeterProvider")
+	i, _ := start(t)
+	_, err = i.Add("", listen(t))
+	require.ErrorContains(t, err, "the name is empty")
+	_, err = i.Add("nil", nil)
+	require.ErrorIs(t, err, syscall.EINVAL)
+	ln := listen(t)
+	_, err = i.Add("api", ln)
+	require.NoError(t, err)
+	_, err = i.Add("api", listen(t))
+	require.ErrorContains(t, err, "the name is in use")
+	require.NoError(t, ln.Close())
+	_, err = i.Add("closed", ln)
+	require.ErrorIs(t, err, net.ErrClosed)
+}

@@ -1,0 +1,117 @@
+package acceptqprom
+
+import (
+	"encoding/json"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/grafana/grafana-foundation-sdk/go/cog/plugins"
+	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
+	"github.com/grafana/grafana-foundation-sdk/go/heatmap"
+	"github.com/grafana/grafana-foundation-sdk/go/timeseries"
+	"github.com/stretchr/testify/require"
+)
+
+// grafana has what the tests need of dashboard.json.
+type grafana struct {
+	Panels []struct {
+		Title   string
+		Targets []struct{ Expr string }
+	}
+	Templating struct {
+		List []struct{ Type, Name, Definition string }
+	}
+}
+
+func readDashboard(t *testing.T) (raw []byte, d grafana) {
+	t.Helper()
+	raw, err := os.ReadFile("dashboard.json")
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(raw, &d))
+	require.NotEmpty(t, d.Panels)
+	return raw, d
+}
+
+// Grafana's own types take every field of the dashboard, with its panels and queries.
+func TestDashboardSchema(t *testing.T) {
+	plugins.RegisterDefaultPlugins()
+	raw, _ := readDashboard(t)
+	var d schema
+	require.Empty(t, problems(d.UnmarshalJSONStrict(raw)))
+	require.Empty(t, problems(d.Validate()))
+
+	// Dashboard does not check the settings that a type of panel has for its fields.
+	var rest struct {
+		Panels []struct {
+			Type        string
+			FieldConfig struct {
+				Defaults struct{ Custom json.RawMessage }
+			}
+		}
+	}
+	require.NoError(t, json.Unmarshal(raw, &rest))
+	for _, p := range rest.Panels {
+		switch custom := p.FieldConfig.Defaults.Custom; p.Type {
+		case "timeseries":
+			require.Empty(t, problems(new(timeseries.FieldConfig).UnmarshalJSONStrict(custom)))
+		case "heatmap":
+			require.Empty(t, problems(new(heatmap.FieldConfig).UnmarshalJSONStrict(custom)))
+		default:
+			t.Errorf("a panel of type %s", p.Type)
+		}
+	}
+
+	for _, field := range []string{`"expr"`, `"gridPos"`, `"cellGap"`} {
+		wrong := strings.Replace(string(raw), field, `"mistake"`, 1)
+		require.Contains(t, problems(new(schema).UnmarshalJSONStrict([]byte(wrong))), "mistake", field)
+	}
+}
+
+// A schema is the classic dashboard, which every Grafana imports. The package prefers version 2.
+//
+//lint:ignore SA1019 version 2 needs a newer Grafana
+type schema = dashboard.Dashboard
+
+// problems is the text of err. Without a problem the package returns an empty list, which
+// is not nil.
+func problems(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// The dashboard and the alert rules use all metrics, and no others.
+func TestMetricNames(t *testing.T) {
+	c := NewCollector(WithSampler(0, 0))
+	reg := registered(t, c)
+	_, err := c.Add("api", listen(t))
+	require.NoError(t, err)
+	known := make(map[string]bool)
+	families, err := reg.Gather()
+	require.NoError(t, err)
+	for _, f := range families {
+		known[f.GetName()] = true
+	}
+	known["tcp_accept_queue_requested"] = true // absent without WithBacklog
+	known["tcp_accept_queue_held_back"] = true // FreeBSD
+
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	rules, err := os.ReadFile("alerts.yml")
+	require.NoError(t, err)
+	raw, _ := readDashboard(t)
+	name := regexp.MustCompile(`\btcp_(accept|listen)_[a-z_]+`)
+	for file, text := range map[string]string{"README.md": string(readme), "alerts.yml": string(rules), "dashboard.json": string(raw)} {
+		for _, n := range name.FindAllString(text, -1) {
+			if n = strings.TrimSuffix(n, "_bucket"); !known[n] && waits {
+				t.Errorf("%s: no metric %s", file, n)
+			}
+		}
+	}
+	for n := range known {
+		require.Contains(t, string(readme), "`"+n+"`")
+	}
+}

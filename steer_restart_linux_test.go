@@ -25,7 +25,7 @@ const steeringDrainerEnv = "ACCEPTQ_TEST_STEERING_DRAINER"
 
 // drainer is that process.
 func drainer(t *testing.T, address string) {
-	sys := realSystem
+	sys := realKernel
 	l := newMembers(t, &sys, address, 1)[0]
 	fmt.Println("listens at", l.Addr())
 	bufio.NewReader(os.Stdin).ReadString('\n')
@@ -42,7 +42,7 @@ func TestSteeringDrainerIsKilled(t *testing.T) {
 	}
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		sys := realSystem
+		sys := realKernel
 		for _, row := range []struct {
 			name          string
 			before, after int // listeners in the order of listen(2)
@@ -95,7 +95,7 @@ func TestSteeringDrainerIsKilled(t *testing.T) {
 // may be stalled, and none is lost. The others have even shares afterwards.
 func TestTwoDrainersAtOnce(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
+	forEachStop(t, func(t *testing.T, sys kernel, _ way) {
 		members := newMembers(t, &sys, "127.0.0.1:0", 4)
 		clients := newThrong(16, members[0].Addr().String())
 		before := kernelCounter(t, "TCPSynRetrans")
@@ -121,7 +121,7 @@ func TestTwoDrainersAtOnce(t *testing.T) {
 // the group, and the drain puts it back; in the end the one that drains is given nobody.
 func TestMembersComeAndGo(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
+	forEachStop(t, func(t *testing.T, sys kernel, _ way) {
 		members := newMembers(t, &sys, "127.0.0.1:0", 3)
 		l := members[1].Listener
 		address := l.Addr().String()
@@ -129,9 +129,9 @@ func TestMembersComeAndGo(t *testing.T) {
 		// Its loop ends, so the drain waits for what is queued.
 		require.NoError(t, l.SetDeadline(time.Now()))
 		require.Eventually(t, func() bool {
-			l.accepts.mu.Lock()
-			defer l.accepts.mu.Unlock()
-			return l.accepts.inside == 0
+			l.gate.mu.Lock()
+			defer l.gate.mu.Unlock()
+			return l.gate.inside == 0
 		}, patience, time.Millisecond)
 		c := dialUntil(t, l)
 		defer c.Close()
@@ -172,7 +172,7 @@ func TestMembersComeAndGo(t *testing.T) {
 func TestMigrateAndSteer(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		sys := realSystem
+		sys := realKernel
 		for _, row := range []struct {
 			name    string
 			migrate int
@@ -227,16 +227,16 @@ func TestMigrateAndSteer(t *testing.T) {
 // the other member of the group serves it after Close; without it Close resets it.
 func TestMigrateAfterADrainThatRanOut(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
+	forEachStop(t, func(t *testing.T, sys kernel, _ way) {
 		for migrate, want := range []error{unix.ECONNRESET, nil} {
 			setSysctl(t, "net.ipv4.tcp_migrate_req", migrate)
 			members := newMembers(t, &sys, "127.0.0.1:0", 2)
 			old := members[0]
 			require.NoError(t, old.SetDeadline(time.Now())) // its loop ends
 			require.Eventually(t, func() bool {
-				old.accepts.mu.Lock()
-				defer old.accepts.mu.Unlock()
-				return old.accepts.inside == 0
+				old.gate.mu.Lock()
+				defer old.gate.mu.Unlock()
+				return old.gate.inside == 0
 			}, patience, time.Millisecond)
 			c := dialUntil(t, old.Listener)
 			defer c.Close()
@@ -261,7 +261,7 @@ func TestSteeringLeadsCookies(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_syncookies", 2)
-		sys := realSystem
+		sys := realKernel
 		for _, row := range []struct {
 			name string
 			opts []Option
@@ -301,12 +301,12 @@ func TestSteeringLeadsCookies(t *testing.T) {
 	})
 }
 
-// Each system call that steering adds fails, from the first time on or later: a restart
+// Each kernel call that steering adds fails, from the first time on or later: a restart
 // loses nobody all the same, and stalls no more clients than one without steering, which
 // may stall each client once.
 func TestRestartsUnderFaults(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys system, _ way) {
+	forEachStop(t, func(t *testing.T, sys kernel, _ way) {
 		fails := func(after int, err error) func() error {
 			var calls atomic.Int64
 			return func() error {
@@ -316,8 +316,8 @@ func TestRestartsUnderFaults(t *testing.T) {
 				return nil
 			}
 		}
-		faults := map[string]func(sys *system, fail func() error){
-			"attach": func(sys *system, fail func() error) {
+		faults := map[string]func(sys *kernel, fail func() error){
+			"attach": func(sys *kernel, fail func() error) {
 				attach := sys.attachProgram
 				sys.attachProgram = func(fd int, p []unix.SockFilter) error {
 					if err := fail(); err != nil {
@@ -326,7 +326,7 @@ func TestRestartsUnderFaults(t *testing.T) {
 					return attach(fd, p)
 				}
 			},
-			"detach": func(sys *system, fail func() error) {
+			"detach": func(sys *kernel, fail func() error) {
 				detach := sys.detachProgram
 				sys.detachProgram = func(fd int) error {
 					if err := fail(); err != nil {
@@ -335,7 +335,7 @@ func TestRestartsUnderFaults(t *testing.T) {
 					return detach(fd)
 				}
 			},
-			"list": func(sys *system, fail func() error) {
+			"list": func(sys *kernel, fail func() error) {
 				diag := sys.diag
 				sys.diag = func(ctx context.Context, request []byte) ([][]byte, error) {
 					if binary.NativeEndian.Uint32(request[unix.SizeofNlMsghdr+4:]) == 1<<tcpListen {
@@ -346,7 +346,7 @@ func TestRestartsUnderFaults(t *testing.T) {
 					return diag(ctx, request)
 				}
 			},
-			"a row too short": func(sys *system, fail func() error) {
+			"a row too short": func(sys *kernel, fail func() error) {
 				diag := sys.diag
 				sys.diag = func(ctx context.Context, request []byte) ([][]byte, error) {
 					rows, err := diag(ctx, request)

@@ -334,7 +334,7 @@ func TestFlightKnowsTheLimitOfAllShards(t *testing.T) {
 		for range 8 {
 			deaf = append(deaf, newDeafClient(t, s.Addr()))
 		}
-		err = s.Drain(within(t, 100*time.Millisecond))
+		err = s.Drain(within(t, 500*time.Millisecond))
 		var de *DrainError
 		require.ErrorAs(t, err, &de)
 		for _, c := range deaf {

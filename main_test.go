@@ -1,6 +1,7 @@
 package acceptq
 
 import (
+	"flag"
 	"fmt"
 	"net"
 	"os"
@@ -11,6 +12,10 @@ import (
 
 // TestMain fails the run when it leaves a goroutine or a descriptor behind.
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if asked := flag.Lookup("test.parallel"); asked.Value.String() == asked.DefValue {
+		asked.Value.Set("8") // most of them wait for the kernel, in namespaces of their own
+	}
 	if ln, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
 		ln.Close() // the runtime's poller keeps descriptors of its own from here on
 	}

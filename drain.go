@@ -378,12 +378,6 @@ func (l *Listener) markShared() error {
 	return l.open()
 }
 
-func (in *intake) isShared() bool {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	return in.shared
-}
-
 // stoppedBy reports whether s still keeps new clients out.
 func (in *intake) stoppedBy(s *stop) bool {
 	in.mu.Lock()

@@ -27,8 +27,7 @@ type Listener struct {
 	raw       syscall.RawConn
 	transport transport
 	strict    bool
-	steers    bool                    // a drain may steer new clients to the other listeners of the address
-	group     []uint32                // those when l had joined them, by inode
+	group     membership              // of the SO_REUSEPORT group of its address
 	fastOpen  int                     // the qlen of WithFastOpen; 0 without it
 	keepAlive *net.KeepAliveConfig    // of accepted connections; nil is net's default
 	granted   atomic.Pointer[Backlog] // its Ceiling is not kept: it is read when asked for

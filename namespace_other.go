@@ -4,8 +4,6 @@ package acceptq
 
 // The systems here have one ceiling for all sockets that a process can make.
 
-func (k *kernel) boundsOf(int) (ceiling, floor int, err error) { return k.bounds() }
-
 func (l *Listener) ceiling() int {
 	ceiling, _, _ := l.kernel.bounds()
 	return ceiling

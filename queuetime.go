@@ -22,7 +22,7 @@ import (
 // data comes. On a fast-open connection the time is about one round trip too short.
 //
 // The error matches
-//   - [syscall.EINVAL], if c was dialled or has sent data (as far as the kernel tells:
+//   - [syscall.EINVAL], if c was dialed or has sent data (as far as the kernel tells:
 //     since Linux 4.6), or is not a TCP connection
 //   - [errors.ErrUnsupported], on systems other than Linux; docs/overload.md says what
 //     their fields of the same name mean
@@ -81,10 +81,6 @@ func onConn(c net.Conn, f func(fd uintptr)) error {
 	}
 	return fmt.Errorf("more than %d wrappers: %w", maxWrappers, syscall.EINVAL)
 }
-
-// errNotJustAccepted is the error of a connection on which the kernel's clock does not
-// run from the end of the handshake.
-var errNotJustAccepted = fmt.Errorf("the connection was dialled, or has sent data since Accept: %w", syscall.EINVAL)
 
 // errNoQueueTime is the error where the time cannot be known.
 var errNoQueueTime = fmt.Errorf("the time in the accept queue: %w", errors.ErrUnsupported)

@@ -2,7 +2,9 @@ package acceptq
 
 import (
 	"encoding/binary"
+	"fmt"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,7 +48,7 @@ func queueTimeIn(info []byte) (time.Duration, error) {
 		return unknown, errNoQueueTime
 	case info[infoState] == tcpSynSent:
 		return unknown, errNotJustAccepted
-	// The peer acknowledged something: data, the SYN of a dialled connection, or a FIN.
+	// The peer acknowledged something: data, the SYN of a dialed connection, or a FIN.
 	case len(info) >= infoBytesAcked+8 && binary.NativeEndian.Uint64(info[infoBytesAcked:]) > 0:
 		return unknown, errNotJustAccepted
 	case len(info) >= infoDataSegsOut+4 && binary.NativeEndian.Uint32(info[infoDataSegsOut:]) > 0:
@@ -67,3 +69,7 @@ func ageIn(info []byte) (age time.Duration, ok bool) {
 	}
 	return time.Duration(binary.NativeEndian.Uint32(info[infoLastDataSent:])) * time.Millisecond, true
 }
+
+// errNotJustAccepted is the error of a connection on which the kernel's clock does not
+// run from the end of the handshake.
+var errNotJustAccepted = fmt.Errorf("the connection was dialed, or has sent data since Accept: %w", syscall.EINVAL)

@@ -314,8 +314,8 @@ func TestQueueTimeOfOthers(t *testing.T) {
 		conn   func(t *testing.T) net.Conn
 		target error
 	}{
-		{"dialled", func(t *testing.T) net.Conn { c, _ := dial(t); return c }, syscall.EINVAL},
-		{"dialled, the other end has sent", func(t *testing.T) net.Conn {
+		{"dialed", func(t *testing.T) net.Conn { c, _ := dial(t); return c }, syscall.EINVAL},
+		{"dialed, the other end has sent", func(t *testing.T) net.Conn {
 			c, s := dial(t)
 			write(t, s)
 			_, err := io.ReadFull(c, make([]byte, 4))

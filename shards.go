@@ -73,7 +73,8 @@ func (k *kernel) shards(ctx context.Context, network, address string, n int, opt
 		s.Close()
 		return nil, err
 	}
-	noteGroup(ctx, s.listeners...)
+	last := s.listeners[n-1]
+	last.group.note(ctx, last)
 	return s, nil
 }
 

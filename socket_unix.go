@@ -22,7 +22,7 @@ func (k *kernel) listen(ctx context.Context, network, address string, o *options
 	if err != nil {
 		return nil, &net.OpError{Op: "listen", Net: network, Addr: ep.addr(), Err: err}
 	}
-	noteGroup(ctx, l)
+	l.group.note(ctx, l)
 	return l, nil
 }
 
@@ -54,10 +54,6 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (*Listener, 
 	if err := k.setAfterListen(fd, account.Limit, o); err != nil {
 		return nil, err
 	}
-	steers := o.steers && !o.unsteered
-	if steers {
-		k.detachProgram(fd) // without a program, or a kernel that has them, there is nothing to take off
-	}
 	if o.strict && (account.Clamped() || account.Limit == unknown) {
 		return nil, tooShort(account, k.bounds)
 	}
@@ -72,10 +68,7 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (*Listener, 
 		return nil, err
 	}
 	l.strict, l.fastOpen, l.keepAlive = o.strict, o.fastOpen, keepAlive
-	l.steers = steers
-	if o.reusePort {
-		l.expectMigration()
-	}
+	l.joinGroup(o)
 	l.intake.shown.Store(len(o.controls) > 0)
 	return l, nil
 }

@@ -49,12 +49,12 @@ func steeringOf(listeners []*Listener) *steering {
 	var own []*steered
 	for _, l := range listeners {
 		inode, err := l.inode()
-		if err != nil || !l.steers || l.intake.isShared() {
+		if err != nil || !l.group.steers || l.intake.isShared() {
 			return nil
 		}
 		own = append(own, &steered{l, uint32(inode), unknown})
 	}
-	s := &steering{kernel: listeners[0].kernel, members: slices.Clone(listeners[len(listeners)-1].group)}
+	s := &steering{kernel: listeners[0].kernel, members: slices.Clone(listeners[len(listeners)-1].group.members)}
 	if in := &listeners[0].intake; !in.steering.CompareAndSwap(nil, s) {
 		s = in.steering.Load()
 	}
@@ -125,11 +125,10 @@ func (s *steering) list(ctx context.Context, f *flight) bool {
 	return false
 }
 
-// noteGroup notes the group that the listeners have joined just now. If it cannot be
-// listed a drain begins with what it finds then.
-func noteGroup(ctx context.Context, listeners ...*Listener) {
-	l := listeners[len(listeners)-1]
-	if !l.steers {
+// note notes the group that l has joined just now. If it cannot be listed a drain begins
+// with what it finds then.
+func (m *membership) note(ctx context.Context, l *Listener) {
+	if !m.steers {
 		return
 	}
 	inode, err := l.inode()
@@ -140,7 +139,7 @@ func noteGroup(ctx context.Context, listeners ...*Listener) {
 	here := new(flight) // the calling thread made the socket
 	for range 2 {
 		if s.list(ctx, here) {
-			l.group = s.listed
+			m.members = s.listed
 			return
 		}
 	}
@@ -353,11 +352,31 @@ func detachProgram(fd int) error {
 	return err
 }
 
-// expectMigration is for a listener of a group whose connections move when one closes
-// (net.ipv4.tcp_migrate_req). One that was queued at a listener that drains is still
-// marked by that.
-func (l *Listener) expectMigration() {
+// A membership is what a listener knows of its group.
+type membership struct {
+	steers  bool     // a drain may steer new clients to the others
+	members []uint32 // those when it had joined them, by inode
+}
+
+// joinGroup is for a listener that listens now. With a program that a killed process left
+// on the group, one member alone would be given clients.
+func (l *Listener) joinGroup(o *options) {
+	if !o.reusePort {
+		return
+	}
+	// A connection that moves from a listener that drains is still marked by that.
 	if l.kernel.ipv4Setting("tcp_migrate_req") == 1 {
 		l.intake.inherited.Store(&inheritance{stop: new(stop)})
 	}
+	if l.group.steers = o.steers && !o.unsteered; l.group.steers {
+		// It is not an error that there is none, or that the kernel knows of none.
+		l.raw.Control(func(fd uintptr) { l.kernel.detachProgram(int(fd)) })
+	}
+}
+
+// isShared reports whether another holder has the socket, or may have it.
+func (in *intake) isShared() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.shared
 }

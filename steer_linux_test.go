@@ -269,8 +269,8 @@ func TestSteeredGenerations(t *testing.T) {
 		}{
 			{"control: without steering", "tcp4", "127.0.0.1:0", "127.0.0.1", []int{1}, 3, []Option{WithoutSteering()}, 0},
 			{"IPv4", "tcp4", "127.0.0.1:0", "127.0.0.1", []int{1}, 50, nil, 5},
-			{"IPv6", "tcp6", "[::1]:0", "::1", []int{1}, 10, nil, 1},
-			{"wildcard of both families, a client of IPv4", "tcp", ":0", "127.0.0.1", []int{1}, 10, nil, 1},
+			{"IPv6", "tcp6", "[::1]:0", "::1", []int{1}, 10, nil, 3},
+			{"wildcard of both families, a client of IPv4", "tcp", ":0", "127.0.0.1", []int{1}, 10, nil, 3},
 			{"IPv4 wildcard, 3 and 8 and 2 shards", "tcp4", ":0", "127.0.0.1", []int{3, 8, 2}, 9, nil, 3},
 			// Several beside one other leave it a moment with each close.
 			{"IPv6, 4 and 1 shards", "tcp6", "[::1]:0", "::1", []int{4, 1}, 8, nil, 20},
@@ -418,7 +418,7 @@ func TestSteeringGuessesAgain(t *testing.T) {
 	forEachStop(t, func(t *testing.T, k kernel, _ way) {
 		members := newMembers(t, &k, "127.0.0.1:0", 3)
 		l := members[2].Listener
-		slices.Reverse(l.group) // as after closes in an order that nobody saw
+		slices.Reverse(l.group.members) // as after closes in an order that nobody saw
 		// Its loop ends, so the drain waits for what is queued.
 		require.NoError(t, l.SetDeadline(time.Now()))
 		require.Eventually(t, func() bool {

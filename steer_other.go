@@ -11,14 +11,15 @@ import (
 // no way to do that.
 type steering struct{}
 
-func steeringOf([]*Listener) *steering        { return nil }
-func noteGroup(context.Context, ...*Listener) {}
-func (*Listener) expectMigration()            {}
+type membership struct{}
+
+func steeringOf([]*Listener) *steering { return nil }
+
+func (*membership) note(context.Context, *Listener) {}
 
 func (*steering) look(context.Context, *flight, bool) {}
 func (*steering) leave(*Listener)                     {}
 func (*steering) close(l *Listener) error             { return l.tcp.Close() }
-func (*kernel) detachProgram(int) error               { return nil }
 
 // closingOrder is the same everywhere, the last one first.
 func closingOrder(listeners []*Listener) []*Listener {

@@ -41,6 +41,9 @@ func (k *kernel) bounds() (ceiling, floor int, err error) {
 	return ceiling, floor, err
 }
 
+// boundsOf is bounds: one ceiling holds for all sockets that a process can make.
+func (k *kernel) boundsOf(int) (ceiling, floor int, err error) { return k.bounds() }
+
 func (k *kernel) readSysctl(name string) (int, error) {
 	n, err := k.sysctl(name)
 	if err != nil {

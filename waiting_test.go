@@ -26,7 +26,7 @@ func TestWaitingWithoutASocket(t *testing.T) {
 	require.ErrorIs(t, err, syscall.EINVAL)
 
 	ln := listenForStats(t)
-	_, err = ln.Waiting(nil) //nolint:staticcheck // the caller's bug must not panic
+	_, err = ln.Waiting(nil) //lint:ignore SA1012 that is what is tested
 	requireOp(t, err, "waiting")
 	require.NoError(t, ln.Close())
 	all, err = ln.Waiting(t.Context())

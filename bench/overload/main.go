@@ -95,6 +95,9 @@ func run() error {
 	if *out != "" {
 		results, page, picture = filepath.Join(*out, "overload.txt"), "", filepath.Join(*out, "overload.svg")
 	}
+	if err := os.MkdirAll(filepath.Dir(results), 0o777); err != nil {
+		return err
+	}
 	if !*draw {
 		text := describe(*short)
 		for i := range *rounds {

@@ -35,7 +35,8 @@ func restartServer(t *testing.T, s kind, drain bool, visit func(addr string) err
 		return s(t, ln, func() { answered.Add(1) })
 	}
 	stop := start()
-	clients := newCrowd(16, func(int) error { return visit(addr) })
+	known := addr // which start writes again, though it stays the same
+	clients := newCrowd(16, func(int) error { return visit(known) })
 	for range restarts {
 		want := answered.Load() + 20
 		until(t, "answers", func() bool { return answered.Load() >= want })

@@ -148,6 +148,12 @@ func (k *kernel) stopOn(fd int) *stop {
 	return &stop{ttl: min(ttl, 0), hops: min(hops, 0)}
 }
 
+// hasOtherFilter reports whether fd has a filter that is not dropSYN.
+func (k *kernel) hasOtherFilter(fd int) bool {
+	some, ours, _ := k.filterOn(fd)
+	return some && !ours
+}
+
 // filterOn reports whether fd has some filter, and whether that is dropSYN.
 func (k *kernel) filterOn(fd int) (some, ours bool, err error) {
 	var p [len(dropSYN)]unix.SockFilter
@@ -200,8 +206,7 @@ func (k *kernel) setTTL(fd int, s *stop, ttl, hops int) error {
 func (k *kernel) lift(fd int, s *stop) error {
 	var replaced bool
 	if s.filter {
-		some, ours, _ := k.filterOn(fd)
-		replaced = some && !ours
+		replaced = k.hasOtherFilter(fd) && k.hasOtherFilter(fd) // one answer could be wrong
 	} else {
 		on, err := k.marked(fd)
 		replaced = err == nil && !on && max(k.minimumTTL(fd)) != maxTTL

@@ -20,7 +20,7 @@ import (
 
 // What net makes of an address without a host is asked once, and must be the same
 // the second time: the family, both families or one, the error of a port in use.
-func TestAddressWithoutHostIsNets(t *testing.T) {
+func TestAddressWithoutHostMatchesNet(t *testing.T) {
 	type socket struct {
 		addr   string
 		v6only int
@@ -73,7 +73,7 @@ func TestAddressWithoutHostIsNets(t *testing.T) {
 
 // The kernel ignores the zone of an address that is not link-local, and net does not
 // look whether it exists. A number is a zone too.
-func TestAZoneMustExist(t *testing.T) {
+func TestZoneMustExist(t *testing.T) {
 	interfaces, err := net.Interfaces()
 	require.NoError(t, err)
 	loopback := slices.IndexFunc(interfaces, func(i net.Interface) bool { return i.Flags&net.FlagLoopback != 0 })
@@ -115,7 +115,7 @@ func TestZoneOfALinkLocalAddress(t *testing.T) {
 
 // net is asked where there is a rule to apply, and once for all addresses without a
 // host: each time it makes a socket.
-func TestWhatNetIsAsked(t *testing.T) {
+func TestNetIsAskedOnce(t *testing.T) {
 	if aFreeAddress("tcp", "::1") == "" {
 		t.Skip("no IPv6 here")
 	}

@@ -19,7 +19,7 @@ func TestConstantsAreOfTheSystem(t *testing.T) {
 
 // The account is what the kernel stored, for every request, under the default
 // ceiling and under one that has more than 16 bits.
-func TestAccountIsTheKernels(t *testing.T) {
+func TestBacklogMatchesTheKernel(t *testing.T) {
 	requests := []int{math.MinInt, math.MinInt32, -1, 0, 1, 2, 5, 127, 128, 129, 1000, 65536, math.MaxInt32, math.MaxInt}
 	for _, ceiling := range []int{128, 100000} {
 		t.Run(fmt.Sprintf("ceiling %d", ceiling), func(t *testing.T) {
@@ -45,7 +45,7 @@ func TestAccountIsTheKernels(t *testing.T) {
 
 // A listening socket keeps its limit when the ceiling is raised, the account
 // shows the new ceiling, and listening again is granted more.
-func TestCeilingRaisedUnderWay(t *testing.T) {
+func TestCeilingRaisedAfterListen(t *testing.T) {
 	setSoacceptqueue(t, 128)
 	ln := bsdListen(t, "127.0.0.1:0", WithBacklog(1000))
 	want := Backlog{Requested: 1000, Ceiling: 128, Limit: 128, Effective: 192, Capacity: 193, Measured: true}
@@ -72,7 +72,7 @@ func TestCeilingRaisedUnderWay(t *testing.T) {
 
 // A full queue resets the surplus client after its handshake, so that connect
 // succeeds or not: who survives is what counts.
-func TestWhatReallyFits(t *testing.T) {
+func TestMeasuredCapacity(t *testing.T) {
 	for _, tt := range []struct{ limit, held int }{
 		{0, 1}, {1, 2}, {2, 4}, {3, 5}, {4, 7}, {5, 8}, {10, 16}, {100, 151}, {128, 193},
 	} {

@@ -14,7 +14,7 @@ import (
 
 // The account, the kernel's own word and what really fits are one, for every
 // ceiling and every request.
-func TestAccountIsTheKernels(t *testing.T) {
+func TestBacklogMatchesTheKernel(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		requests := []int{math.MinInt, -1, 0, 1, 2, 127, 128, 129, 4096, 65536, 196602, math.MaxInt32, math.MaxInt}
 		if strconv.IntSize == 64 {
@@ -52,7 +52,7 @@ func TestAccountIsTheKernels(t *testing.T) {
 
 // A change of the ceiling shows in the next account and in the next listen. A
 // socket keeps its limit.
-func TestCeilingChangesUnderWay(t *testing.T) {
+func TestCeilingChangesAfterListen(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.core.somaxconn", 2)
 		freeAgain(t, "tcp", "127.0.0.1:0") // net.Listen has read the ceiling now, for good
@@ -83,7 +83,7 @@ func TestCeilingChangesUnderWay(t *testing.T) {
 }
 
 // Whatever the file says, and where there is none: the socket is believed.
-func TestTheSocketIsBelievedAndNotTheFile(t *testing.T) {
+func TestLimitComesFromTheSocket(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.core.somaxconn", 2)
 		lie := func(text string) func(t *testing.T) string {

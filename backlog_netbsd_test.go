@@ -10,7 +10,7 @@ import (
 
 // The ceiling is compiled in, and a negative number, which the kernel takes for
 // 0, is not passed on.
-func TestAccountByTheRule(t *testing.T) {
+func TestBacklogFollowsTheRule(t *testing.T) {
 	for _, tt := range []struct{ n, limit int }{
 		{math.MinInt, 128}, {-1, 128}, {0, 0}, {1, 1}, {5, 5}, {127, 127}, {128, 128},
 		{129, 128}, {1000, 128}, {32768, 128}, {65541, 128}, {math.MaxInt32, 128}, {math.MaxInt, 128},
@@ -32,7 +32,7 @@ func TestStrictNamesNoKnob(t *testing.T) {
 
 // Clients that come one at a time fill the queue up to the capacity. The SYN of
 // the next is dropped, and it hangs.
-func TestWhatReallyFits(t *testing.T) {
+func TestMeasuredCapacity(t *testing.T) {
 	for _, tt := range []struct{ n, held int }{
 		{0, 1}, {1, 2}, {2, 3}, {5, 6}, {10, 11}, {128, 129}, {1000, 129}, {-1, 129},
 	} {

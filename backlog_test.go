@@ -136,7 +136,7 @@ func TestNamesOfOneKernel(t *testing.T) {
 	}
 }
 
-func TestUnknownInUnknownOut(t *testing.T) {
+func TestUnknownLimitGivesUnknownCapacity(t *testing.T) {
 	for _, system := range []string{"linux", "freebsd", "darwin", "netbsd", "openbsd", "dragonfly", "windows"} {
 		r, known := ruleOf(system)
 		require.Equal(t, system != "windows", known)
@@ -280,7 +280,7 @@ func TestClamped(t *testing.T) {
 	}
 }
 
-func TestAccountIsLogged(t *testing.T) {
+func TestBacklogIsLogged(t *testing.T) {
 	plain := func(_ []string, a slog.Attr) slog.Attr { // without what slog adds
 		if a.Key == slog.TimeKey || a.Key == slog.LevelKey || a.Key == slog.MessageKey {
 			return slog.Attr{}
@@ -320,7 +320,7 @@ func TestAccountIsLogged(t *testing.T) {
 	}
 }
 
-func TestAccountAsJSON(t *testing.T) {
+func TestBacklogAsJSON(t *testing.T) {
 	linux, _ := ruleOf("linux")
 	for _, tt := range []struct {
 		account Backlog
@@ -347,7 +347,7 @@ func decoded[T any](t *testing.T, into T, text string) T {
 }
 
 // What comes back from JSON is what went, and what is not there is unknown, never 0.
-func TestJSONComesBack(t *testing.T) {
+func TestJSONRoundTrip(t *testing.T) {
 	linux, _ := ruleOf("linux")
 	for _, b := range []Backlog{
 		linux.account(4096, 128, 128, true), linux.account(-1, unknown, 0, true), linux.account(0, 0, 0, false),
@@ -389,7 +389,7 @@ func TestJSONComesBack(t *testing.T) {
 }
 
 // Nobody filled in a zero value: nothing is asked, granted, queued or dropped in it.
-func TestZeroValuesKnowNothing(t *testing.T) {
+func TestZeroValuesAreUnknown(t *testing.T) {
 	require.Equal(t, "nothing known", Backlog{}.String())
 	require.Equal(t, "nothing known", Stats{}.String())
 	require.Equal(t, "nothing known", noStats.String())
@@ -470,7 +470,7 @@ func needRule(t *testing.T) {
 }
 
 // What is predicted of this host is what a listener gets on it.
-func TestPredictionComesTrue(t *testing.T) {
+func TestPredictBacklogMatchesListen(t *testing.T) {
 	needRule(t)
 	for _, n := range []int{math.MinInt, -1, 0, 1, 2, 5, 80, 127, 128, 129, 1000, 4096, 40000, 65536, math.MaxInt32, beyond, math.MaxInt} {
 		predicted, err := PredictBacklog(n)
@@ -488,7 +488,7 @@ func TestPredictionComesTrue(t *testing.T) {
 	}
 }
 
-func TestStrictSaysWhatIsMissing(t *testing.T) {
+func TestStrictErrorNamesTheSetting(t *testing.T) {
 	needRule(t)
 	b, err := PredictBacklog(math.MaxInt)
 	require.NoError(t, err)

@@ -203,7 +203,7 @@ func addrHasPort(t *testing.T, ln tcpListener) {
 }
 
 // The errors of a listener that cannot go on have net's words, but for the port.
-func TestMethodErrorsAreNets(t *testing.T) {
+func TestMethodErrorsMatchNet(t *testing.T) {
 	if onFakeNet {
 		t.Skip("net's own listener does not fail here")
 	}
@@ -248,7 +248,7 @@ func TestMethodErrorsAreNets(t *testing.T) {
 
 // The account outlives the socket, and a Listener that never had one knows
 // nothing.
-func TestAccountOfAClosedAndAZeroListener(t *testing.T) {
+func TestBacklogOfAClosedAndAZeroListener(t *testing.T) {
 	ln, err := ListenTCP("127.0.0.1:0", WithBacklog(2))
 	require.NoError(t, err)
 	account, effective := ln.Backlog(), ln.EffectiveBacklog()
@@ -304,7 +304,7 @@ func TestFormattingAListenerInUse(t *testing.T) {
 
 // Who can reach a listener on all addresses is decided by the network, as net
 // decides it.
-func TestFamiliesAreNets(t *testing.T) {
+func TestFamiliesMatchNet(t *testing.T) {
 	if onFakeNet {
 		t.Skip("net has no addresses here")
 	}
@@ -365,7 +365,7 @@ func reaches(t *testing.T, ln tcpListener, host, port string) bool {
 }
 
 // Addresses that net takes are taken, and mean the same.
-func TestAddressesMeanWhatTheyMeanToNet(t *testing.T) {
+func TestAddressesMatchNet(t *testing.T) {
 	for _, tc := range []struct{ network, address string }{
 		{"tcp", ""},
 		{"tcp", ":"},

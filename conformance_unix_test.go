@@ -37,7 +37,7 @@ func TestSocketIsCloseOnExecFromTheStart(t *testing.T) {
 	require.NotZero(t, flags&unix.FD_CLOEXEC)
 }
 
-func TestListeningSocketIsNets(t *testing.T) {
+func TestListeningSocketMatchesNet(t *testing.T) {
 	for _, tc := range []struct{ network, address string }{
 		{"tcp", ":0"},
 		{"tcp4", ":0"},
@@ -79,7 +79,7 @@ func TestListeningSocketIsNets(t *testing.T) {
 }
 
 // A hook sees the socket that net's hook sees: listening may hide what was set.
-func TestHookSeesNetsSocket(t *testing.T) {
+func TestControlSeesTheSameSocketAsNet(t *testing.T) {
 	for _, tc := range []struct{ network, address string }{
 		{"tcp", ":0"},
 		{"tcp6", ":0"},
@@ -143,7 +143,7 @@ func keepAliveOptions() (idle, interval, count socketOption, ok bool) {
 	return
 }
 
-func TestAcceptedConnectionIsNets(t *testing.T) {
+func TestAcceptedConnectionMatchesNet(t *testing.T) {
 	for _, m := range allMakers {
 		t.Run(m.name, func(t *testing.T) {
 			ln := m.open(t, "tcp", "127.0.0.1:0")

@@ -92,7 +92,7 @@ func TestDrainLooksAgainWhenAHandshakeHasEnded(t *testing.T) {
 
 // A connection may be made, and accepted, right after the stop is put on the socket:
 // what it inherits is known before.
-func TestInheritanceIsNotedBeforeTheStop(t *testing.T) {
+func TestInheritanceIsRecordedBeforeTheStop(t *testing.T) {
 	var ln *Listener
 	noted := false
 	k := realKernel
@@ -117,7 +117,7 @@ func TestInheritanceIsNotedBeforeTheStop(t *testing.T) {
 }
 
 // The kernel walks its whole table of sockets for each look. Shards share the looks.
-func TestShardsDrainWithTheLooksOfOne(t *testing.T) {
+func TestShardsShareTheLooksOfADrain(t *testing.T) {
 	of := func(n int) int64 {
 		var looks atomic.Int64
 		k := scripted(&looks, nil)
@@ -132,7 +132,7 @@ func TestShardsDrainWithTheLooksOfOne(t *testing.T) {
 }
 
 // A look that takes long is given up when ctx ends.
-func TestDrainGivesALookUp(t *testing.T) {
+func TestDrainAbandonsASlowLook(t *testing.T) {
 	k := withoutFilter()
 	k.diag = func(ctx context.Context, _ []byte) ([][]byte, error) {
 		<-ctx.Done()
@@ -164,7 +164,7 @@ func TestFamilies(t *testing.T) {
 }
 
 // The drain of some shards ends well and that of others does not: all of it is told.
-func TestShardsDrainTellsAll(t *testing.T) {
+func TestShardsDrainReportsEveryError(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		fails := true

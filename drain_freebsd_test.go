@@ -12,7 +12,7 @@ import (
 
 // A connection that an accept filter holds back is waited for as long as a handshake in
 // flight, and counted when the context ends before that.
-func TestDrainWaitsForWhatIsHeldBack(t *testing.T) {
+func TestDrainWaitsForHeldBackConnections(t *testing.T) {
 	ln, err := ListenTCP("127.0.0.1:0", WithAcceptFilter("dataready", ""))
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, errors.ErrUnsupported) {
 		t.Skip("no accept filters here:", err)

@@ -247,7 +247,7 @@ func TestLiftedDrainUndoesOnlyItsOwn(t *testing.T) {
 
 // A call of Accept that has a connection from the time of the stop in its hands cleans
 // it, though another has seen the queue empty meanwhile.
-func TestInheritanceIsNotForgottenTooEarly(t *testing.T) {
+func TestInheritanceIsKeptLongEnough(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		k := withoutFilter()
@@ -278,7 +278,7 @@ func TestInheritanceIsNotForgottenTooEarly(t *testing.T) {
 // Reading the queue, also by a wrapper that forwards SyscallConn, and setting options,
 // leaves a drain as it is. A duplicate that is kept, by whatever way it was made, is
 // another holder; one that is closed again is not.
-func TestWhatSharesASocket(t *testing.T) {
+func TestSharedSocketIsDetected(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		keeps := func(kept *net.Listener, t *testing.T) Option {

@@ -56,7 +56,7 @@ func stalled(address string, n int) int {
 // A drain whose ctx ends must leave its BPF program on the group, since its socket still
 // drops SYNs. Without the program the hash would give some clients to this socket on each
 // retry, and they could not connect until Close.
-func TestFailedDrainSteersOn(t *testing.T) {
+func TestFailedDrainKeepsSteering(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, sys kernel, _ way) {
 		members := newMembers(t, &sys, "127.0.0.1:0", 2)
@@ -71,7 +71,7 @@ func TestFailedDrainSteersOn(t *testing.T) {
 
 // A second drain that fails must not remove the BPF program of the first drain, whether
 // the first has succeeded or still runs.
-func TestSecondDrainSteersOn(t *testing.T) {
+func TestSecondDrainKeepsSteering(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, sys kernel, _ way) {
 		t.Run("the first has ended", func(t *testing.T) {
@@ -128,7 +128,7 @@ func TestSteeringIgnoresRepeatedSYNs(t *testing.T) {
 // Wrap removes the filter or minimum TTL of a drain that is still running, because it
 // looks like one that a dead process left behind. The drain must notice this and return
 // ErrStillOpen: if it returned nil, Close could reset clients.
-func TestDrainNoticesThatWrapOpened(t *testing.T) {
+func TestDrainNoticesWrap(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, sys kernel, v4 way) {
 		ln := listen4(t, sys)
@@ -161,7 +161,7 @@ func TestDrainNoticesThatWrapOpened(t *testing.T) {
 // With net.ipv4.tcp_migrate_req the kernel moves a queued connection to another process
 // when its listener closes. The connection must be able to receive there, although it has
 // inherited the minimum TTL of the drain.
-func TestMigratedConnectionHears(t *testing.T) {
+func TestMigratedConnectionReceives(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_migrate_req", 1)
@@ -199,7 +199,7 @@ func TestMigratedConnectionHears(t *testing.T) {
 
 // DrainError.InFlight is the number of handshakes in flight when Drain returns, not the
 // number when it stopped waiting for them.
-func TestDrainErrorTellsThePresent(t *testing.T) {
+func TestDrainErrorHasCurrentNumbers(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_synack_retries", 2) // the kernel gives up after 7 s
@@ -235,7 +235,7 @@ func TestResumeWithoutDetach(t *testing.T) {
 
 // Resume of one shard must keep the BPF program that steers clients away from the other
 // shards.
-func TestResumeOfOneShardSteersTheOthersOn(t *testing.T) {
+func TestResumeOfOneShardKeepsSteering(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		sys := realKernel
@@ -255,7 +255,7 @@ func TestResumeOfOneShardSteersTheOthersOn(t *testing.T) {
 
 // A listing of the group can lack a row, if it takes several reads and a listener closes
 // in between. Close must not panic then.
-func TestCloseAfterAShortListing(t *testing.T) {
+func TestCloseAfterAnIncompleteListing(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		sys := realKernel
@@ -315,7 +315,7 @@ func TestShardsLookAtDescriptorsOnce(t *testing.T) {
 // The handshakes in flight of all shards must be compared with the sum of their limits.
 // Compared with the limit of one shard, they would look like an overflow with SYN cookies,
 // and the number in flight would be unknown.
-func TestFlightKnowsTheLimitOfAllShards(t *testing.T) {
+func TestInFlightUsesTheLimitOfAllShards(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		s, err := ListenTCPShards("127.0.0.1:0", 16, WithBacklog(4))
@@ -380,7 +380,7 @@ func TestDrainOfBlockingShardsEndsWithContext(t *testing.T) {
 
 // A second drain fails while the first still runs and attaches its BPF program again.
 // Resume must then remove the program, so that the listener gets its share of the clients.
-func TestResumeTakesTheProgramOff(t *testing.T) {
+func TestResumeRemovesTheProgram(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		sys := realKernel
@@ -402,9 +402,9 @@ func TestResumeTakesTheProgramOff(t *testing.T) {
 	})
 }
 
-// The same as TestCloseAfterAShortListing, with the real listing of the kernel, while other
+// The same as TestCloseAfterAnIncompleteListing, with the real listing of the kernel, while other
 // listeners of the address are opened and closed.
-func TestSteeringBesideListenersThatComeAndGo(t *testing.T) {
+func TestSteeringWhileListenersOpenAndClose(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		sys := realKernel
@@ -473,7 +473,7 @@ func TestSteeringBesideListenersThatComeAndGo(t *testing.T) {
 
 // Close of a blocking socket hangs, as it does with package net. A drain that runs at the
 // same time must still end with its ctx.
-func TestDrainEndsThoughCloseHangs(t *testing.T) {
+func TestDrainEndsWhileCloseHangs(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		sys := realKernel
@@ -530,7 +530,7 @@ func dialUntilAccepted(t *testing.T, m *counted) net.Conn {
 // The accept queue is full for more than three seconds, so a handshake cannot end: its
 // final ACK is dropped, but the client believes that it is connected. The drain must wait
 // for it as long as ctx lasts, or Close would reset the client.
-func TestDrainWaitsForHandshakesThatMetAFullQueue(t *testing.T) {
+func TestDrainWaitsForHandshakesBehindAFullQueue(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		ln := listen4(t, realKernel, WithBacklog(1))

@@ -306,7 +306,7 @@ func TestDrainedSecondHolder(t *testing.T) {
 // A connection that was made during a drain and that another holder takes keeps
 // the stop. The filter does it no harm; the minimum TTL makes it deaf, which the
 // documentation owns up to, and the holder can heal.
-func TestDrainedSecondHolderTakesOne(t *testing.T) {
+func TestDrainedSecondHolderAccepts(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		t.Parallel()
@@ -559,7 +559,7 @@ func failingAfter(n int, row []byte, err error) diagCall {
 }
 
 // Setting the second of the two options fails: the first is as it was.
-func TestStopIsWholeOrNot(t *testing.T) {
+func TestStopIsAtomic(t *testing.T) {
 	ln, err := Listen(t.Context(), "tcp", "[::1]:0")
 	if err != nil {
 		t.Skip("no IPv6 here:", err)
@@ -584,7 +584,7 @@ func TestStopIsWholeOrNot(t *testing.T) {
 
 // A stop that cannot be lifted would leave the other holder without clients: Drain
 // says so, and it is tried again at each occasion.
-func TestStopThatStaysIsAnError(t *testing.T) {
+func TestStopThatCannotBeLiftedIsAnError(t *testing.T) {
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		fails := true
 		set := k.setsockoptInt

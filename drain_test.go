@@ -109,7 +109,7 @@ func TestDrainClosed(t *testing.T) {
 	requireDrainOp(t, err)
 }
 
-func TestDrainBesideClose(t *testing.T) {
+func TestDrainConcurrentWithClose(t *testing.T) {
 	ln := drainable(t)
 	dialed(t, ln, 1)
 	var drained []chan error
@@ -272,7 +272,7 @@ func TestDrainWaitsForEachLoop(t *testing.T) {
 // A drain ends at whatever moment while loops accept: each connection that was
 // queued when it began has been dealt with by then. What a loop does with a
 // connection takes no time, some, or more.
-func TestDrainAccountsForEach(t *testing.T) {
+func TestDrainWaitsForEachConnection(t *testing.T) {
 	const queued = 24
 	for _, loops := range []int{1, 2, 8} {
 		t.Run(fmt.Sprint(loops, " loops"), func(t *testing.T) {
@@ -362,7 +362,7 @@ func TestDrainConcurrently(t *testing.T) {
 
 // A loop that took a connection and does not call Accept again has nothing that Close
 // could reset. It is waited for a second, and counted while it is.
-func TestDrainOfLoopsThatDoNotComeBack(t *testing.T) {
+func TestDrainOfLoopsThatDoNotReturn(t *testing.T) {
 	t.Run("a loop that has ended", func(t *testing.T) {
 		ln := drainable(t)
 		dialed(t, ln, 2)

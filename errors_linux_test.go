@@ -28,7 +28,7 @@ func refusedAsByNet(t *testing.T, ctx context.Context, network, address string) 
 }
 
 // The only name server of this namespace knows no name, and says so or not.
-func TestNamesFailInNetsWords(t *testing.T) {
+func TestNameErrorsMatchNet(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		require.NoError(t, unix.Mount("tmpfs", "/etc", "tmpfs", 0, ""))
 		for name, text := range map[string]string{
@@ -97,7 +97,7 @@ func TestNamesFailInNetsWords(t *testing.T) {
 	})
 }
 
-func TestPrivilegedPortIsInNetsWords(t *testing.T) {
+func TestPrivilegedPortErrorMatchesNet(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.ip_unprivileged_port_start", 1024)
 

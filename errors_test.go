@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestBadInputFailsInNetsWords(t *testing.T) {
+func TestBadInputErrorsMatchNet(t *testing.T) {
 	for _, tc := range []struct{ rule, network, address string }{
 		{"a port is needed", "tcp", "127.0.0.1"},
 		{"a port is needed after a name", "tcp", "localhost"},
@@ -50,7 +50,7 @@ func TestBadInputFailsInNetsWords(t *testing.T) {
 }
 
 // What net has no objection to, and the kernel has.
-func TestRefusalsOfTheKernelAreInNetsWords(t *testing.T) {
+func TestKernelErrorsMatchNet(t *testing.T) {
 	if onFakeNet {
 		t.Skip("there is no kernel here")
 	}
@@ -77,7 +77,7 @@ func TestRefusalsOfTheKernelAreInNetsWords(t *testing.T) {
 	}
 }
 
-func TestAddressInUseIsInNetsWords(t *testing.T) {
+func TestAddressInUseErrorMatchesNet(t *testing.T) {
 	for _, tc := range []struct{ holder, network, host string }{
 		{"127.0.0.1:0", "tcp", "127.0.0.1"},
 		{"127.0.0.1:0", "tcp4", "127.0.0.1"},
@@ -123,7 +123,7 @@ func TestUnixSocketsAreRefused(t *testing.T) {
 	}
 }
 
-func TestAnEndedContextMakesNoListener(t *testing.T) {
+func TestListenWithAnEndedContext(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 
@@ -135,7 +135,7 @@ func TestAnEndedContextMakesNoListener(t *testing.T) {
 		err := refused(t, func() (*Listener, error) { return Listen(ended, "tcp", ":0") })
 		require.ErrorIs(t, err, context.Canceled)
 	})
-	t.Run("a name", func(t *testing.T) { // net's words: TestNamesFailInNetsWords
+	t.Run("a name", func(t *testing.T) { // net's words: TestNameErrorsMatchNet
 		err := refused(t, func() (*Listener, error) { return Listen(ended, "tcp", "nosuchhost.invalid:0") })
 		require.ErrorIs(t, err, context.Canceled)
 	})
@@ -160,9 +160,9 @@ func TestMisuseIsAnError(t *testing.T) {
 // hasControl says whether there is a socket to show to a hook.
 const hasControl = !onFakeNet && runtime.GOOS != "plan9"
 
-func TestControlIsCalledAsNetCallsIt(t *testing.T) {
+func TestControlCallsMatchNet(t *testing.T) {
 	if !hasControl {
-		t.Skip("the system has no such moment, see TestControlWithoutAMoment")
+		t.Skip("the system has no such moment, see TestControlIsUnsupported")
 	}
 	type call struct{ network, address string }
 	for _, tc := range []struct{ network, address string }{
@@ -201,9 +201,9 @@ func TestControlIsCalledAsNetCallsIt(t *testing.T) {
 	}
 }
 
-func TestControlsRunInOrderUpToTheFirstThatFails(t *testing.T) {
+func TestControlsRunInOrderUntilOneFails(t *testing.T) {
 	if !hasControl {
-		t.Skip("the system has no such moment, see TestControlWithoutAMoment")
+		t.Skip("the system has no such moment, see TestControlIsUnsupported")
 	}
 	var order []string
 	hook := func(name string, err error) Option {
@@ -228,7 +228,7 @@ func TestControlsRunInOrderUpToTheFirstThatFails(t *testing.T) {
 	require.Equal(t, []string{"first"}, order)
 }
 
-func TestControlWithoutAMoment(t *testing.T) {
+func TestControlIsUnsupported(t *testing.T) {
 	if hasControl {
 		t.Skip("the system has one")
 	}

@@ -14,7 +14,7 @@ import (
 
 // A bound that cannot be read leaves unknown what rests on it, and listening
 // works all the same.
-func TestBoundThatCannotBeReadIsUnknown(t *testing.T) {
+func TestUnreadableBoundIsUnknown(t *testing.T) {
 	r := hostRule()
 	for _, name := range []string{r.knob, r.floor} {
 		if name == "" {
@@ -48,7 +48,7 @@ func TestBoundThatCannotBeReadIsUnknown(t *testing.T) {
 }
 
 // What a socket does not tell is worked out by the rule, and said to be.
-func TestLimitThatCannotBeReadIsByTheRule(t *testing.T) {
+func TestUnreadableLimitFollowsTheRule(t *testing.T) {
 	for name, answer := range map[string]struct {
 		n   int
 		err error

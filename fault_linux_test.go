@@ -43,7 +43,7 @@ func answers(n int, err error, info ...byte) func(k *kernel) {
 
 // What a socket does not tell is worked out by the rule, and said to be; no
 // reason not to listen.
-func TestLimitThatCannotBeReadIsByTheRule(t *testing.T) {
+func TestUnreadableLimitFollowsTheRule(t *testing.T) {
 	for name, breaks := range unreadable {
 		t.Run(name, func(t *testing.T) {
 			k := realKernel
@@ -61,7 +61,7 @@ func TestLimitThatCannotBeReadIsByTheRule(t *testing.T) {
 	}
 }
 
-func TestCeilingThatCannotBeReadIsUnknown(t *testing.T) {
+func TestUnreadableCeilingIsUnknown(t *testing.T) {
 	for name, breaks := range hidden {
 		t.Run(name, func(t *testing.T) {
 			k := realKernel

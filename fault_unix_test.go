@@ -175,7 +175,7 @@ func (m *meddler) kernel(base kernel, meddle func() answer) *kernel {
 }
 
 // No call that is added to kernel goes unmeddled with.
-func TestMeddlerStandsBeforeEachCall(t *testing.T) {
+func TestMeddlerCoversEachCall(t *testing.T) {
 	var same func(path string, a, b reflect.Value)
 	calls := 0
 	same = func(path string, a, b reflect.Value) {
@@ -428,7 +428,7 @@ func on(name, op string, fatal []string, do func(t *testing.T, k *kernel, ln *Li
 // Each call that the package makes goes wrong in turn, in every way that its manual
 // page knows and in some that it does not. Whatever happens is an error that says
 // what it was or has no consequence, and nothing is left or lost.
-func TestEveryCallMayGoWrong(t *testing.T) {
+func TestEverySystemCallFails(t *testing.T) {
 	var acts []act
 	for _, where := range []struct{ network, host string }{{"tcp", "127.0.0.1"}, {"tcp", "::1"}, {"tcp6", ""}} {
 		address := aFreeAddress(where.network, where.host)
@@ -527,7 +527,7 @@ func requireLayers(t *testing.T, err error, network, call string) {
 	require.IsType(t, unix.Errno(0), sysErr.Err)
 }
 
-func TestErrnosOfTheKernelCanBeTold(t *testing.T) {
+func TestErrorsMatchTheKernelsErrno(t *testing.T) {
 	holder := ourMaker.open(t, "tcp", "127.0.0.1:0")
 	err := refused(t, func() (*Listener, error) { return ListenTCP(holder.Addr().String()) })
 	require.ErrorIs(t, err, syscall.EADDRINUSE)
@@ -540,7 +540,7 @@ func TestErrnosOfTheKernelCanBeTold(t *testing.T) {
 
 // net ignores a zone that does not exist where the kernel does not look at it;
 // a listener in the wrong place is worse than none.
-func TestAZoneThatDoesNotExistIsRefused(t *testing.T) {
+func TestUnknownZoneIsAnError(t *testing.T) {
 	ln, err := net.Listen("tcp", "[::1%nosuch]:0")
 	if err != nil {
 		t.Skipf("net cannot here: %v", err)
@@ -554,7 +554,7 @@ func TestAZoneThatDoesNotExistIsRefused(t *testing.T) {
 	}
 }
 
-func TestAHookThatDoesNotReturnLeavesNothing(t *testing.T) {
+func TestControlThatDoesNotReturnLeavesNothing(t *testing.T) {
 	descriptors := openDescriptors()
 	var bound string
 	k := realKernel
@@ -577,7 +577,7 @@ func TestAHookThatDoesNotReturnLeavesNothing(t *testing.T) {
 	require.Equal(t, descriptors, openDescriptors())
 }
 
-func TestAHookMayNotKeepTheSocket(t *testing.T) {
+func TestControlCannotKeepTheSocket(t *testing.T) {
 	var kept syscall.RawConn
 	ln, err := ListenTCP("127.0.0.1:0", WithControl(func(_, _ string, c syscall.RawConn) error {
 		kept = c

@@ -26,7 +26,7 @@ func anyListener(t *testing.T) *net.TCPListener {
 
 // A call that is sent out may be so late that the gate is open again when it leaves,
 // and so late that the next call has been sent out too. Its deadline is not the user's.
-func TestGateKnowsALateCall(t *testing.T) {
+func TestGateRecognizesALateCall(t *testing.T) {
 	ln := anyListener(t)
 	for _, times := range []int{1, 2} {
 		g := newGate()
@@ -42,7 +42,7 @@ func TestGateKnowsALateCall(t *testing.T) {
 }
 
 // The same through Accept: its own deadline has passed, and then it goes on waiting.
-func TestAcceptThatIsLateWaitsOn(t *testing.T) {
+func TestLateAcceptKeepsWaiting(t *testing.T) {
 	ln, err := ListenTCP("127.0.0.1:0")
 	require.NoError(t, err)
 	defer ln.Close()

@@ -16,7 +16,7 @@ import (
 
 // A buffer past the kernel's largest is an error that names the setting, whether the
 // kernel refuses it or cuts it.
-func TestBufferIsNotCut(t *testing.T) {
+func TestBufferIsNotClamped(t *testing.T) {
 	for _, opt := range []Option{WithReceiveBuffer(math.MaxInt32), WithSendBuffer(math.MaxInt32)} {
 		before := openDescriptors()
 		ln, err := ListenTCP("127.0.0.1:0", opt)

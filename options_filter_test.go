@@ -115,7 +115,7 @@ func filterOf(t *testing.T, ln *Listener) (name string) {
 func needFilters(t *testing.T) {
 	t.Helper()
 	if err := realKernel.mustFilter(); err != nil {
-		t.Skip("see TestFiltersAreRefusedWhereTheyDoNothing:", err)
+		t.Skip("see TestFiltersWithoutEffectAreAnError:", err)
 	}
 }
 

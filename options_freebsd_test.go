@@ -37,7 +37,7 @@ func TestOptionNumbers(t *testing.T) {
 }
 
 // Whether the setting lets servers use it or not, the answer is true to it.
-func TestFastOpenIsNotTakenInVain(t *testing.T) {
+func TestFastOpenWithoutEffectIsAnError(t *testing.T) {
 	const knob = "net.inet.tcp.fastopen.server_enable"
 	on, err := unix.SysctlUint32(knob)
 	if err != nil || on == 0 {
@@ -94,7 +94,7 @@ func filterHolds(t *testing.T) bool {
 
 // The library refuses filters where the kernel ignores them, and only there. It goes
 // by the release, the test by what happens.
-func TestFiltersAreRefusedWhereTheyDoNothing(t *testing.T) {
+func TestFiltersWithoutEffectAreAnError(t *testing.T) {
 	holds := filterHolds(t)
 	for name, opt := range map[string]Option{
 		"WithDeferAccept":  WithDeferAccept(time.Second),

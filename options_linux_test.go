@@ -235,7 +235,7 @@ func TestFastOpenActs(t *testing.T) {
 
 // An option that the kernel would take and not act upon is refused, as is one that
 // it would cut.
-func TestFastOpenIsNotTakenInVain(t *testing.T) {
+func TestFastOpenWithoutEffectIsAnError(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		const knob = "net.ipv4.tcp_fastopen"
 		for _, bits := range []int{0, 1, 1 | 0x200 | 0x400} {
@@ -279,7 +279,7 @@ func TestReceiveBufferScalesTheWindow(t *testing.T) {
 	require.NotEqual(t, small, plain)
 }
 
-func TestBufferIsNotCut(t *testing.T) {
+func TestBufferIsNotClamped(t *testing.T) {
 	for _, b := range []struct {
 		knob string
 		with func(int) Option
@@ -312,7 +312,7 @@ func keepAliveOf(t *testing.T, c syscall.Conn) keepAliveValues {
 
 // The fields mean what they mean to net.ListenConfig, which is asked for the same;
 // the listening socket is left alone.
-func TestKeepAliveIsNets(t *testing.T) {
+func TestKeepAliveMatchesNet(t *testing.T) {
 	plain := listen(t)
 	system := keepAliveOf(t, plain)
 	require.Zero(t, system.on)
@@ -355,7 +355,7 @@ func TestKeepAliveIsNets(t *testing.T) {
 }
 
 // What would fail on every connection fails at listening.
-func TestKeepAliveIsTriedFirst(t *testing.T) {
+func TestKeepAliveFailsAtListen(t *testing.T) {
 	for _, config := range []net.KeepAliveConfig{
 		{Enable: true, Count: 1000},
 		{Enable: true, Idle: 40_000 * time.Second},
@@ -368,7 +368,7 @@ func TestKeepAliveIsTriedFirst(t *testing.T) {
 
 // The hook sees what net's sees, once, on a socket that has its options and no
 // address yet.
-func TestControlIsNets(t *testing.T) {
+func TestControlMatchesNet(t *testing.T) {
 	type call struct{ network, address string }
 	for _, where := range []call{{"tcp", "127.0.0.1:0"}, {"tcp4", ":0"}, {"tcp", ":0"}, {"tcp", "0.0.0.0:0"}, {"tcp", "localhost:0"}, {"tcp6", "[::1]:0"}, {"tcp", "[::]:0"}} {
 		t.Run(where.network+" "+where.address, func(t *testing.T) {

@@ -323,7 +323,7 @@ func TestKeepAliveTimes(t *testing.T) {
 
 // What the options ask for is honored by net, or beyondNet names it. An option that is
 // added fails here until it is judged. Options are judged by their fields, one by one.
-func TestEachOptionIsJudgedWhereNetListens(t *testing.T) {
+func TestEachOptionIsHandledByBeyondNet(t *testing.T) {
 	withNet := map[string]bool{
 		"backlog":   true, // a hint
 		"steers":    true, // comes with reusePort

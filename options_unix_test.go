@@ -72,7 +72,7 @@ func TestKeepAliveNeedsNoOtherFamily(t *testing.T) {
 
 // A kernel that does not tell its own value, as NetBSD may not, cannot leave a
 // connection with it.
-func TestKeepAliveValueThatIsNotTold(t *testing.T) {
+func TestKeepAliveValueThatCannotBeRead(t *testing.T) {
 	names, timed := keepAliveNames()
 	if !timed {
 		t.Skip("no value is asked for here")

@@ -187,7 +187,7 @@ func TestQueueTimeOfACookie(t *testing.T) {
 
 // A connection whose listener closed, and which the kernel moved to another one's
 // queue, has waited since it came.
-func TestQueueTimeOfAMigrated(t *testing.T) {
+func TestQueueTimeOfAMigratedConnection(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_migrate_req", 1)
@@ -298,7 +298,7 @@ func requireQueueTimeError(t *testing.T, err, target error) {
 }
 
 // What the kernel's clock does not tell is an error, and not a short time.
-func TestQueueTimeOfOthers(t *testing.T) {
+func TestQueueTimeErrors(t *testing.T) {
 	ln := listen4(t, realKernel)
 	dial := func(t *testing.T) (client, server *net.TCPConn) {
 		c, err := net.Dial("tcp", ln.Addr().String())

@@ -82,7 +82,7 @@ func TestHalfOpenFlood(t *testing.T) {
 }
 
 // What a client sends while it waits is held up to the receive buffer.
-func TestWhoWaitsFillsABuffer(t *testing.T) {
+func TestQueuedClientFillsABuffer(t *testing.T) {
 	const size = 50_000
 	ln := listen(t, WithReceiveBuffer(size))
 	c := dial(t, ln.Addr())

@@ -34,7 +34,7 @@ func TestSetBacklogKeepsTheAccount(t *testing.T) {
 }
 
 // Listening again is granted what listening is, and loses nobody who waits.
-func TestListeningAgainKeepsWhatWaits(t *testing.T) {
+func TestListeningAgainKeepsTheQueue(t *testing.T) {
 	if !systemTells() {
 		t.Skip("this system has no second listen, see TestSetBacklogKeepsTheAccount")
 	}

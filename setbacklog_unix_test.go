@@ -14,7 +14,7 @@ import (
 )
 
 // When listening again fails, what was granted before is granted still.
-func TestSetBacklogThatFailsKeepsTheAccount(t *testing.T) {
+func TestFailedSetBacklogKeepsTheBacklog(t *testing.T) {
 	k := realKernel
 	calls := 0
 	k.listenCall = func(fd, backlog int) error {

@@ -83,7 +83,7 @@ var kernelSpreads = sync.OnceValue(func() bool {
 
 // The library refuses shards where the kernel gives all connections to one, and
 // only there. It goes by the release and by the jail, the test by what happens.
-func TestShardsAreRefusedWhereTheyGetNothing(t *testing.T) {
+func TestShardsWithoutSpreadingAreAnError(t *testing.T) {
 	for _, row := range []struct{ network, host string }{{"tcp4", "127.0.0.1"}, {"tcp6", "::1"}} {
 		t.Run(row.host, func(t *testing.T) {
 			shares, err := groupShares(row.network, row.host)

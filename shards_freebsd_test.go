@@ -68,7 +68,7 @@ func TestNoShardsOfBothFamilies(t *testing.T) {
 }
 
 // FreeBSD spreads over 256 sockets, and lets more be bound.
-func TestTheMostShards(t *testing.T) {
+func TestMaximumOfShards(t *testing.T) {
 	needSpread(t)
 	s, err := ListenTCPShards("127.0.0.1:0", 256)
 	require.NoError(t, err)
@@ -84,7 +84,7 @@ func TestTheMostShards(t *testing.T) {
 
 // Another user cannot join shards of one address. Those of all addresses he can,
 // until it was mended in 15.
-func TestWhoMayJoinShards(t *testing.T) {
+func TestJoinShardsAsAnotherUser(t *testing.T) {
 	if addr := os.Getenv(childEnv); addr != "" { // as the other user
 		ln, err := Listen(t.Context(), "tcp4", addr, WithReusePort())
 		switch {

@@ -319,7 +319,7 @@ func TestOneShardHasNoReusePort(t *testing.T) {
 }
 
 // The same user may join shards by asking for SO_REUSEPORT, another may not.
-func TestWhoMayJoinShards(t *testing.T) {
+func TestJoinShardsAsAnotherUser(t *testing.T) {
 	s, err := ListenTCPShards("127.0.0.1:0", 2)
 	require.NoError(t, err)
 	defer s.Close()

@@ -14,7 +14,7 @@ import (
 
 // Where the kernel does not answer SO_ACCEPTCONN, a socket that cannot be listening
 // is refused all the same.
-func TestWhatMaySeemListening(t *testing.T) {
+func TestSocketsThatDoNotListen(t *testing.T) {
 	look := func(k *kernel, c syscall.Conn) (err error) {
 		raw, rawErr := c.SyscallConn()
 		require.NoError(t, rawErr)

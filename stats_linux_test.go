@@ -166,7 +166,7 @@ func TestReadStatsOfNetListen(t *testing.T) {
 
 // gVisor answers TCP_INFO with zeros, older kernels with less or not at all. None
 // of that is a queue of 0.
-func TestQueueThatIsNotTold(t *testing.T) {
+func TestQueueThatCannotBeRead(t *testing.T) {
 	answers := map[string]func(p []byte) (int, error){
 		"zeros":   func(p []byte) (int, error) { clear(p); return len(p), nil },
 		"too few": func(p []byte) (int, error) { p[0] = tcpListen; return infoQueueEnd - 1, nil },
@@ -225,7 +225,7 @@ func TestConnectionsSaturate(t *testing.T) {
 }
 
 // Drops are the kernel's 32 bits, and unknown where it does not tell.
-func TestDropsThatAreNotTold(t *testing.T) {
+func TestDropsThatCannotBeRead(t *testing.T) {
 	for name, row := range map[string]struct {
 		answer func(p []byte) (int, error)
 		want   int64
@@ -254,7 +254,7 @@ func TestDropsThatAreNotTold(t *testing.T) {
 }
 
 // A socket whose protocol cannot be asked for has unknown drops, and all else.
-func TestProtocolThatIsNotTold(t *testing.T) {
+func TestProtocolThatCannotBeRead(t *testing.T) {
 	ln := listenForStats(t, WithBacklog(5))
 	k := realKernel
 	k.getsockoptInt = func(fd, level, option int) (int, error) {

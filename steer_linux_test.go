@@ -58,7 +58,7 @@ func run(t *testing.T, p []unix.SockFilter) map[uint32]int {
 }
 
 // Every member that is not excluded has the same share, and an excluded one has none.
-func TestProgramPicksAllButTheExcluded(t *testing.T) {
+func TestProgramPicksAllExceptTheExcluded(t *testing.T) {
 	for n := 1; n <= 10; n++ {
 		for set := range 1 << n {
 			var excluded, left []int
@@ -94,7 +94,7 @@ func TestProgramPicksAllButTheExcluded(t *testing.T) {
 // leads nobody to a listener that drains. An index past the end is the kernel's hash,
 // which is fine when none drains any more. Who is where among those that drain need not
 // be known as long as enough others are there.
-func TestLastProgramHoldsOnBothSidesOfAClose(t *testing.T) {
+func TestProgramIsRightBeforeAndAfterAClose(t *testing.T) {
 	for m := 1; m <= 8; m++ {
 		for others := 1; others <= 8; others++ {
 			for _, known := range []bool{true, others < m} {

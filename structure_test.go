@@ -68,7 +68,7 @@ func parsePackage(t *testing.T) (files, tests []source) {
 	return files, tests
 }
 
-func TestPortableFilesDoWithoutSys(t *testing.T) {
+func TestPortableFilesDoNotImportSys(t *testing.T) {
 	files, tests := parsePackage(t)
 	confined := 0
 	for _, f := range append(files, tests...) {
@@ -89,7 +89,7 @@ func TestPortableFilesDoWithoutSys(t *testing.T) {
 	require.NotZero(t, confined, "no file imports x/sys: this test has lost its subject")
 }
 
-func TestModuleDependsOnSysAlone(t *testing.T) {
+func TestModuleDependsOnlyOnSys(t *testing.T) {
 	parsePackage(t) // or skip
 	const module = "github.com/acceptq/acceptq"
 	err := filepath.WalkDir(".", func(dir string, d fs.DirEntry, err error) error {
@@ -177,7 +177,7 @@ func TestNoPackageStateOfFunctions(t *testing.T) {
 }
 
 // A type of x/sys in an exported declaration would make its versions ours.
-func TestNothingExportedIsOfSys(t *testing.T) {
+func TestExportedAPIHasNoSysTypes(t *testing.T) {
 	files, _ := parsePackage(t)
 	s := surface{types: map[string][]typeIn{}, methods: map[string][]funcIn{}, seen: map[string]bool{}}
 	for _, f := range files {

@@ -508,7 +508,7 @@ func fieldsOf(srv *http.Server) map[string]any {
 
 // The functions and fields of the user's server work while it is served, and are as
 // they were after it.
-func TestTheServerStaysTheUsers(t *testing.T) {
+func TestServerFieldsAreRestored(t *testing.T) {
 	for _, protocol := range protocols {
 		t.Run(protocol, func(t *testing.T) {
 			type key struct{ name string }

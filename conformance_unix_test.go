@@ -27,7 +27,7 @@ func requireAdopted(t *testing.T, c syscall.Conn) {
 	require.NotZero(t, flags&unix.O_NONBLOCK, "non-blocking")
 }
 
-// The socket that is made here is close-on-exec before net has its copy.
+// The socket is close-on-exec from its creation, before net makes its copy.
 func TestSocketIsCloseOnExecFromTheStart(t *testing.T) {
 	fd, err := realKernel.socket(unix.AF_INET)
 	require.NoError(t, err)
@@ -57,7 +57,7 @@ func TestListeningSocketMatchesNet(t *testing.T) {
 			requireAdopted(t, got)
 
 			require.NotZero(t, option(t, got, reuseAddr), "SO_REUSEADDR")
-			require.Zero(t, option(t, got, keepAlive), "it kills listeners of NetBSD and macOS")
+			require.Zero(t, option(t, got, keepAlive), "keep-alive on a listener breaks it on NetBSD and macOS")
 			same := map[string]socketOption{
 				"SO_REUSEADDR": reuseAddr,
 				"SO_REUSEPORT": {unix.SOL_SOCKET, unix.SO_REUSEPORT},
@@ -78,7 +78,8 @@ func TestListeningSocketMatchesNet(t *testing.T) {
 	}
 }
 
-// A hook sees the socket that net's hook sees: listening may hide what was set.
+// A WithControl function gets a socket with the same options as the one of net. The test
+// compares them before listen(2), which may change them.
 func TestControlSeesTheSameSocketAsNet(t *testing.T) {
 	for _, tc := range []struct{ network, address string }{
 		{"tcp", ":0"},
@@ -126,8 +127,8 @@ func family(t *testing.T, ln syscall.Conn) int {
 	})
 }
 
-// keepAliveOptions are those that tell the three numbers of keep-alive; x/sys
-// does not have all of them for every system. OpenBSD has none.
+// keepAliveOptions are the options with the three numbers of keep-alive. x/sys lacks some of
+// them for some systems. OpenBSD has none.
 func keepAliveOptions() (idle, interval, count socketOption, ok bool) {
 	o := func(name int) socketOption { return socketOption{unix.IPPROTO_TCP, name} }
 	switch runtime.GOOS {

@@ -9,7 +9,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// TestMain fails the run when it leaves a goroutine or a descriptor behind.
+// TestMain fails the run if it leaves a goroutine or a descriptor behind.
 func TestMain(m *testing.M) {
 	if ln, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
 		ln.Close() // the runtime's poller keeps descriptors of its own from here on
@@ -17,7 +17,7 @@ func TestMain(m *testing.M) {
 	before := openDescriptors()
 	code := m.Run()
 	if code == 0 {
-		// On js the runtime handles events in a goroutine of its own.
+		// On js the runtime has its own goroutine for events.
 		if err := goleak.Find(goleak.IgnoreAnyFunction("runtime.handleEvent")); err != nil {
 			fmt.Fprintln(os.Stderr, "goroutines left behind:", err)
 			code = 1

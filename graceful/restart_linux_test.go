@@ -22,7 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The environment of a server that is a process of its own.
+// The environment variables of a server process.
 const (
 	addrEnv     = programEnv + "_ADDR"
 	protocolEnv = programEnv + "_PROTOCOL"
@@ -85,7 +85,7 @@ func startProcess(t *testing.T, addr, protocol, how string, shared *os.File) *pr
 	require.NoError(t, err)
 	p := &process{cmd: exec.Command(self), err: new(strings.Builder)}
 	p.cmd.Env = append(os.Environ(), programEnv+"=server", addrEnv+"="+addr, protocolEnv+"="+protocol, howEnv+"="+how,
-		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")) // or each ends a second later under -race
+		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")) // otherwise each process ends a second later under -race
 	p.cmd.Stderr = p.err
 	if shared != nil {
 		p.cmd.ExtraFiles = []*os.File{shared}
@@ -105,7 +105,7 @@ func startProcess(t *testing.T, addr, protocol, how string, shared *os.File) *pr
 	return p
 }
 
-// end stops the server, which must have nothing to complain about.
+// end stops the server, which must report no error.
 func (p *process) end(t *testing.T) {
 	t.Helper()
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
@@ -114,7 +114,7 @@ func (p *process) end(t *testing.T) {
 	require.NoError(t, p.cmd.Wait(), "%v", p.err)
 }
 
-// A crowd is clients that come again and again until they are sent home.
+// A crowd is a number of clients that send requests repeatedly until home is closed.
 type crowd struct {
 	wait               sync.WaitGroup
 	home               chan struct{}
@@ -127,8 +127,8 @@ func (c *crowd) String() string {
 	return fmt.Sprintf("%d served, %d lost (%v), %d waited for more than 900 ms", c.served.Load(), c.lost.Load(), c.failure, c.slow.Load())
 }
 
-// add adds n clients. Each has a function of its own, made by visitor, that is called
-// for each request.
+// add adds n clients. visitor makes a function for each client, which the client calls for
+// each request.
 func (c *crowd) add(n int, visitor func() (visit func() error, leave func())) {
 	for range n {
 		c.wait.Go(func() {
@@ -155,9 +155,9 @@ func (c *crowd) add(n int, visitor func() (visit func() error, leave func())) {
 	}
 }
 
-// visitors come with a connection for each request, or keep theirs as long as the
-// server lets them. They POST a body that cannot be sent twice, so that no request
-// that is lost is repeated.
+// visitors use a new connection for each request, or keep one as long as the server lets
+// them. They POST a body that cannot be sent twice, so that the client cannot hide a lost
+// request by repeating it.
 func visitors(protocol, addr string, keepAlive bool, pause time.Duration) func() (func() error, func()) {
 	return func() (func() error, func()) {
 		tr, scheme := transportOf(protocol)
@@ -188,8 +188,8 @@ func visitors(protocol, addr string, keepAlive bool, pause time.Duration) func()
 	}
 }
 
-// Restarts in which the successor listens before the old process stops lose nothing,
-// whatever the clients speak.
+// If the successor listens before the old process stops, a restart loses no request, with
+// every protocol.
 func TestOverlappingRestarts(t *testing.T) {
 	for _, protocol := range protocols {
 		t.Run(protocol, func(t *testing.T) {
@@ -200,7 +200,7 @@ func TestOverlappingRestarts(t *testing.T) {
 	}
 }
 
-// Shutdown alone loses some: the test has a load.
+// With Shutdown alone some requests are lost. This shows that the load is high enough.
 func TestOverlappingRestartsWithShutdown(t *testing.T) {
 	for _, protocol := range protocols {
 		t.Run(protocol, func(t *testing.T) {
@@ -223,15 +223,15 @@ func restarts(t *testing.T, protocol, how string, n int) *crowd {
 		old.end(t)
 		old = next
 	}
-	close(c.home) // the last one serves them to their end
+	close(c.home) // the last server serves the clients until they end
 	c.wait.Wait()
 	old.end(t)
 	t.Logf("%s, %s, %d restarts: %v", protocol, how, n, c)
 	return c
 }
 
-// A descriptor that is passed on, as by systemd: each process closes its own at the
-// start of its stop, and nobody notices.
+// The descriptor is passed on, as with systemd. Each process closes its own at the start of
+// its stop, and no client notices.
 func TestRestartsOfASharedSocket(t *testing.T) {
 	for _, protocol := range protocols {
 		t.Run(protocol, func(t *testing.T) {

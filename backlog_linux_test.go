@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// For every ceiling and request, Backlog, the numbers of the kernel and the measured capacity
-// agree.
+// For every ceiling and request, Backlog, the numbers of the kernel and the measured
+// capacity agree.
 func TestBacklogMatchesTheKernel(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		requests := []int{math.MinInt, -1, 0, 1, 2, 127, 128, 129, 4096, 65536, 196602, math.MaxInt32, math.MaxInt}
@@ -50,8 +50,8 @@ func TestBacklogMatchesTheKernel(t *testing.T) {
 	})
 }
 
-// A changed ceiling affects the next call of Backlog and the next listen. A listening socket
-// keeps its limit.
+// A changed ceiling affects the next call of Backlog and the next listen. A listening
+// socket keeps its limit.
 func TestCeilingChangesAfterListen(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.core.somaxconn", 2)
@@ -131,8 +131,8 @@ func TestLimitComesFromTheSocket(t *testing.T) {
 	})
 }
 
-// Many tests are skipped if IPv6 or MPTCP does not work. In CI that is only acceptable if the
-// kernel is built without it. If it is only switched off, this test fails.
+// Many tests are skipped if IPv6 or MPTCP does not work. In CI that is only acceptable
+// if the kernel is built without it. If it is only switched off, this test fails.
 func TestIPv6AndMultipathTCPAreOn(t *testing.T) {
 	check := func(t *testing.T) {
 		for _, tt := range []struct {

@@ -113,7 +113,8 @@ func TestLimitsAsMeasured(t *testing.T) {
 	}
 }
 
-// The capacities that were measured on each kernel, with clients that connect one at a time.
+// The capacities that were measured on each kernel, with clients that connect one at a
+// time.
 func TestCapacitiesAsMeasured(t *testing.T) {
 	for system, held := range map[string]map[int]int{
 		"linux":   {0: 1, 1: 2, 2: 3, 5: 6, 16: 17, 128: 129},

@@ -68,8 +68,8 @@ func BenchmarkStats(b *testing.B) {
 	})
 }
 
-// BenchmarkStatsAmongManySockets compares Stats with and without ten thousand other listening sockets in
-// the process.
+// BenchmarkStatsAmongManySockets compares Stats with and without ten thousand other
+// listening sockets in the process.
 func BenchmarkStatsAmongManySockets(b *testing.B) {
 	const calls, others = 2000, 10_000
 	var limit unix.Rlimit
@@ -109,8 +109,8 @@ func BenchmarkStatsAmongManySockets(b *testing.B) {
 	b.ReportMetric(r[1], "crowded/quiet")
 }
 
-// BenchmarkDrain compares draining 64 shards with draining one listener, while many connections exist: the
-// kernel walks its whole table of sockets for each look.
+// BenchmarkDrain compares draining 64 shards with draining one listener, while many
+// connections exist: the kernel walks its whole table of sockets for each look.
 func BenchmarkDrain(b *testing.B) {
 	const connections = 5000 // 10,000 sockets
 	other, err := ListenTCP("127.0.0.1:0")

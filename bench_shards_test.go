@@ -9,9 +9,10 @@ import (
 	"time"
 )
 
-// BenchmarkShards compares accepting on one shard for each core with accepting on one listener. Both have
-// the same number of loops. The time is from the first client until the last one is accepted. It
-// includes the handshakes, which the clients make on the same cores.
+// BenchmarkShards compares accepting on one shard for each core with accepting on one
+// listener. Both have the same number of loops. The time is from the first client until
+// the last one is accepted. It includes the handshakes, which the clients make on the
+// same cores.
 func BenchmarkShards(b *testing.B) {
 	const clients = 200
 	cores := runtime.GOMAXPROCS(0)

@@ -7,15 +7,15 @@ import (
 	"time"
 )
 
-// The benchmarks here compare several sides. Each reports ratios of one run in which the sides alternate,
-// so that changes in the load of the machine affect all of them. The first two sides are the same: the
-// difference of their ratio from 1 is the noise.
+// The benchmarks here compare several sides. Each reports ratios of one run in which
+// the sides alternate, so that changes in the load of the machine affect all of them.
+// The first two sides are the same: the difference of their ratio from 1 is the noise.
 
 // A side runs one of the compared operations. It returns the time that this took.
 type side = func() time.Duration
 
-// ratios runs the sides in turn. For each side after the first it returns the median of the ratio of its
-// time to that of the first side in the same turn.
+// ratios runs the sides in turn. For each side after the first it returns the median of
+// the ratio of its time to that of the first side in the same turn.
 func ratios(b *testing.B, sides ...side) []float64 {
 	var parts [][]float64
 	for range sides {

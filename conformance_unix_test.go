@@ -127,8 +127,8 @@ func family(t *testing.T, ln syscall.Conn) int {
 	})
 }
 
-// keepAliveOptions are the options with the three numbers of keep-alive. x/sys lacks some of
-// them for some systems. OpenBSD has none.
+// keepAliveOptions are the options with the three numbers of keep-alive. x/sys lacks
+// some of them for some systems. OpenBSD has none.
 func keepAliveOptions() (idle, interval, count socketOption, ok bool) {
 	o := func(name int) socketOption { return socketOption{unix.IPPROTO_TCP, name} }
 	switch runtime.GOOS {

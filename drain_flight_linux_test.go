@@ -20,8 +20,8 @@ func aRow() []byte {
 	return row
 }
 
-// scripted returns a kernel whose listings of handshakes follow a script: rows[i] is the answer to look
-// i, and the last answer is repeated.
+// scripted returns a kernel whose listings of handshakes follow a script: rows[i] is
+// the answer to look i, and the last answer is repeated.
 func scripted(looks *atomic.Int64, rows ...[][]byte) kernel {
 	k := withoutFilter()
 	k.diag = func(context.Context, []byte) ([][]byte, error) {
@@ -31,8 +31,8 @@ func scripted(looks *atomic.Int64, rows ...[][]byte) kernel {
 	return k
 }
 
-// Another processor may still be handling a SYN when the drain starts to drop SYNs. Its handshake shows
-// only at the second look.
+// Another processor may still be handling a SYN when the drain starts to drop SYNs. Its
+// handshake shows only at the second look.
 func TestDrainLooksTwiceForHandshakes(t *testing.T) {
 	var looks atomic.Int64
 	k := scripted(&looks, nil, [][]byte{aRow()})
@@ -49,7 +49,8 @@ func TestDrainLooksTwiceForHandshakes(t *testing.T) {
 	require.NoError(t, ln.Drain(within(t, patience)))
 }
 
-// One look is not enough to conclude that no handshake is in flight, even if ctx ends after it.
+// One look is not enough to conclude that no handshake is in flight, even if ctx ends
+// after it.
 func TestDrainIsNotSureAfterOneLook(t *testing.T) {
 	var looks atomic.Int64
 	k := scripted(&looks, nil)
@@ -69,8 +70,8 @@ func TestDrainIsNotSureAfterOneLook(t *testing.T) {
 	require.EqualValues(t, 1, looks.Load())
 }
 
-// The kernel removes a handshake from its table a moment before it puts the connection into the queue.
-// A single look between the two would see neither.
+// The kernel removes a handshake from its table a moment before it puts the connection
+// into the queue. A single look between the two would see neither.
 func TestDrainLooksAgainWhenAHandshakeHasEnded(t *testing.T) {
 	var looks, queueReads atomic.Int64
 	k := scripted(&looks, [][]byte{aRow()}, [][]byte{aRow()}, nil)
@@ -90,8 +91,8 @@ func TestDrainLooksAgainWhenAHandshakeHasEnded(t *testing.T) {
 	require.Greater(t, looks.Load(), int64(2), "the drain must have made all looks of the script")
 }
 
-// A connection can be made and accepted right after the drain has set an option on the socket. So the
-// drain records before that what connections will inherit.
+// A connection can be made and accepted right after the drain has set an option on the
+// socket. So the drain records before that what connections will inherit.
 func TestInheritanceIsRecordedBeforeTheStop(t *testing.T) {
 	var ln *Listener
 	noted := false
@@ -148,7 +149,8 @@ func TestDrainAbandonsASlowLook(t *testing.T) {
 	require.Equal(t, DrainError{InFlight: unknown, HeldBack: unknown, err: context.DeadlineExceeded}, *de)
 }
 
-// The clients of a single address belong to one family. Those of the wildcard can belong to both.
+// The clients of a single address belong to one family. Those of the wildcard can
+// belong to both.
 func TestFamilies(t *testing.T) {
 	for address, want := range map[string][]uint8{
 		"127.0.0.1":        {unix.AF_INET},

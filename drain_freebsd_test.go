@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A drain waits for a connection that an accept filter holds back as long as for a handshake in flight.
-// If ctx ends earlier, the error counts the connection.
+// A drain waits for a connection that an accept filter holds back as long as for a
+// handshake in flight. If ctx ends earlier, the error counts the connection.
 func TestDrainWaitsForHeldBackConnections(t *testing.T) {
 	ln, err := ListenTCP("127.0.0.1:0", WithAcceptFilter("dataready", ""))
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, errors.ErrUnsupported) {

@@ -340,8 +340,8 @@ func TestInFlightUsesTheLimitOfAllShards(t *testing.T) {
 	})
 }
 
-// If the sockets of shards are blocking, each look can wait for a tenth of a second for each
-// shard. The drain must still end with ctx.
+// If the sockets of shards are blocking, each look can wait for a tenth of a second for
+// each shard. The drain must still end with ctx.
 func TestDrainOfBlockingShardsEndsWithContext(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -402,8 +402,8 @@ func TestResumeRemovesTheProgram(t *testing.T) {
 	})
 }
 
-// The same as TestCloseAfterAnIncompleteListing, with the real listing of the kernel, while other
-// listeners of the address are opened and closed.
+// The same as TestCloseAfterAnIncompleteListing, with the real listing of the kernel,
+// while other listeners of the address are opened and closed.
 func TestSteeringWhileListenersOpenAndClose(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -496,8 +496,8 @@ func TestDrainEndsWhileCloseHangs(t *testing.T) {
 		case <-time.After(5 * time.Second):
 			hung = true
 		}
-		// End the accept(2) by shutdown(2) on the descriptor. The listener cannot do it: it is
-		// being closed.
+		// End the accept(2) by shutdown(2) on the descriptor. The listener cannot do
+		// it: it is being closed.
 		for fd := 3; fd < 64; fd++ {
 			if sa, err := unix.Getsockname(fd); err == nil {
 				if a, ok := sa.(*unix.SockaddrInet4); ok && a.Port == l.Addr().(*net.TCPAddr).Port {

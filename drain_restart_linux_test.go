@@ -22,9 +22,10 @@ import (
 // unprivilegedEnv is set in a test that runs without CAP_NET_ADMIN.
 const unprivilegedEnv = "ACCEPTQ_TEST_UNPRIVILEGED"
 
-// inNamespaceUnprivileged runs f in a new namespace, in a process that cannot regain CAP_NET_ADMIN. A
-// program that root starts gets the capabilities in the bounding set of the starting thread. So the
-// function removes the capability from that set and starts the test binary again.
+// inNamespaceUnprivileged runs f in a new namespace, in a process that cannot regain
+// CAP_NET_ADMIN. A program that root starts gets the capabilities in the bounding set
+// of the starting thread. So the function removes the capability from that set and
+// starts the test binary again.
 func inNamespaceUnprivileged(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
 	if os.Getenv(unprivilegedEnv) != "" {

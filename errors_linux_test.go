@@ -27,7 +27,8 @@ func refusedAsByNet(t *testing.T, ctx context.Context, network, address string) 
 	return got
 }
 
-// The only name server of this namespace answers that a name does not exist, or does not answer.
+// The only name server of this namespace answers that a name does not exist, or does
+// not answer.
 func TestNameErrorsMatchNet(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		require.NoError(t, unix.Mount("tmpfs", "/etc", "tmpfs", 0, ""))

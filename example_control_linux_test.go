@@ -27,8 +27,8 @@ func ExampleWithControl_freeBind() {
 	// Output: 192.0.2.1
 }
 
-// Accept connections to addresses of other machines, which a firewall rule redirects to this
-// machine (ip(7)). This needs CAP_NET_ADMIN.
+// Accept connections to addresses of other machines, which a firewall rule redirects to
+// this machine (ip(7)). This needs CAP_NET_ADMIN.
 func ExampleWithControl_transparent() {
 	transparent := func(network, address string, c syscall.RawConn) (err error) {
 		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1) })
@@ -109,8 +109,8 @@ func ExampleWithControl_userTimeout() {
 	// Output: 30000 ms
 }
 
-// Accept segments from 192.0.2.7 only with a signature by this key (RFC 2385). The kernel must
-// be built with CONFIG_TCP_MD5SIG.
+// Accept segments from 192.0.2.7 only with a signature by this key (RFC 2385). The
+// kernel must be built with CONFIG_TCP_MD5SIG.
 func ExampleWithControl_md5() {
 	md5 := func(network, address string, c syscall.RawConn) (err error) {
 		sig := unix.TCPMD5Sig{Addr: unix.SockaddrStorage{Family: unix.AF_INET}}
@@ -145,7 +145,8 @@ func ExampleWithControl_congestion() {
 	// Output: reno <nil>
 }
 
-// Set any option whose value is a number, here the maximum segment size, TCP_MAXSEG (tcp(7)).
+// Set any option whose value is a number, here the maximum segment size, TCP_MAXSEG
+// (tcp(7)).
 func ExampleWithControl_maxSegment() {
 	maxSegment := func(network, address string, c syscall.RawConn) (err error) {
 		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 1200) })

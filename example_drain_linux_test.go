@@ -42,8 +42,8 @@ func (f *firstAnswers) wait(ctx context.Context) error {
 	}
 }
 
-// Stop an HTTP server without losing a client: call Drain, wait until every connection has had
-// its first answer, then call Shutdown.
+// Stop an HTTP server without losing a client: call Drain, wait until every connection
+// has had its first answer, then call Shutdown.
 func ExampleListener_Drain() {
 	ln, err := acceptq.ListenTCP("127.0.0.1:0")
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/acceptq/acceptq"
 )
 
-// A web server answers 503 at once to a client that has waited for longer than half a second.
-// That client has probably given up, so work for it would be wasted.
+// A web server answers 503 at once to a client that has waited for longer than half a
+// second. That client has probably given up, so work for it would be wasted.
 func ExampleQueueTime() {
 	const budget = 500 * time.Millisecond
 	type queueTimeKey struct{}

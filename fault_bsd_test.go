@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// If a bound cannot be read, the numbers that depend on it are unknown. Listening still works.
+// If a bound cannot be read, the numbers that depend on it are unknown. Listening still
+// works.
 func TestUnreadableBoundIsUnknown(t *testing.T) {
 	r := hostRule()
 	for _, name := range []string{r.knob, r.floor} {
@@ -46,8 +47,8 @@ func TestUnreadableBoundIsUnknown(t *testing.T) {
 	}
 }
 
-// If a socket does not report its limit, the library computes it by the rule and sets Measured to
-// false.
+// If a socket does not report its limit, the library computes it by the rule and sets
+// Measured to false.
 func TestUnreadableLimitFollowsTheRule(t *testing.T) {
 	for name, answer := range map[string]struct {
 		n   int
@@ -79,7 +80,8 @@ func optional(level, name int) bool {
 // statsCalls are the calls that Stats cannot do without.
 var statsCalls = []string{"getsockopt", "getsockopt, if it tells", "kevent"}
 
-// willing returns a kernel that accepts every option, even if it does not spread connections.
+// willing returns a kernel that accepts every option, even if it does not spread
+// connections.
 func willing() kernel {
 	k := realKernel
 	k.sysctl = func(name string) (uint32, error) {

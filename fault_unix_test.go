@@ -426,9 +426,9 @@ func on(name, op string, fatal []string, do func(t *testing.T, k *kernel, ln *Li
 	}
 }
 
-// Each system call of the package fails in turn, with every error of its manual page and
-// with some wrong results. Either the operation returns an error that names the call, or the
-// fault has no effect. No descriptor may leak, and no client may be lost.
+// Each system call of the package fails in turn, with every error of its manual page
+// and with some wrong results. Either the operation returns an error that names the
+// call, or the fault has no effect. No descriptor may leak, and no client may be lost.
 func TestEverySystemCallFails(t *testing.T) {
 	var acts []act
 	for _, where := range []struct{ network, host string }{{"tcp", "127.0.0.1"}, {"tcp", "::1"}, {"tcp6", ""}} {

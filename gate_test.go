@@ -62,8 +62,8 @@ func TestLateAcceptKeepsWaiting(t *testing.T) {
 		return g.inside == 1
 	}, patience, time.Millisecond)
 
-	// This does the same as sendOut, with a call that returns after sendOut has given up: the
-	// call has left net's Accept, and waits for the gate.
+	// This does the same as sendOut, with a call that returns after sendOut has given
+	// up: the call has left net's Accept, and waits for the gate.
 	g.mu.Lock()
 	g.epoch++
 	g.accepted = 1 // another loop is busy with a connection

@@ -33,7 +33,8 @@ type tcpListener interface {
 	File() (*os.File, error)
 }
 
-// onFakeNet reports that package net is only simulated here, without descriptors and WithControl.
+// onFakeNet reports that package net is only simulated here, without descriptors and
+// WithControl.
 const onFakeNet = runtime.GOOS == "js" || runtime.GOOS == "wasip1"
 
 // connect connects a client, which is closed when the test ends.
@@ -128,8 +129,8 @@ func refused(t *testing.T, listen func() (*Listener, error)) error {
 	return err
 }
 
-// requireSameError requires that an error has the same text, the same layers and the same cause as
-// that of net.
+// requireSameError requires that an error has the same text, the same layers and the
+// same cause as that of net.
 func requireSameError(t *testing.T, want, got error) {
 	t.Helper()
 	require.EqualError(t, got, want.Error())
@@ -146,8 +147,8 @@ func layers(err error) (types []string, cause error) {
 	return types, cause
 }
 
-// freeAgain requires that the address is free. Another program may have used the port meanwhile. It
-// releases the port at some time; a leak does not.
+// freeAgain requires that the address is free. Another program may have used the port
+// meanwhile. It releases the port at some time; a leak does not.
 func freeAgain(t *testing.T, network, address string) {
 	t.Helper()
 	require.Eventually(t, func() bool {
@@ -181,8 +182,8 @@ func listenForStats(t testing.TB, opts ...Option) *Listener {
 	return ln
 }
 
-// queuedBecomes waits until the listener reports n queued connections. The handshake of a client can
-// end before that of the server.
+// queuedBecomes waits until the listener reports n queued connections. The handshake of
+// a client can end before that of the server.
 func queuedBecomes(t testing.TB, n int, stats func() (Stats, error)) Stats {
 	t.Helper()
 	var last Stats
@@ -195,7 +196,8 @@ func queuedBecomes(t testing.TB, n int, stats func() (Stats, error)) Stats {
 	return last
 }
 
-// acceptAndExchange accepts one connection and exchanges a byte with the client that it belongs to.
+// acceptAndExchange accepts one connection and exchanges a byte with the client that it
+// belongs to.
 func acceptAndExchange(t testing.TB, ln net.Listener, clients []net.Conn) {
 	t.Helper()
 	server, err := ln.Accept()
@@ -228,8 +230,9 @@ func mustWrap(t testing.TB, ln net.Listener) *Listener {
 	return w
 }
 
-// requireClosed requires the error of a closed socket. On a system that reports nothing about sockets
-// the error may be ErrUnsupported instead: net on js does not know which sockets are closed.
+// requireClosed requires the error of a closed socket. On a system that reports nothing
+// about sockets the error may be ErrUnsupported instead: net on js does not know which
+// sockets are closed.
 func requireClosed(t *testing.T, err error) {
 	t.Helper()
 	if !systemTells() && errors.Is(err, errors.ErrUnsupported) {
@@ -247,8 +250,8 @@ func requireOp(t *testing.T, err error, name string) {
 	require.False(t, errors.As(op.Err, &inner), "an OpError in an OpError: %v", err)
 }
 
-// connectAll connects clients, several at a time. All of them must get in. They are closed when the
-// test ends.
+// connectAll connects clients, several at a time. All of them must get in. They are
+// closed when the test ends.
 func connectAll(t *testing.T, addr net.Addr, clients int) []net.Conn {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openDescriptors counts the open descriptors of this process. It checks only low numbers, because the
-// kernel always uses the lowest free one.
+// openDescriptors counts the open descriptors of this process. It checks only low
+// numbers, because the kernel always uses the lowest free one.
 func openDescriptors() (n int) {
 	for fd := range 4096 {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil {
@@ -81,8 +81,8 @@ func eventually(done func() bool) bool {
 	return true
 }
 
-// freeDescriptor returns the number of the next descriptor. A leaked descriptor increases it, and one
-// that is closed twice can decrease it.
+// freeDescriptor returns the number of the next descriptor. A leaked descriptor
+// increases it, and one that is closed twice can decrease it.
 func freeDescriptor() int {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
 	if err == nil {

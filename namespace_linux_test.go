@@ -43,8 +43,8 @@ func (v *visited) in(f func()) {
 	<-done
 }
 
-// A program listens in another network namespace and calls the Listener from any thread. The
-// numbers must be those of the namespace of the socket.
+// A program listens in another network namespace and calls the Listener from any
+// thread. The numbers must be those of the namespace of the socket.
 func TestListenerInAnotherNamespace(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -92,7 +92,8 @@ func TestListenerInAnotherNamespace(t *testing.T) {
 				require.Equal(t, 3000, clamp.Limit)
 				require.Equal(t, 2000, ln.Backlog().Limit, "the limit must not change")
 
-				// A handshake is in flight there for longer than a drain waits that cannot read it.
+				// A handshake is in flight there for longer than a drain waits that
+				// cannot read it.
 				var fd int
 				other.in(func() { fd = deafSocket(t, ln.Addr()) })
 				drained := inBackground(t, ln, within(t, patience))
@@ -112,7 +113,8 @@ func TestListenerInAnotherNamespace(t *testing.T) {
 	})
 }
 
-// deafSocket starts a handshake in the namespace of the calling thread and drops the answer.
+// deafSocket starts a handshake in the namespace of the calling thread and drops the
+// answer.
 func deafSocket(t *testing.T, addr net.Addr) (fd int) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	require.NoError(t, err)

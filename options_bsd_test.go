@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A buffer above the maximum of the kernel is an error that names the setting, whether the kernel refuses
-// or clamps it.
+// A buffer above the maximum of the kernel is an error that names the setting, whether
+// the kernel refuses or clamps it.
 func TestBufferIsNotClamped(t *testing.T) {
 	for _, opt := range []Option{WithReceiveBuffer(math.MaxInt32), WithSendBuffer(math.MaxInt32)} {
 		before := openDescriptors()

@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// If a filter cannot be set, which happens after listen(2), listening fails and leaves nothing behind.
+// If a filter cannot be set, which happens after listen(2), listening fails and leaves
+// nothing behind.
 func TestAcceptFilterFaults(t *testing.T) {
 	if !hasFilters {
 		t.Skipf("%s has no accept filters", runtime.GOOS)
@@ -44,8 +45,8 @@ func holding() kernel {
 	return k
 }
 
-// The library recognizes a kernel that accepts filters and ignores them by its release. It returns an
-// error before it binds a port.
+// The library recognizes a kernel that accepts filters and ignores them by its release.
+// It returns an error before it binds a port.
 func TestAcceptFilterIgnored(t *testing.T) {
 	if runtime.GOOS != "freebsd" {
 		t.Skip("only FreeBSD has kernels that ignore filters")
@@ -69,8 +70,8 @@ func TestAcceptFilterIgnored(t *testing.T) {
 	}
 }
 
-// The structure for the kernel is that of sys/socket.h: a name of 16 bytes and an argument of 240 bytes,
-// each with a NUL at its end.
+// The structure for the kernel is that of sys/socket.h: a name of 16 bytes and an
+// argument of 240 bytes, each with a NUL at its end.
 func TestAcceptFilterArgument(t *testing.T) {
 	if !hasFilters {
 		t.Skipf("%s has no accept filters", runtime.GOOS)
@@ -119,8 +120,8 @@ func needFilters(t *testing.T) {
 	}
 }
 
-// listenFiltered listens with the filter dataready. If its module is not loaded, it skips the test and
-// names the command that loads it.
+// listenFiltered listens with the filter dataready. If its module is not loaded, it
+// skips the test and names the command that loads it.
 func listenFiltered(t *testing.T, opts ...Option) *Listener {
 	t.Helper()
 	needFilters(t)
@@ -152,8 +153,8 @@ func TestAcceptFilterUnknown(t *testing.T) {
 	require.Equal(t, before, openDescriptors())
 }
 
-// With a filter a silent client does not enter the accept queue, but a client that sends data does. Only
-// FreeBSD reports the number of held-back connections.
+// With a filter a silent client does not enter the accept queue, but a client that
+// sends data does. Only FreeBSD reports the number of held-back connections.
 func TestAcceptFilterActs(t *testing.T) {
 	tells := runtime.GOOS == "freebsd"
 	for name, opt := range map[string]Option{

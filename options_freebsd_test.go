@@ -70,8 +70,8 @@ func TestTheLargestBuffer(t *testing.T) {
 	require.ErrorContains(t, err, "more than 8/9 of kern.ipc.maxsockbuf")
 }
 
-// filterHolds sets the filter dataready without the library. It reports whether the filter holds a silent
-// client back, while a later client that sends data is accepted.
+// filterHolds sets the filter dataready without the library. It reports whether the
+// filter holds a silent client back, while a later client that sends data is accepted.
 func filterHolds(t *testing.T) bool {
 	t.Helper()
 	ln := listen(t, WithBacklog(5))
@@ -92,8 +92,8 @@ func filterHolds(t *testing.T) bool {
 	return first == speaker.LocalAddr().String()
 }
 
-// The library returns an error for filters exactly where the kernel ignores them. The library decides by
-// the release; the test measures.
+// The library returns an error for filters exactly where the kernel ignores them. The
+// library decides by the release; the test measures.
 func TestFiltersWithoutEffectAreAnError(t *testing.T) {
 	holds := filterHolds(t)
 	for name, opt := range map[string]Option{
@@ -115,8 +115,8 @@ func TestFiltersWithoutEffectAreAnError(t *testing.T) {
 	}
 }
 
-// At a limit of 5 the kernel holds back 6 of 14 silent clients and resets the older ones. The 6 are
-// accepted once they have sent data.
+// At a limit of 5 the kernel holds back 6 of 14 silent clients and resets the older
+// ones. The 6 are accepted once they have sent data.
 func TestAcceptFilterResetsTheOldest(t *testing.T) {
 	ln := listenFiltered(t, WithBacklog(5), WithDeferAccept(time.Second))
 	var clients []*net.TCPConn

@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// asked describes the effect of a list of Options, by another implementation of the same rules.
+// asked describes the effect of a list of Options, by another implementation of the
+// same rules.
 type asked struct {
 	opts      []Option
 	backlog   int
@@ -122,8 +123,9 @@ func (a *asked) explains(err error, ceiling int) error {
 	return nil
 }
 
-// For any options, listening either fails with an error that explains accepts and leaves nothing behind,
-// or the kernel reports the value of each option and a client is served.
+// For any options, listening either fails with an error that explains accepts and
+// leaves nothing behind, or the kernel reports the value of each option and a client is
+// served.
 func FuzzOptions(f *testing.F) {
 	varints := func(op byte, numbers ...int64) (p []byte) {
 		p = []byte{op}

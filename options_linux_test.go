@@ -233,7 +233,8 @@ func TestFastOpenActs(t *testing.T) {
 	})
 }
 
-// If the kernel would accept the option without effect, or clamp its value, listening fails.
+// If the kernel would accept the option without effect, or clamp its value, listening
+// fails.
 func TestFastOpenWithoutEffectIsAnError(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		const knob = "net.ipv4.tcp_fastopen"
@@ -309,8 +310,8 @@ func keepAliveOf(t *testing.T, c syscall.Conn) keepAliveValues {
 	}
 }
 
-// The fields have the same meaning as in net.ListenConfig, which the test compares with. The
-// options are not set on the listening socket.
+// The fields have the same meaning as in net.ListenConfig, which the test compares
+// with. The options are not set on the listening socket.
 func TestKeepAliveMatchesNet(t *testing.T) {
 	plain := listen(t)
 	system := keepAliveOf(t, plain)
@@ -571,8 +572,8 @@ func TestControlIsInherited(t *testing.T) {
 	})
 }
 
-// A thread in another network namespace listens in that namespace, as docs/migrating.md says
-// for the parameter namespace of HAProxy.
+// A thread in another network namespace listens in that namespace, as docs/migrating.md
+// says for the parameter namespace of HAProxy.
 func TestListenInTheThreadsNamespace(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		type result struct {

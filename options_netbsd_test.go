@@ -23,8 +23,8 @@ func TestOptionNumbers(t *testing.T) {
 	require.Equal(t, unix.SO_ACCEPTFILTER, set)
 }
 
-// At a limit of 5 the kernel holds back 8 silent clients. With the ninth it puts the oldest into the
-// queue, without data.
+// At a limit of 5 the kernel holds back 8 silent clients. With the ninth it puts the
+// oldest into the queue, without data.
 func TestAcceptFilterLetsTheOldestThrough(t *testing.T) {
 	ln := listenFiltered(t, WithBacklog(5), WithDeferAccept(time.Second))
 	oldest := dial(t, ln.Addr())

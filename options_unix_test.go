@@ -46,8 +46,8 @@ func TestControlFails(t *testing.T) {
 	}
 }
 
-// Keep-alive values are checked on a socket of the same family as the listener, because a host
-// may have no other family.
+// Keep-alive values are checked on a socket of the same family as the listener, because
+// a host may have no other family.
 func TestKeepAliveNeedsNoOtherFamily(t *testing.T) {
 	if _, timed := keepAliveNames(); !timed {
 		t.Skip("this system checks no values")
@@ -97,8 +97,8 @@ func TestKeepAliveValueThatCannotBeRead(t *testing.T) {
 	require.NoError(t, ln.Close())
 }
 
-// If the kernel refuses a buffer that is too large, as on the BSDs, the error is the same as
-// for a clamped buffer.
+// If the kernel refuses a buffer that is too large, as on the BSDs, the error is the
+// same as for a clamped buffer.
 func TestBufferThatTheKernelRefuses(t *testing.T) {
 	k := realKernel
 	k.setsockoptInt = func(fd, level, name, value int) error {

@@ -42,8 +42,9 @@ func now() time.Duration {
 // test knows.
 type wait struct{ after, before time.Duration }
 
-// requireTime reads how long c waited and compares it with w, with a tolerance of a tick and
-// a half. It reads both clocks before and after the call, so a busy machine does not matter.
+// requireTime reads how long c waited and compares it with w, with a tolerance of a
+// tick and a half. It reads both clocks before and after the call, so a busy machine
+// does not matter.
 func (w wait) requireTime(t *testing.T, c net.Conn) (got time.Duration) {
 	t.Helper()
 	least := now() - w.before
@@ -185,8 +186,8 @@ func TestQueueTimeOfACookie(t *testing.T) {
 	})
 }
 
-// If a listener closes and the kernel moves its connection to the queue of another listener,
-// the time includes the wait in the first queue.
+// If a listener closes and the kernel moves its connection to the queue of another
+// listener, the time includes the wait in the first queue.
 func TestQueueTimeOfAMigratedConnection(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {

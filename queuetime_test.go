@@ -12,7 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// On a system without the time QueueTime returns ErrUnsupported. Bad input gives another error.
+// On a system without the time QueueTime returns ErrUnsupported. Bad input gives
+// another error.
 func TestQueueTimeElsewhere(t *testing.T) {
 	ln := listenForStats(t)
 	c, err := net.Dial("tcp", ln.Addr().String())

@@ -146,8 +146,8 @@ func TestResetWhileQueued(t *testing.T) {
 	require.ErrorIs(t, err, unix.ECONNRESET)
 }
 
-// With the minimum TTL a client that sends with a TTL of 255 gets in during the whole drain,
-// and is served.
+// With the minimum TTL a client that sends with a TTL of 255 gets in during the whole
+// drain, and is served.
 func TestDrainLetsTheHighestTTLIn(t *testing.T) {
 	k := withoutFilter()
 	ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", nil)

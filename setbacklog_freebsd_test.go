@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Queued connections stay when the queue is shortened, and new clients get in again when it is
-// lengthened. See also TestListenAgain.
+// Queued connections stay when the queue is shortened, and new clients get in again
+// when it is lengthened. See also TestListenAgain.
 func TestListeningAgainWithClientsQueued(t *testing.T) {
 	needReset(t)
 	ln := bsdListen(t, "127.0.0.1:0", WithBacklog(10))
@@ -58,8 +58,8 @@ func TestListenAgain(t *testing.T) {
 	}
 }
 
-// A shorter queue would also reduce the number of WithFastOpen. SetBacklog returns an error and
-// changes nothing.
+// A shorter queue would also reduce the number of WithFastOpen. SetBacklog returns an
+// error and changes nothing.
 func TestSetBacklogKeepsFastOpen(t *testing.T) {
 	k := willing()
 	ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(10), WithFastOpen(5)})

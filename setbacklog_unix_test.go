@@ -35,9 +35,9 @@ func TestFailedSetBacklogKeepsTheBacklog(t *testing.T) {
 	require.Equal(t, before.Effective, ln.EffectiveBacklog())
 }
 
-// Two calls of SetBacklog run one after the other. Otherwise Backlog could mix the request of
-// one with the limit of the other. The test blocks the first in listen(2) until the second
-// waits for the lock or, if there is no lock, is in listen(2) too.
+// Two calls of SetBacklog run one after the other. Otherwise Backlog could mix the
+// request of one with the limit of the other. The test blocks the first in listen(2)
+// until the second waits for the lock or, if there is no lock, is in listen(2) too.
 func TestSetBacklogOneAtATime(t *testing.T) {
 	k := realKernel
 	ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(2)})

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// groupOption is the socket option with which the kernel can spread connections, set without
-// the library.
+// groupOption is the socket option with which the kernel can spread connections, set
+// without the library.
 func groupOption() int {
 	if runtime.GOOS == "freebsd" {
 		return 0x10000 // SO_REUSEPORT_LB
@@ -25,8 +25,8 @@ func groupOption() int {
 	return unix.SO_REUSEPORT
 }
 
-// groupShares opens two listeners on one address with groupOption, and counts the clients that
-// each gets.
+// groupShares opens two listeners on one address with groupOption, and counts the
+// clients that each gets.
 func groupShares(network, host string) (shares [2]int, err error) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
 		cerr := c.Control(func(fd uintptr) {
@@ -81,8 +81,9 @@ var kernelSpreads = sync.OnceValue(func() bool {
 	return err == nil && shares[0] > 0 && shares[1] > 0
 })
 
-// The library returns an error for shards exactly where the kernel gives all connections to one
-// listener. The library decides by the release and the jail; the test measures.
+// The library returns an error for shards exactly where the kernel gives all
+// connections to one listener. The library decides by the release and the jail; the
+// test measures.
 func TestShardsWithoutSpreadingAreAnError(t *testing.T) {
 	for _, row := range []struct{ network, host string }{{"tcp4", "127.0.0.1"}, {"tcp6", "::1"}} {
 		t.Run(row.host, func(t *testing.T) {

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The wildcard of both families is an error, because there the kernel gives all clients to one
-// socket. The test shows both.
+// The wildcard of both families is an error, because there the kernel gives all clients
+// to one socket. The test shows both.
 func TestNoShardsOfBothFamilies(t *testing.T) {
 	needSpread(t)
 	for _, n := range []int{1, 2} {
@@ -82,8 +82,8 @@ func TestMaximumOfShards(t *testing.T) {
 	require.NoError(t, again.Close())
 }
 
-// Another user cannot join shards on a single address. On a wildcard address another user can
-// join them before FreeBSD 15, which fixed this.
+// Another user cannot join shards on a single address. On a wildcard address another
+// user can join them before FreeBSD 15, which fixed this.
 func TestJoinShardsAsAnotherUser(t *testing.T) {
 	if addr := os.Getenv(childEnv); addr != "" { // this process runs as the other user
 		ln, err := Listen(t.Context(), "tcp4", addr, WithReusePort())

@@ -79,8 +79,8 @@ func agrees(t *testing.T, s *Shards) (sum Stats) {
 	return sum
 }
 
-// With a fixed ceiling a stalled server keeps 129 of 1200 clients with one listener, and all
-// of them with 16 shards.
+// With a fixed ceiling a stalled server keeps 129 of 1200 clients with one listener,
+// and all of them with 16 shards.
 func TestMoreQueueThanTheCeiling(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.core.somaxconn", 128)
@@ -448,9 +448,9 @@ func TestShardsDrainError(t *testing.T) {
 	require.Error(t, s.Drain(none))
 }
 
-// Generations of a web server follow each other on one address under constant load, and no
-// client gets an error. If a client connects to a draining shard, its kernel retries after a
-// second. That is the only effect.
+// Generations of a web server follow each other on one address under constant load, and
+// no client gets an error. If a client connects to a draining shard, its kernel retries
+// after a second. That is the only effect.
 func TestShardsDrainUnderLoad(t *testing.T) {
 	const shards, generations, crowd = 4, 4, 8
 	var answered atomic.Int64

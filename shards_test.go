@@ -19,14 +19,14 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// spreads reports whether this system spreads connections over shards. It goes by the name of
-// the system or by the behavior of the kernel, not by the library.
+// spreads reports whether this system spreads connections over shards. It goes by the
+// name of the system or by the behavior of the kernel, not by the library.
 func spreads() bool {
 	return slices.Contains([]string{"linux", "android"}, runtime.GOOS) || kernelSpreads()
 }
 
-// shardClients is a number of clients with which each of four shards gets some and the length
-// of each queue is known.
+// shardClients is a number of clients with which each of four shards gets some and the
+// length of each queue is known.
 func shardClients() int {
 	if runtime.GOOS == "dragonfly" {
 		return 60 // DragonFly reports a maximum of 31 for each queue
@@ -144,8 +144,8 @@ func TestShardsEachGetClients(t *testing.T) {
 	}
 }
 
-// apart returns Shards whose listeners have different addresses. With it the tests of common
-// methods run on systems without real shards.
+// apart returns Shards whose listeners have different addresses. With it the tests of
+// common methods run on systems without real shards.
 func apart(t *testing.T, n int, opts ...Option) *Shards {
 	t.Helper()
 	s := new(Shards)
@@ -263,8 +263,8 @@ func zeroShards(t *testing.T, s *Shards) {
 	require.ErrorIs(t, s.Serve(func(net.Listener) error { panic("there is none to serve") }), errNotListening)
 }
 
-// Serve returns the first error of the serve functions unchanged, after all have returned. It
-// closes the listeners to end the others.
+// Serve returns the first error of the serve functions unchanged, after all have
+// returned. It closes the listeners to end the others.
 func TestServeReturnsTheFirstError(t *testing.T) {
 	first := errors.New("first")
 	for _, want := range []error{first, nil} {

@@ -39,8 +39,8 @@ func TestQueuedPastTheBoundIsUnknown(t *testing.T) {
 	queuedBecomes(t, most-1, ln.Stats)
 }
 
-// If the bound cannot be read, every length except 0 is unknown, unless the kernel has no such
-// sysctl.
+// If the bound cannot be read, every length except 0 is unknown, unless the kernel has
+// no such sysctl.
 func TestBoundOfTheLengthUnreadable(t *testing.T) {
 	for name, row := range map[string]struct {
 		n    int

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// When a queue overflows, Stats, the counters of the kernel and the number of failed clients
-// agree.
+// When a queue overflows, Stats, the counters of the kernel and the number of failed
+// clients agree.
 func TestOverflow(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		for _, host := range []string{"127.0.0.1", "[::1]"} {
@@ -60,8 +60,8 @@ func TestOverflow(t *testing.T) {
 	})
 }
 
-// A final ACK that the kernel drops because the queue is full counts twice in Drops, and once
-// as an overflow. So Drops does not count clients.
+// A final ACK that the kernel drops because the queue is full counts twice in Drops,
+// and once as an overflow. So Drops does not count clients.
 func TestDropsCountFinalACKsTwice(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		ln, err := ListenTCP("127.0.0.1:0", WithBacklog(2), WithDeferAccept(30*time.Second))
@@ -143,7 +143,8 @@ func TestDropsOfMultipathTCPAreUnknown(t *testing.T) {
 	})
 }
 
-// ReadStats reads the queue of a listener from net.Listen, with the ceiling of this namespace.
+// ReadStats reads the queue of a listener from net.Listen, with the ceiling of this
+// namespace.
 func TestReadStatsOfNetListen(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.core.somaxconn", 3) // the kernel clamps to it, whatever ceiling net has read

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A queue overflows. If clients connect one at a time, one more than the limit fits. More fit in
-// a burst, which this test does not cover.
+// A queue overflows. If clients connect one at a time, one more than the limit fits.
+// More fit in a burst, which this test does not cover.
 func TestOverflowOfNetBSD(t *testing.T) {
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		for _, b := range []int{0, 1, 2, 5, 10, 128} {

@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// run interprets a BPF program made by steering, for every possible random number, and counts
-// the results.
+// run interprets a BPF program made by steering, for every possible random number, and
+// counts the results.
 func run(t *testing.T, p []unix.SockFilter) map[uint32]int {
 	t.Helper()
 	results := map[uint32]int{}
@@ -123,8 +123,8 @@ func TestProgramIsRightBeforeAndAfterAClose(t *testing.T) {
 						if int(target) < n-1 {
 							require.False(t, after[target], what)
 						} else {
-							// Two listeners drain and one does not: during the close of the first a few clients
-							// may go wrong.
+							// Two listeners drain and one does not: during the close of
+							// the first a few clients may go wrong.
 							require.True(t, len(own) == 1 || others == 1, what)
 						}
 					}
@@ -273,7 +273,8 @@ func TestSteeredGenerations(t *testing.T) {
 			{"IPv6", "tcp6", "[::1]:0", "::1", []int{1}, 20, nil, 2},
 			{"wildcard of both families, a client of IPv4", "tcp", ":0", "127.0.0.1", []int{1}, 20, nil, 2},
 			{"IPv4 wildcard, 3 and 8 and 2 shards", "tcp4", ":0", "127.0.0.1", []int{3, 8, 2}, 12, nil, 3},
-			// Several listeners drain while one other serves: each close can cost a few SYNs.
+			// Several listeners drain while one other serves: each close can cost a few
+			// SYNs.
 			{"IPv6, 4 and 1 shards", "tcp6", "[::1]:0", "::1", []int{4, 1}, 12, nil, 20},
 			{"64 shards", "tcp4", "127.0.0.1:0", "127.0.0.1", []int{64}, 3, nil, 3},
 		} {
@@ -383,8 +384,8 @@ func TestListenHealsAGroup(t *testing.T) {
 	})
 }
 
-// While one listener drains, the others share its clients. After its close, or after Resume,
-// the hash of the kernel decides again.
+// While one listener drains, the others share its clients. After its close, or after
+// Resume, the hash of the kernel decides again.
 func TestSharesAroundADrain(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, _ way) {

@@ -11,8 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Without a free descriptor, calls that need one return EMFILE and the other calls work. The
-// queued clients stay queued. When descriptors are free again, everything works as before.
+// Without a free descriptor, calls that need one return EMFILE and the other calls
+// work. The queued clients stay queued. When descriptors are free again, everything
+// works as before.
 func TestOutOfDescriptors(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		freeAgain(t, "tcp", ":0") // package net probes the address families once
@@ -91,8 +92,8 @@ func TestOutOfDescriptors(t *testing.T) {
 	})
 }
 
-// Thousands of listeners are opened, used in every way and closed. They leave no descriptor,
-// goroutine or memory behind.
+// Thousands of listeners are opened, used in every way and closed. They leave no
+// descriptor, goroutine or memory behind.
 func TestThousandsOfListeners(t *testing.T) {
 	round := func(i int) {
 		ln, err := ListenTCP("127.0.0.1:0", WithBacklog(i%64))

@@ -94,8 +94,8 @@ func (s *soak) ask(c net.Conn) bool {
 	return true
 }
 
-// flood starts clients that never finish their handshake. Some drop the SYN-ACK and give up.
-// Others delay their final ACK and close.
+// flood starts clients that never finish their handshake. Some drop the SYN-ACK and
+// give up. Others delay their final ACK and close.
 func (s *soak) flood() {
 	var flood sync.WaitGroup
 	for range 8 {
@@ -215,8 +215,8 @@ func (s *soak) look() func() {
 	}
 	return func() {
 		st, err := s.ln.Stats()
-		// Clients that connect at the same moment can exceed the capacity by a few, but not by
-		// a factor of two.
+		// Clients that connect at the same moment can exceed the capacity by a few, but
+		// not by a factor of two.
 		sound := err == nil && allowed[st.Limit] && st.Capacity == st.Limit+1 &&
 			st.Queued >= 0 && st.Queued <= 2*(64+1) && st.Drops >= drops && st.Incomplete == unknown
 		if !sound {
@@ -240,8 +240,8 @@ func (s *soak) lookAtSystem() func() {
 	}
 }
 
-// TestSoak puts load on a listener for the time in soakEnv. Then it compares the totals with
-// the counters of the kernel.
+// TestSoak puts load on a listener for the time in soakEnv. Then it compares the totals
+// with the counters of the kernel.
 func TestSoak(t *testing.T) {
 	text := os.Getenv(soakEnv)
 	if text == "" {

@@ -53,26 +53,26 @@ func errnos(names ...string) (expressions []string) {
 	return expressions
 }
 
-// always reports whether a kernel may return this result every time. For the other errors net
-// retries until they end.
+// always reports whether a kernel may return this result every time. For the other
+// errors net retries until they end.
 func always(call, expression string) bool {
 	return expression != "error=EINTR" && !(call == "accept4" && expression == "error=ECONNABORTED") &&
 		!(call == "getsockopt" && !strings.HasPrefix(expression, "error="))
 }
 
-// misled reports whether an injected success cannot be detected. Either net was told that a
-// socket has no type, and then net itself panics (newFileFD in net/file_posix.go), or a stop
-// was not lifted.
+// misled reports whether an injected success cannot be detected. Either net was told
+// that a socket has no type, and then net itself panics (newFileFD in
+// net/file_posix.go), or a stop was not lifted.
 func misled(injected string) bool {
 	return !strings.Contains(injected, "= -1 ") && slices.ContainsFunc(
 		[]string{"SO_TYPE", "SO_DETACH_FILTER", "IP_MINTTL", "IPV6_MINHOPCOUNT"},
 		func(option string) bool { return strings.Contains(injected, option) })
 }
 
-// A program runs on one thread. strace changes the result of each system call of that thread
-// in turn, and then of all calls of a kind. This includes the calls of package net. The
-// program must end in time, without an error or with one of this package. It must leave
-// nothing behind, and it must serve the queued clients.
+// A program runs on one thread. strace changes the result of each system call of that
+// thread in turn, and then of all calls of a kind. This includes the calls of package
+// net. The program must end in time, without an error or with one of this package. It
+// must leave nothing behind, and it must serve the queued clients.
 func TestTamperedKernel(t *testing.T) {
 	if os.Getenv(lifeEnv) != "" {
 		liveOnCommand(t)

@@ -176,7 +176,8 @@ func TestNoPackageStateOfFunctions(t *testing.T) {
 	}
 }
 
-// With a type of x/sys in an exported declaration, the API would depend on the version of x/sys.
+// With a type of x/sys in an exported declaration, the API would depend on the version
+// of x/sys.
 func TestExportedAPIHasNoSysTypes(t *testing.T) {
 	files, _ := parsePackage(t)
 	s := surface{types: map[string][]typeIn{}, methods: map[string][]funcIn{}, seen: map[string]bool{}}
@@ -244,9 +245,9 @@ type surface struct {
 	found   []string            // uses of x/sys
 }
 
-// look follows a declaration in f to everything that can be reached from it: the types of the
-// package that it names, exported or not, their exported fields and methods, and their
-// embedded types.
+// look follows a declaration in f to everything that can be reached from it: the types
+// of the package that it names, exported or not, their exported fields and methods, and
+// their embedded types.
 func (s *surface) look(f source, node ast.Node) {
 	ast.Inspect(node, func(n ast.Node) bool {
 		switch n := n.(type) {

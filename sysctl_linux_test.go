@@ -14,8 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// If the ceiling cannot be read, it is unknown and the error names the file. Listening still
-// works.
+// If the ceiling cannot be read, it is unknown and the error names the file. Listening
+// still works.
 func TestCeilingUnreadable(t *testing.T) {
 	for _, tt := range []struct {
 		rule string

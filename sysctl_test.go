@@ -125,8 +125,8 @@ func TestNetstatCounter(t *testing.T) {
 	require.EqualValues(t, 42, netstatCounter("TcpExt: "+wide+"\nTcpExt: "+values+"\n", "TcpExt", "ListenDrops"))
 }
 
-// FuzzNetstatCounter compares the parser with a slower one that works differently. The position
-// of the column and the contents of other tables must not matter.
+// FuzzNetstatCounter compares the parser with a slower one that works differently. The
+// position of the column and the contents of other tables must not matter.
 func FuzzNetstatCounter(f *testing.F) {
 	f.Add("TcpExt: SyncookiesSent ListenOverflows ListenDrops\nTcpExt: 1 22 333\nIpExt: ListenDrops\nIpExt: 4\n")
 	f.Add("TcpExt: ListenDrops\nTcpExt: -1\n")
@@ -153,8 +153,8 @@ func FuzzNetstatCounter(f *testing.F) {
 	})
 }
 
-// plainCounter is another implementation of netstatCounter. It collects all lines of the table,
-// then splits the first two into columns.
+// plainCounter is another implementation of netstatCounter. It collects all lines of
+// the table, then splits the first two into columns.
 func plainCounter(text, table, column string) int64 {
 	var lines []string
 	for line := range strings.SplitSeq(text, "\n") {

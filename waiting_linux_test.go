@@ -323,7 +323,8 @@ func TestWaitingInAnotherNamespace(t *testing.T) {
 		defer c.Close()
 		require.Equal(t, addressesOf(c), clientsOf(waitingBecomes(t, 1, ln.Waiting)))
 
-		// Without the privilege to enter it, Waiting returns an error and not an empty list.
+		// Without the privilege to enter it, Waiting returns an error and not an empty
+		// list.
 		k := realKernel
 		k.namespaceFile = func(int) (*os.File, error) { return nil, unix.EPERM }
 		ln.kernel = &k

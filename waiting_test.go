@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// For a Listener without a socket, or a closed one, Waiting returns an error and not an empty
-// list.
+// For a Listener without a socket, or a closed one, Waiting returns an error and not an
+// empty list.
 func TestWaitingWithoutASocket(t *testing.T) {
 	for name, l := range map[string]*Listener{"nil": nil, "zero": new(Listener)} {
 		all, err := l.Waiting(t.Context())

@@ -52,8 +52,8 @@ func reportCPU(b *testing.B, used time.Duration) {
 	b.ReportMetric(float64(used)/float64(b.N), "cpu-ns/op")
 }
 
-// BenchmarkListen times Listen and Close together. For an address without a host package net
-// opens one socket for both IP families, in a different code path.
+// BenchmarkListen times Listen and Close together. For an address without a host
+// package net opens one socket for both IP families, in a different code path.
 func BenchmarkListen(b *testing.B) {
 	for _, addr := range []struct{ name, addr string }{{"literal", "127.0.0.1:0"}, {"wildcard", ":0"}} {
 		b.Run("addr="+addr.name, func(b *testing.B) {
@@ -70,8 +70,8 @@ func BenchmarkListen(b *testing.B) {
 	}
 }
 
-// BenchmarkAccept times Accept while clients wait in the queue. Clients connect while the timer is
-// stopped.
+// BenchmarkAccept times Accept while clients wait in the queue. Clients connect while
+// the timer is stopped.
 func BenchmarkAccept(b *testing.B) {
 	shuffled(b, peerNames, itself, func(b *testing.B, p string) {
 		ln := listen(b, p, "127.0.0.1:0")
@@ -133,8 +133,8 @@ func BenchmarkHTTP(b *testing.B) {
 	})
 }
 
-// BenchmarkMemory measures the allocations of Listen on Go's heap, and the part that an open
-// listener keeps. It does not measure the memory of the kernel.
+// BenchmarkMemory measures the allocations of Listen on Go's heap, and the part that an
+// open listener keeps. It does not measure the memory of the kernel.
 func BenchmarkMemory(b *testing.B) {
 	shuffled(b, peerNames, itself, func(b *testing.B, p string) {
 		listeners := make([]net.Listener, b.N)
@@ -159,8 +159,8 @@ func BenchmarkMemory(b *testing.B) {
 	})
 }
 
-// BenchmarkRead times one reading of an accept queue, with growing numbers of other sockets. Every
-// reader must find the queued clients.
+// BenchmarkRead times one reading of an accept queue, with growing numbers of other
+// sockets. Every reader must find the queued clients.
 func BenchmarkRead(b *testing.B) {
 	for _, size := range readSizes {
 		b.Run(strings.TrimPrefix(readBench(size), "Read/"), func(b *testing.B) {

@@ -25,8 +25,8 @@ const (
 	burstPatience = time.Minute // a client without an answer after this time counts as unanswered
 )
 
-// BenchmarkBurst connects many clients at once to a server that is stopped for a while. The server
-// is a separate process whose program uses only one library.
+// BenchmarkBurst connects many clients at once to a server that is stopped for a while.
+// The server is a separate process whose program uses only one library.
 func BenchmarkBurst(b *testing.B) {
 	clients := 5000
 	if testing.Short() {
@@ -123,8 +123,8 @@ type visit struct {
 }
 
 // burst stops the server, lets n clients connect at once, and continues the server
-// after the stall. It returns when all clients have their answer. One thread runs all clients, so
-// that the server has the other cores.
+// after the stall. It returns when all clients have their answer. One thread runs all
+// clients, so that the server has the other cores.
 func burst(server *os.Process, addr *net.TCPAddr, n int) ([]visit, error) {
 	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
@@ -194,8 +194,8 @@ func stop(p *os.Process) error {
 	}
 }
 
-// step continues as far as it can without blocking: once the client is connected, it sends the
-// request and then reads. It reports whether the client has finished.
+// step continues as far as it can without blocking: once the client is connected, it
+// sends the request and then reads. It reports whether the client has finished.
 func (v *visit) step(poll int, index int32) (done bool) {
 	if !v.asked {
 		if _, err := unix.Write(v.fd, []byte{'?'}); err == nil {

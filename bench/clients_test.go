@@ -15,12 +15,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A rawClient is a connected socket outside Go's poller, so that many of them cost little CPU
-// time.
+// A rawClient is a connected socket outside Go's poller, so that many of them cost
+// little CPU time.
 type rawClient int
 
-// connectRaw connects to addr, whose queue must have room, and sends one byte, because the listener
-// of fasthttp does not accept a silent client.
+// connectRaw connects to addr, whose queue must have room, and sends one byte, because
+// the listener of fasthttp does not accept a silent client.
 func connectRaw(addr net.Addr) (rawClient, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -24,7 +24,8 @@ func goals() (all []goal) {
 		}
 		all = append(all, goal{text, figure, atMost(own, factor, other)})
 	}
-	// zero adds the goal that a figure of row is 0 in every round, and that of the control is not.
+	// zero adds the goal that a figure of row is 0 in every round, and that of the
+	// control is not.
 	zero := func(bench, row, control, unit, text string) {
 		v, c := samples(bench, row, unit), samples(bench, control, unit)
 		all = append(all, goal{text, fmt.Sprintf("%s; the control (%s): %s", cell(v, unit, true), control, cell(c, unit, true)), never(v, c)})

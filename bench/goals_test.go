@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// TestGoals passes figures that meet the goals, miss them, are undecided, and are missing. Each goal
-// must be able to have each verdict.
+// TestGoals passes figures that meet the goals, miss them, are undecided, and are
+// missing. Each goal must be able to have each verdict.
 func TestGoals(t *testing.T) {
 	steady := func(v float64) []float64 {
 		return []float64{v, v * 1.001, v * 1.002, v * 1.003, v * 1.004, v * 1.005, v * 1.006, v * 1.007}
@@ -79,8 +79,8 @@ func TestWorst(t *testing.T) {
 	}
 }
 
-// TestOutdated shows that a figure is marked as outdated if the measured code changes, and not if
-// other code does.
+// TestOutdated shows that a figure is marked as outdated if the measured code changes,
+// and not if other code does.
 func TestOutdated(t *testing.T) {
 	t.Chdir(t.TempDir())
 	commit := func(file, text string) string {
@@ -119,8 +119,8 @@ func TestOutdated(t *testing.T) {
 	}
 }
 
-// TestCode requires that the measured files of each figure exist. Otherwise no change could mark the
-// figure as outdated.
+// TestCode requires that the measured files of each figure exist. Otherwise no change
+// could mark the figure as outdated.
 func TestCode(t *testing.T) {
 	for _, m := range measurements {
 		for _, name := range strings.Fields(m.code) {
@@ -131,7 +131,8 @@ func TestCode(t *testing.T) {
 	}
 }
 
-// TestPicture requires that a picture is XML, and that no text touches another text or the edge.
+// TestPicture requires that a picture is XML, and that no text touches another text or
+// the edge.
 func TestPicture(t *testing.T) {
 	rows := []string{"a short row", "a row with a very long name, which needs much room", "a row without figures"}
 	p := panel{title: "a title that is too long for one line above its panel", bars: []bar{

@@ -102,8 +102,8 @@ func run() error {
 
 func (m *measurement) file(dir string) string { return filepath.Join(dir, m.name+".txt") }
 
-// measure runs the benchmarks and stores their output. The lines before the first round describe the
-// measurement in Go's benchmark format.
+// measure runs the benchmarks and stores their output. The lines before the first round
+// describe the measurement in Go's benchmark format.
 func (m *measurement) measure(binary, file string, rounds int, short bool) error {
 	args := []string{"-test.run=^$", "-test.bench=^Benchmark(" + m.bench + ")$", "-test.benchtime=" + m.benchtime}
 	text := describe()

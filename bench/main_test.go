@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMain runs everything in a new process with its own network and mount namespaces. There the
-// tests may set sysctls, all counters start at 0, and only the loopback of the namespace is
-// reachable. Without root it also creates a user namespace.
+// TestMain runs everything in a new process with its own network and mount namespaces.
+// There the tests may set sysctls, all counters start at 0, and only the loopback of
+// the namespace is reachable. Without root it also creates a user namespace.
 func TestMain(m *testing.M) {
 	const env = "ACCEPTQ_BENCH_NAMESPACE"
 	if os.Getenv(env) != "" {

@@ -4,8 +4,9 @@ package main
 
 import "fmt"
 
-// A measurement is a set of benchmarks that are run and published together. To add one, write its
-// benchmarks and add a line to measurements; see "Adding a measurement" in README.md.
+// A measurement is a set of benchmarks that are run and published together. To add one,
+// write its benchmarks and add a line to measurements; see "Adding a measurement" in
+// README.md.
 type measurement struct {
 	name      string // the results are in results/NAME.txt, in Go's benchmark format
 	bench     string // a regular expression that selects the benchmarks
@@ -26,16 +27,16 @@ type table struct {
 	columns            []column
 }
 
-// A column is one unit of a benchmark. If loss is set, the worst round is shown with the median. With
-// a base, the column has ratios to that row.
+// A column is one unit of a benchmark. If loss is set, the worst round is shown with
+// the median. With a base, the column has ratios to that row.
 type column struct {
 	name, unit string
 	loss       bool
 	base       string
 }
 
-// The rows that others are compared with. net.Listen is measured twice: the difference between the
-// two rows is noise.
+// The rows that others are compared with. net.Listen is measured twice: the difference
+// between the two rows is noise.
 const (
 	netDefault = "net.Listen"
 	netAgain   = "net.Listen again (control)"
@@ -100,8 +101,8 @@ const (
 	restartOurs    = "acceptq: listen beside, Drain, wait, Shutdown"
 )
 
-// The name of a restart lists all its steps in order. Every library is used in the best known way,
-// which waits for first answers.
+// The name of a restart lists all its steps in order. Every library is used in the best
+// known way, which waits for first answers.
 var restarts = []candidate{
 	{restartNet, "webnet", "shutdown", false},
 	{"net.Listen: the same again (control)", "webnet", "shutdown", false},

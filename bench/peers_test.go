@@ -37,8 +37,9 @@ func listenOurs(addr string) (net.Listener, error)     { return acceptq.ListenTC
 func listenLibp2p(addr string) (net.Listener, error)   { return libp2p.Listen("tcp4", addr) }
 func listenFasthttp(addr string) (net.Listener, error) { return fasthttp.Listen("tcp4", addr) }
 
-// byHand makes the system calls that a library needs if it creates its own socket and passes it to
-// package net. The difference to "net, plain TCP" is the cost of net.FileListener.
+// byHand makes the system calls that a library needs if it creates its own socket and
+// passes it to package net. The difference to "net, plain TCP" is the cost of
+// net.FileListener.
 func byHand(addr string) (net.Listener, error) {
 	domain, sa := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
 	if addr == ":0" {

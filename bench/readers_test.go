@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// readQueued is the number of clients in the queue that is read. It is more than 1 because SocketGet
-// of vishvananda/netlink fails then; see TestSocketGet.
+// readQueued is the number of clients in the queue that is read. It is more than 1
+// because SocketGet of vishvananda/netlink fails then; see TestSocketGet.
 const readQueued = 3
 
 // openReaders returns for each of readerNames a function that returns the number of queued
@@ -98,8 +98,8 @@ func bareQueued(fd int) (int, error) {
 
 const listenState = 10 // TCP_LISTEN, net/tcp_states.h
 
-// diagQueued reads the listener of a port from sock_diag(7): by its address, or with the flag Dump by
-// a listing of all listeners.
+// diagQueued reads the listener of a port from sock_diag(7): by its address, or with
+// the flag Dump by a listing of all listeners.
 func diagQueued(conn *mdlayher.Conn, port int, flags mdlayher.HeaderFlags) (int, error) {
 	req := make([]byte, 56) // struct inet_diag_req_v2, linux/inet_diag.h
 	req[0], req[1] = unix.AF_INET, unix.IPPROTO_TCP
@@ -131,9 +131,9 @@ func procQueued(port int) (int, error) {
 	return -1, err
 }
 
-// TestSocketGet shows why SocketGet of vishvananda/netlink is not measured. It looks up an address and
-// accepts a maximum of two sockets in the answer. But the listener and every queued connection have
-// the same local address.
+// TestSocketGet shows why SocketGet of vishvananda/netlink is not measured. It looks up
+// an address and accepts a maximum of two sockets in the answer. But the listener and
+// every queued connection have the same local address.
 func TestSocketGet(t *testing.T) {
 	ln, err := acceptq.ListenTCP("127.0.0.1:0")
 	if err != nil {

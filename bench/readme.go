@@ -39,8 +39,8 @@ func between(name, text string) error {
 	return os.WriteFile(name, []byte(before+readmeBegin+"\n"+text+"\n"+readmeEnd+after), 0o666)
 }
 
-// provenance says where the figures of m come from, and whether the measured code has changed
-// since.
+// provenance says where the figures of m come from, and whether the measured code has
+// changed since.
 func (m *measurement) provenance() string {
 	s := fmt.Sprintf("%s, commit %s; %s (%s)", m.meta["date"], m.meta["commit"], m.meta["machine"], m.meta["cpu"])
 	if m.meta["short"] != "" {
@@ -147,7 +147,8 @@ func against(bench, row, base, unit string) string {
 	return text
 }
 
-// shortText returns the table for the README of the repository: five lines, compared with net.Listen.
+// shortText returns the table for the README of the repository: five lines, compared
+// with net.Listen.
 func shortText(goals []goal) string {
 	var b strings.Builder
 	var missing []string

@@ -102,8 +102,8 @@ func samples(bench, row, unit string) []float64 {
 	return nil
 }
 
-// outdated says why a result may not apply to the current code. It returns "" if the measured code has
-// not changed since.
+// outdated says why a result may not apply to the current code. It returns "" if the
+// measured code has not changed since.
 func (m *measurement) outdated() string {
 	commit, dirty, _ := strings.Cut(m.meta["commit"], " ")
 	args := []string{"diff", "--name-only", commit, "--"}
@@ -177,8 +177,8 @@ func atMost(own []float64, factor float64, base []float64) verdict {
 	return fallsShort
 }
 
-// never judges whether all values are 0, so a single round with a loss counts. If the control lost
-// nothing either, the load was too low, and the verdict is undecided.
+// never judges whether all values are 0, so a single round with a loss counts. If the
+// control lost nothing either, the load was too low, and the verdict is undecided.
 func never(values, control []float64) verdict {
 	switch {
 	case len(values) == 0 || len(control) == 0:

@@ -19,8 +19,9 @@ import (
 
 const restartClients = 64 // at the same time
 
-// BenchmarkRestart replaces a server once under load. Each client uses a new connection for every
-// request. The two servers are separate processes whose programs use only one library.
+// BenchmarkRestart replaces a server once under load. Each client uses a new connection
+// for every request. The two servers are separate processes whose programs use only one
+// library.
 func BenchmarkRestart(b *testing.B) {
 	dir := build(b)
 	for _, load := range []struct {

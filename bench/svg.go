@@ -84,8 +84,8 @@ func (p panel) scale() func(float64) float64 {
 
 func width(text string) float64 { return float64(utf8.RuneCountInString(text)) * charWidth }
 
-// picture draws panels with the same rows side by side. Each text gets room in proportion to its
-// length, so that no two texts overlap.
+// picture draws panels with the same rows side by side. Each text gets room in
+// proportion to its length, so that no two texts overlap.
 func picture(title, about string, rows []string, panels ...panel) []byte {
 	names := 0.0
 	for _, row := range rows {

@@ -18,8 +18,8 @@ import (
 	"github.com/acceptq/acceptq/graceful"
 )
 
-// Restart a server without losing a request: start the new process, then send SIGTERM to the
-// old one.
+// Restart a server without losing a request: start the new process, then send SIGTERM
+// to the old one.
 func Example() {
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer cancel()

@@ -111,8 +111,8 @@ func TestLinger(t *testing.T) {
 	require.NoError(t, r.wait())
 }
 
-// The same with every protocol. The server closes the connection after that answer, on HTTP/2
-// with a GOAWAY. Otherwise Serve would wait for it until the linger time ends.
+// The same with every protocol. The server closes the connection after that answer, on
+// HTTP/2 with a GOAWAY. Otherwise Serve would wait for it until the linger time ends.
 func TestLingerInEveryProtocol(t *testing.T) {
 	for _, protocol := range protocols {
 		t.Run(protocol, func(t *testing.T) {
@@ -161,9 +161,9 @@ func TestLingerEnds(t *testing.T) {
 	}
 }
 
-// net/http regards an HTTP/2 connection as idle between its preface and its first request.
-// The server must not close it before its first answer. The same holds for a connection that
-// has only finished its TCP handshake.
+// net/http regards an HTTP/2 connection as idle between its preface and its first
+// request. The server must not close it before its first answer. The same holds for a
+// connection that has only finished its TCP handshake.
 func TestFirstAnswers(t *testing.T) {
 	for _, protocol := range protocols {
 		t.Run(protocol, func(t *testing.T) {
@@ -261,8 +261,8 @@ func TestSilentClients(t *testing.T) {
 	}
 }
 
-// On an HTTP/2 connection without a request the server sends a GOAWAY, which says that it has
-// processed no request.
+// On an HTTP/2 connection without a request the server sends a GOAWAY, which says that
+// it has processed no request.
 func TestSilentHTTP2(t *testing.T) {
 	srv, serve := serverOf("h2c", hello)
 	ln := listen(t)
@@ -606,7 +606,8 @@ func TestShutdownByOthers(t *testing.T) {
 	}
 }
 
-// wrapped is a listener like those of packages for the PROXY protocol: its field is exported.
+// wrapped is a listener like those of packages for the PROXY protocol: its field is
+// exported.
 type wrapped struct{ Listener net.Listener }
 
 func (w *wrapped) Accept() (net.Conn, error) { return w.Listener.Accept() }
@@ -704,8 +705,8 @@ func TestListeners(t *testing.T) {
 	}
 }
 
-// If a listener cannot keep clients out, Serve closes it before it waits for first requests:
-// a client that connected in that time would be reset.
+// If a listener cannot keep clients out, Serve closes it before it waits for first
+// requests: a client that connected in that time would be reset.
 func TestExposedListenerIsClosedEarly(t *testing.T) {
 	log := new(journal)
 	ln := listen(t)
@@ -801,8 +802,8 @@ func TestSharedSocket(t *testing.T) {
 	require.Nil(t, log.line("drained"))
 }
 
-// Serve waits for the handler of a hijacked connection. A function of RegisterOnShutdown tells
-// the handler to end.
+// Serve waits for the handler of a hijacked connection. A function of
+// RegisterOnShutdown tells the handler to end.
 func TestHijacked(t *testing.T) {
 	inside, down := make(chan bool), make(chan bool)
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

@@ -23,9 +23,9 @@ const (
 	recipe              // Drain, wait until the server has written to every connection, GracefulStop
 )
 
-// GracefulStop lets the calls finish that gRPC serves. But it closes a connection that gRPC has
-// accepted and not yet begun to serve. So a server must wait between Drain and GracefulStop
-// until it has written to every connection, as with net/http.
+// GracefulStop lets the calls finish that gRPC serves. But it closes a connection that
+// gRPC has accepted and not yet begun to serve. So a server must wait between Drain and
+// GracefulStop until it has written to every connection, as with net/http.
 func TestDrainGRPC(t *testing.T) {
 	inEachWay(t, func(t *testing.T) {
 		lost := make(map[int]int64)
@@ -46,8 +46,8 @@ func TestDrainGRPC(t *testing.T) {
 	})
 }
 
-// A greeter is a listener that records the connections to which the server has not written yet.
-// A gRPC server writes first.
+// A greeter is a listener that records the connections to which the server has not
+// written yet. A gRPC server writes first.
 type greeter struct {
 	net.Listener
 	pending sync.Map
@@ -127,10 +127,10 @@ func grpcRestarts(t *testing.T, restarts, how int) *crowd {
 	return clients
 }
 
-// call makes one unary call on a new connection. A server that stops may send GOAWAY before the
-// call. Then gRPC connects again, and the next server answers the call. But the server must not
-// close a connection on which it has sent nothing. gRPC would hide that by connecting again, so
-// the test checks it on the connection itself.
+// call makes one unary call on a new connection. A server that stops may send GOAWAY
+// before the call. Then gRPC connects again, and the next server answers the call. But
+// the server must not close a connection on which it has sent nothing. gRPC would hide
+// that by connecting again, so the test checks it on the connection itself.
 func call(addr string) error {
 	conn, err := dial(addr)
 	if err != nil {

@@ -72,8 +72,8 @@ func (c *crowd) failure() error {
 	return nil
 }
 
-// A drain keeps new clients out in two ways: with a filter if it has CAP_NET_ADMIN, otherwise
-// with a minimum TTL. A test that is not root can use only one of them.
+// A drain keeps new clients out in two ways: with a filter if it has CAP_NET_ADMIN,
+// otherwise with a minimum TTL. A test that is not root can use only one of them.
 
 const unprivilegedEnv = "ACCEPTQ_TEST_UNPRIVILEGED"
 

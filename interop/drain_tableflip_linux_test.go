@@ -22,10 +22,10 @@ import (
 // flipEnv is set in the processes that tableflip upgrades.
 const flipEnv = "ACCEPTQ_TEST_FLIP"
 
-// A server upgrades itself on SIGHUP under load. Each parent drains the socket that it shares
-// with its child, and ends. No client is lost, and clients reach the child after the drain. The
-// drops of the socket show that the drain kept new clients out for a while: the queue never
-// overflows, so there are no other drops.
+// A server upgrades itself on SIGHUP under load. Each parent drains the socket that it
+// shares with its child, and ends. No client is lost, and clients reach the child after
+// the drain. The drops of the socket show that the drain kept new clients out for a
+// while: the queue never overflows, so there are no other drops.
 func TestDrainTableflip(t *testing.T) {
 	if os.Getenv(flipEnv) != "" {
 		if err := flip(t); err != nil {
@@ -163,7 +163,8 @@ func flip(t *testing.T) error {
 		return err
 	}
 	defer upg.Stop()
-	// The Listen of tableflip makes an MPTCP socket, and a drain cannot keep clients out of it.
+	// The Listen of tableflip makes an MPTCP socket, and a drain cannot keep clients
+	// out of it.
 	inherited, err := upg.ListenWithCallback("tcp", "127.0.0.1:0", func(_, addr string) (net.Listener, error) {
 		return acceptq.ListenTCP(addr)
 	})

@@ -23,8 +23,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// helperEnv is set when this test binary runs as a helper process, which inherits a listener. Its
-// value is the name of the helper.
+// helperEnv is set when this test binary runs as a helper process, which inherits a
+// listener. Its value is the name of the helper.
 const helperEnv = "ACCEPTQ_TEST_HELPER"
 
 // Files for a single system add their own helpers.
@@ -47,8 +47,8 @@ func TestMain(m *testing.M) {
 // patience bounds every wait for another process.
 const patience = 20 * time.Second
 
-// newListeners are the two ways to open the listener that is passed on. With net.Listen it is
-// MPTCP if the kernel has it.
+// newListeners are the two ways to open the listener that is passed on. With net.Listen
+// it is MPTCP if the kernel has it.
 var newListeners = map[string]func() (net.Listener, error){
 	"acceptq": func() (net.Listener, error) {
 		ln, err := acceptq.ListenTCP("127.0.0.1:0", acceptq.WithBacklog(5))
@@ -221,8 +221,8 @@ func drainShared(ctx context.Context, ln *acceptq.Listener) error {
 	return err
 }
 
-// need returns the path of a program of a Debian package. In CI the test fails if the program is
-// missing.
+// need returns the path of a program of a Debian package. In CI the test fails if the
+// program is missing.
 func need(t *testing.T, program, debianPackage string) string {
 	t.Helper()
 	path, err := exec.LookPath(program)
@@ -239,8 +239,8 @@ func need(t *testing.T, program, debianPackage string) string {
 	return path
 }
 
-// duplicate returns a copy of the socket of c for a child process. With the file of File, os/exec
-// would make the socket of the listener blocking.
+// duplicate returns a copy of the socket of c for a child process. With the file of
+// File, os/exec would make the socket of the listener blocking.
 func duplicate(t *testing.T, c syscall.Conn) (f *os.File) {
 	t.Helper()
 	onDescriptor(t, c, func(fd int) error {

@@ -47,9 +47,9 @@ type peer struct {
 	ask   func(addr string) error
 }
 
-// serveBy lets clients wait in the queue of a listener, passes the listener to a peer, and drains
-// it. The drain must work with the peer: all clients get an answer, and a later client is kept
-// out. Then the peer stops, and the listener is closed.
+// serveBy lets clients wait in the queue of a listener, passes the listener to a peer,
+// and drains it. The drain must work with the peer: all clients get an answer, and a
+// later client is kept out. Then the peer stops, and the listener is closed.
 func serveBy(t *testing.T, newPeer func(ln *acceptq.Listener) peer) {
 	t.Helper()
 	ln, p, results := serveQueue(t, newPeer)
@@ -71,8 +71,8 @@ func serveBy(t *testing.T, newPeer func(ln *acceptq.Listener) peer) {
 	require.ErrorIs(t, err, net.ErrClosed)
 }
 
-// serveUndrained is serveBy for a peer that accepts on its own descriptor, which Drain does not
-// know. A later client is served too.
+// serveUndrained is serveBy for a peer that accepts on its own descriptor, which Drain
+// does not know. A later client is served too.
 func serveUndrained(t *testing.T, newPeer func(ln *acceptq.Listener) peer) {
 	t.Helper()
 	ln, p, results := serveQueue(t, newPeer)
@@ -116,8 +116,8 @@ func serveQueue(t *testing.T, newPeer func(ln *acceptq.Listener) peer) (*acceptq
 	return ln, p, results
 }
 
-// requireHidden requires that the listener of a peer does not give access to the queue of the
-// listener that it wraps.
+// requireHidden requires that the listener of a peer does not give access to the queue
+// of the listener that it wraps.
 func requireHidden(t *testing.T, wrapper net.Listener) {
 	t.Helper()
 	_, err := acceptq.Wrap(wrapper)
@@ -363,8 +363,8 @@ func TestSSH(t *testing.T) {
 	})
 }
 
-// netpoll accepts its own listener type or that of net, and accepts connections on a copy of the
-// descriptor. The call of File marks the socket as shared.
+// netpoll accepts its own listener type or that of net, and accepts connections on a
+// copy of the descriptor. The call of File marks the socket as shared.
 func TestNetpoll(t *testing.T) {
 	serveUndrained(t, func(ln *acceptq.Listener) peer {
 		_, err := netpoll.ConvertListener(ln)

@@ -111,8 +111,8 @@ func callHealth(ctx context.Context, addr string) error {
 	return err
 }
 
-// One gRPC server serves all shards. When it stops, Serve returns the same as the Serve of the
-// server, which is nil.
+// One gRPC server serves all shards. When it stops, Serve returns the same as the Serve
+// of the server, which is nil.
 func TestGRPCOverShards(t *testing.T) {
 	for name, stop := range map[string]func(*grpc.Server){
 		"GracefulStop": (*grpc.Server).GracefulStop,
@@ -136,8 +136,8 @@ func TestGRPCOverShards(t *testing.T) {
 	}
 }
 
-// Drain makes shards safe to close: every queued client gets an answer. The control closes the
-// same queues without Drain and loses clients.
+// Drain makes shards safe to close: every queued client gets an answer. The control
+// closes the same queues without Drain and loses clients.
 func TestGRPCDrainsShards(t *testing.T) {
 	closeShards(t, func(t *testing.T) (func(net.Listener) error, func(addr string) error) {
 		srv := grpc.NewServer()
@@ -157,8 +157,8 @@ func TestHTTPDrainsShards(t *testing.T) {
 	})
 }
 
-// closeShards closes the listeners of a server that starts to accept when all its clients are in
-// the queues: once after Drain, and once without Drain.
+// closeShards closes the listeners of a server that starts to accept when all its
+// clients are in the queues: once after Drain, and once without Drain.
 func closeShards(t *testing.T, newServer func(t *testing.T) (serve func(net.Listener) error, call func(addr string) error)) {
 	for _, drained := range []bool{true, false} {
 		t.Run(map[bool]string{true: "drained", false: "not drained"}[drained], func(t *testing.T) {

@@ -18,8 +18,8 @@ import (
 
 func init() { helpers["activated"] = activatedHelper }
 
-// activatedHelper is a service that systemd-socket-activate starts. It serves the queued clients,
-// drains, and ends.
+// activatedHelper is a service that systemd-socket-activate starts. It serves the
+// queued clients, drains, and ends.
 func activatedHelper() error {
 	ls, err := activation.Listeners()
 	if err != nil {
@@ -61,8 +61,8 @@ func activatedHelper() error {
 	return report{Who: "service", Served: served, Done: true}.send()
 }
 
-// socketActivate runs systemd-socket-activate, which starts this binary as the service at the
-// first connection.
+// socketActivate runs systemd-socket-activate, which starts this binary as the service
+// at the first connection.
 func socketActivate(t *testing.T, env string, args ...string) *exec.Cmd {
 	t.Helper()
 	program := need(t, "systemd-socket-activate", "systemd")
@@ -74,10 +74,10 @@ func socketActivate(t *testing.T, env string, args ...string) *exec.Cmd {
 	return exec.CommandContext(t.Context(), "/bin/sh", args...)
 }
 
-// The holder keeps the socket when a service ends, as systemd does. The first service serves the
-// queued clients, drains and ends. The drain leaves the socket open for the next service.
-// systemd-socket-activate passes the socket to both services. The test takes the part of systemd
-// as the holder.
+// The holder keeps the socket when a service ends, as systemd does. The first service
+// serves the queued clients, drains and ends. The drain leaves the socket open for the
+// next service. systemd-socket-activate passes the socket to both services. The test
+// takes the part of systemd as the holder.
 func TestSystemdSocketActivate(t *testing.T) {
 	inEachWay(t, func(t *testing.T) {
 		holder, err := acceptq.ListenTCP("127.0.0.1:0", acceptq.WithBacklog(16))

@@ -45,11 +45,11 @@ func activationHelper() error {
 	return report{Who: "service", Done: true}.send()
 }
 
-// A service inherits a listener with queued clients, by the protocol of systemd. Holder and
-// service see the same queue, and changes of the service stay after it has ended. The library of
-// systemd reads the protocol. The test itself sets up the sockets and the LISTEN_ variables, so
-// that it can watch the queue as the holder and use MPTCP. TestSystemdSocketActivate runs the
-// program of systemd.
+// A service inherits a listener with queued clients, by the protocol of systemd. Holder
+// and service see the same queue, and changes of the service stay after it has ended.
+// The library of systemd reads the protocol. The test itself sets up the sockets and
+// the LISTEN_ variables, so that it can watch the queue as the holder and use MPTCP.
+// TestSystemdSocketActivate runs the program of systemd.
 func TestActivationLibraryWithSocketsSetByHand(t *testing.T) {
 	for name, listen := range newListeners {
 		t.Run(name, func(t *testing.T) {

@@ -13,9 +13,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The rows of docs/interop.md match the tests of this module. Each row names tests that exist, has
-// a line of their source, and the version that they ran with. Each required module and each test
-// of a peer has a row.
+// The rows of docs/interop.md match the tests of this module. Each row names tests that
+// exist, has a line of their source, and the version that they ran with. Each required
+// module and each test of a peer has a row.
 func TestTableOfPeers(t *testing.T) {
 	where := map[string]string{} // the source file of each test
 	var peers []string
@@ -89,8 +89,8 @@ func TestTableOfPeers(t *testing.T) {
 	}
 }
 
-// programOf has the program of each row that is not a module, and the flag with which it prints
-// its version.
+// programOf has the program of each row that is not a module, and the flag with which
+// it prints its version.
 func programOf(name string) (program, flag string) {
 	switch name {
 	case "systemd-socket-activate":
@@ -101,8 +101,9 @@ func programOf(name string) (program, flag string) {
 	return "", ""
 }
 
-// programVersion returns the version of an installed program without its last number, which Debian
-// can change within a release. It returns "" if the program is not installed.
+// programVersion returns the version of an installed program without its last number,
+// which Debian can change within a release. It returns "" if the program is not
+// installed.
 func programVersion(t *testing.T, program, flag string) string {
 	t.Helper()
 	path, err := exec.LookPath(program)

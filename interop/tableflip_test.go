@@ -39,8 +39,8 @@ func tableflipHelper() error {
 	return oldGeneration(upg, listener)
 }
 
-// oldGeneration leaves its clients in the queue and upgrades. Then it accepts one of them, which
-// shows that it still holds the listener.
+// oldGeneration leaves its clients in the queue and upgrades. Then it accepts one of
+// them, which shows that it still holds the listener.
 func oldGeneration(upg *tableflip.Upgrader, listener net.Listener) error {
 	ln, err := acceptq.Wrap(listener)
 	if err != nil {
@@ -91,8 +91,8 @@ func newGeneration(upg *tableflip.Upgrader, listener net.Listener) error {
 	return report{Who: "new", Done: true}.send()
 }
 
-// A server upgrades itself on SIGHUP with clients in its queue. The old and the new process see
-// the same queue, and no client is lost.
+// A server upgrades itself on SIGHUP with clients in its queue. The old and the new
+// process see the same queue, and no client is lost.
 func TestTableflipUpgrade(t *testing.T) {
 	for name := range newListeners {
 		t.Run(name, func(t *testing.T) {

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// A crowd is the clients of one server. They are independent: the number of new clients does not
-// depend on the number of answers.
+// A crowd is the clients of one server. They are independent: the number of new clients
+// does not depend on the number of answers.
 type crowd struct {
 	addr                       string
 	counting                   atomic.Bool
@@ -26,8 +26,8 @@ type crowd struct {
 
 func newCrowd(addr string) *crowd { return &crowd{addr: addr} }
 
-// come starts clients at random times, at the given rate. Only clients that start after the time warm
-// are counted, until the end.
+// come starts clients at random times, at the given rate. Only clients that start after
+// the time warm are counted, until the end.
 func (c *crowd) come(rate float64, warm, measured time.Duration) {
 	var clients sync.WaitGroup
 	start := time.Now()
@@ -47,8 +47,8 @@ func (c *crowd) come(rate float64, warm, measured time.Duration) {
 	clients.Wait()
 }
 
-// visit is one client. It gives up after a second and tries again. If the server asks it to wait, it
-// waits first.
+// visit is one client. It gives up after a second and tries again. If the server asks
+// it to wait, it waits first.
 func (c *crowd) visit() {
 	for range tries {
 		counting := c.counting.Load()
@@ -80,8 +80,8 @@ func (c *crowd) visit() {
 	}
 }
 
-// try sends a request on a new connection and returns the status of the answer, or 0 if no answer came
-// in time.
+// try sends a request on a new connection and returns the status of the answer, or 0 if
+// no answer came in time.
 func (c *crowd) try(deadline time.Time) (status int) {
 	d := net.Dialer{Deadline: deadline, KeepAlive: -1}
 	conn, err := d.Dial("tcp4", c.addr)

@@ -74,8 +74,8 @@ func read(name string) (*figures, error) {
 	return f, nil
 }
 
-// spread returns the median, the minimum and the maximum of the rounds. ok is false if the figure was
-// not measured.
+// spread returns the median, the minimum and the maximum of the rounds. ok is false if
+// the figure was not measured.
 func (f *figures) spread(server string, load float64, unit string) (median, least, most float64, ok bool) {
 	v := slices.Sorted(slices.Values(f.values[key{server, load, unit}]))
 	if len(v) == 0 {
@@ -192,8 +192,8 @@ text { fill: #f0f6fc }
 </style>
 `
 
-// picture draws the good answers by load, with a line for each server. The names are in a list below,
-// so that no two texts overlap.
+// picture draws the good answers by load, with a line for each server. The names are in
+// a list below, so that no two texts overlap.
 func (f *figures) picture() []byte {
 	const width, left, right, top, bottom = 880, 70, 30, 60, 340
 	const height = bottom + 60 + 20*5 + 10

@@ -109,7 +109,8 @@ func TestBetween(t *testing.T) {
 	}
 }
 
-// There is a standing queue if no client waited for less than the target during a whole interval.
+// There is a standing queue if no client waited for less than the target during a whole
+// interval.
 func TestStanding(t *testing.T) {
 	var s standing
 	at := time.Unix(1000, 0)

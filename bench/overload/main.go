@@ -57,8 +57,8 @@ var servers = []server{
 	{name: "context", title: "long queue, work ends with the client", backlog: 4096, context: true},
 }
 
-// loads are the rates of new clients, as multiples of the capacity of the server. Each client tries up
-// to three times.
+// loads are the rates of new clients, as multiples of the capacity of the server. Each
+// client tries up to three times.
 var loads = []float64{0.5, 0.8, 1, 1.2, 1.5, 2}
 
 func main() {
@@ -233,8 +233,8 @@ func enter() error {
 	return nil
 }
 
-// measure starts the server, and sends clients until the queue has settled. Then it counts the results of
-// later clients.
+// measure starts the server, and sends clients until the queue has settled. Then it
+// counts the results of later clients.
 func (s server) measure(load float64, warm, measured time.Duration) (line string, err error) {
 	cmd := exec.Command("/proc/self/exe", "serve", fmt.Sprint(s.backlog), s.budget.String(), fmt.Sprint(s.context), fmt.Sprint(s.adapts))
 	cmd.Stderr = os.Stderr

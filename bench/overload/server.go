@@ -21,8 +21,8 @@ import (
 
 type lateKey struct{}
 
-// serve runs the server: net/http on a listener with a limited number of connections, as with
-// golang.org/x/net/netutil.LimitListener. So clients wait in the accept queue.
+// serve runs the server: net/http on a listener with a limited number of connections,
+// as with golang.org/x/net/netutil.LimitListener. So clients wait in the accept queue.
 func serve(args []string) error {
 	backlog, err := strconv.Atoi(args[0])
 	if err != nil {
@@ -85,10 +85,10 @@ func serve(args []string) error {
 	return nil
 }
 
-// A standing queue is a queue in which, during a whole interval, no client has waited for less than the
-// target. The interval is as long as the budget. The term is from RFC 8289. In "Fail at Scale" the
-// limit for the wait is short only during a standing queue. net/http calls stands from the one
-// goroutine that accepts.
+// A standing queue is a queue in which, during a whole interval, no client has waited
+// for less than the target. The interval is as long as the budget. The term is from RFC
+// 8289. In "Fail at Scale" the limit for the wait is short only during a standing
+// queue. net/http calls stands from the one goroutine that accepts.
 type standing struct {
 	ends  time.Time     // of the interval
 	least time.Duration // the shortest wait in it

@@ -356,8 +356,8 @@ func (b block) checkShell(dry bool) error {
 	return nil
 }
 
-// runs reports whether all commands can run anywhere: they change nothing outside the build cache,
-// and need no privilege and no other program.
+// runs reports whether all commands can run anywhere: they change nothing outside the
+// build cache, and need no privilege and no other program.
 func (b block) runs() bool {
 	some := false
 	for line := range strings.Lines(b.text) {

@@ -18,9 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What net makes of an address without a host is asked once, and must be the same
-// the second time: the family, both families or one, the error of a port in use.
-func TestAddressWithoutHostIsNets(t *testing.T) {
+// The library asks net once how it treats an address without a host. The result must match
+// net also the second time: the family, one family or both, the error for a port in use.
+func TestAddressWithoutHostMatchesNet(t *testing.T) {
 	type socket struct {
 		addr   string
 		v6only int
@@ -36,7 +36,7 @@ func TestAddressWithoutHostIsNets(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, raw.Control(func(fd uintptr) {
 			if s.v6only, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_V6ONLY); err != nil {
-				s.v6only = unknown // a socket of IPv4
+				s.v6only = unknown // an IPv4 socket
 			}
 		}))
 		return s
@@ -44,10 +44,10 @@ func TestAddressWithoutHostIsNets(t *testing.T) {
 	for _, network := range []string{"tcp", "tcp4", "tcp6"} {
 		t.Run(network, func(t *testing.T) {
 			var lc net.ListenConfig
-			lc.SetMultipathTCP(false) // MPTCP has no IPV6_V6ONLY to read on every kernel
+			lc.SetMultipathTCP(false) // on some kernels IPV6_V6ONLY cannot be read from an MPTCP socket
 			theirs, err := lc.Listen(t.Context(), network, ":0")
 			if err != nil {
-				t.Skipf("net cannot do it here: %v", err)
+				t.Skipf("net cannot listen there: %v", err)
 			}
 			defer theirs.Close()
 			want := look(t, theirs.(*net.TCPListener))
@@ -67,13 +67,13 @@ func TestAddressWithoutHostIsNets(t *testing.T) {
 	}
 	for _, address := range []string{":", "", ":http", ":+80", ":65536", ":-1", "::0", "localhost:0"} {
 		_, ok := portAlone(address)
-		require.False(t, ok, "%q is net's to judge", address)
+		require.False(t, ok, "%q is left to net", address)
 	}
 }
 
-// The kernel ignores the zone of an address that is not link-local, and net does not
-// look whether it exists. A number is a zone too.
-func TestAZoneMustExist(t *testing.T) {
+// The kernel ignores the zone of an address that is not link-local, and net does not check
+// that the zone exists. acceptq returns an error. A zone can also be a number.
+func TestZoneMustExist(t *testing.T) {
 	interfaces, err := net.Interfaces()
 	require.NoError(t, err)
 	loopback := slices.IndexFunc(interfaces, func(i net.Interface) bool { return i.Flags&net.FlagLoopback != 0 })
@@ -101,8 +101,8 @@ func TestAZoneMustExist(t *testing.T) {
 	}
 }
 
-// The zone of a link-local address is bind(2)'s to judge, whatever number it is. None
-// becomes the number of another interface.
+// For a link-local address bind(2) checks the zone, whatever its number. No zone may be
+// turned into the number of another interface.
 func TestZoneOfALinkLocalAddress(t *testing.T) {
 	for zone, index := range map[string]uint32{
 		"9999999": 9999999, "2147483647": math.MaxInt32, "2147483648": math.MaxInt32, "4294967297": math.MaxInt32, "nosuch": 0,
@@ -113,9 +113,9 @@ func TestZoneOfALinkLocalAddress(t *testing.T) {
 	}
 }
 
-// net is asked where there is a rule to apply, and once for all addresses without a
-// host: each time it makes a socket.
-func TestWhatNetIsAsked(t *testing.T) {
+// The library asks net only where the result depends on the system, and only once for all
+// addresses without a host, because net opens a socket each time.
+func TestNetIsAskedOnce(t *testing.T) {
 	if aFreeAddress("tcp", "::1") == "" {
 		t.Skip("no IPv6 here")
 	}
@@ -167,7 +167,7 @@ func TestRawIntOfAClosedSocket(t *testing.T) {
 	require.ErrorIs(t, err, net.ErrClosed)
 }
 
-// What is taken apart here is a literal for net too, with the same meaning.
+// A literal that this package parses is a literal for net too, with the same meaning.
 func FuzzLiteralIsNets(f *testing.F) {
 	for _, address := range []string{"127.0.0.1:0", "[::1]:80", "[fe80::1%lo]:1", "1.2.3.4:065", "[::ffff:1.2.3.4]:5", "[::]:+1", "0.0.0.0:65535"} {
 		for _, network := range []string{"tcp", "tcp4", "tcp6", "udp"} {

@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The tests of these systems run by themselves, on a bare kernel: they need
-// 127.0.0.1, and no file and no other program.
+// The tests of these systems run on a bare kernel. They need only 127.0.0.1, and no
+// file or other program.
 
 func TestMeasuredOnFreeBSDOnly(t *testing.T) {
 	ln := bsdListen(t, "127.0.0.1:0", WithBacklog(100))

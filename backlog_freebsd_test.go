@@ -17,9 +17,9 @@ func TestConstantsAreOfTheSystem(t *testing.T) {
 	require.Equal(t, unix.SO_REUSEPORT_LB, name)
 }
 
-// The account is what the kernel stored, for every request, under the default
-// ceiling and under one that has more than 16 bits.
-func TestAccountIsTheKernels(t *testing.T) {
+// For every request Backlog has the limit that the kernel stored, under the default
+// ceiling and under one with more than 16 bits.
+func TestBacklogMatchesTheKernel(t *testing.T) {
 	requests := []int{math.MinInt, math.MinInt32, -1, 0, 1, 2, 5, 127, 128, 129, 1000, 65536, math.MaxInt32, math.MaxInt}
 	for _, ceiling := range []int{128, 100000} {
 		t.Run(fmt.Sprintf("ceiling %d", ceiling), func(t *testing.T) {
@@ -43,9 +43,9 @@ func TestAccountIsTheKernels(t *testing.T) {
 	}
 }
 
-// A listening socket keeps its limit when the ceiling is raised, the account
-// shows the new ceiling, and listening again is granted more.
-func TestCeilingRaisedUnderWay(t *testing.T) {
+// A listening socket keeps its limit when the ceiling is raised. Backlog shows the new
+// ceiling, and listening again is granted more.
+func TestCeilingRaisedAfterListen(t *testing.T) {
 	setSoacceptqueue(t, 128)
 	ln := bsdListen(t, "127.0.0.1:0", WithBacklog(1000))
 	want := Backlog{Requested: 1000, Ceiling: 128, Limit: 128, Effective: 192, Capacity: 193, Measured: true}
@@ -70,9 +70,9 @@ func TestCeilingRaisedUnderWay(t *testing.T) {
 	require.Equal(t, 1000, queueOption(t, ln, unix.SO_LISTENQLIMIT))
 }
 
-// A full queue resets the surplus client after its handshake, so that connect
-// succeeds or not: who survives is what counts.
-func TestWhatReallyFits(t *testing.T) {
+// If the queue is full, the kernel resets a client after its handshake, so connect may
+// succeed or fail. The test counts the connections that survive.
+func TestMeasuredCapacity(t *testing.T) {
 	for _, tt := range []struct{ limit, held int }{
 		{0, 1}, {1, 2}, {2, 4}, {3, 5}, {4, 7}, {5, 8}, {10, 16}, {100, 151}, {128, 193},
 	} {

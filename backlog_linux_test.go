@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The account, the kernel's own word and what really fits are one, for every
-// ceiling and every request.
-func TestAccountIsTheKernels(t *testing.T) {
+// For every ceiling and request, Backlog, the numbers of the kernel and the measured
+// capacity agree.
+func TestBacklogMatchesTheKernel(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		requests := []int{math.MinInt, -1, 0, 1, 2, 127, 128, 129, 4096, 65536, 196602, math.MaxInt32, math.MaxInt}
 		if strconv.IntSize == 64 {
@@ -41,7 +41,7 @@ func TestAccountIsTheKernels(t *testing.T) {
 					require.Equal(t, n > ceiling, ln.Backlog().Clamped())
 
 					if want <= 3 {
-						require.Len(t, connectUntilFull(t, ln.Addr(), want+10), want+1, "what really fits")
+						require.Len(t, connectUntilFull(t, ln.Addr(), want+10), want+1, "measured capacity")
 						require.Equal(t, want+1, kernelQueue(t, ln.Addr()))
 					}
 				})
@@ -50,12 +50,12 @@ func TestAccountIsTheKernels(t *testing.T) {
 	})
 }
 
-// A change of the ceiling shows in the next account and in the next listen. A
+// A changed ceiling affects the next call of Backlog and the next listen. A listening
 // socket keeps its limit.
-func TestCeilingChangesUnderWay(t *testing.T) {
+func TestCeilingChangesAfterListen(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.core.somaxconn", 2)
-		freeAgain(t, "tcp", "127.0.0.1:0") // net.Listen has read the ceiling now, for good
+		freeAgain(t, "tcp", "127.0.0.1:0") // from here on net.Listen uses the ceiling that it has read
 		first, err := ListenTCP("127.0.0.1:0", WithBacklog(100))
 		require.NoError(t, err)
 		defer first.Close()
@@ -78,12 +78,12 @@ func TestCeilingChangesUnderWay(t *testing.T) {
 			}
 		}
 		require.Contains(t, first.Backlog().String(), "net.core.somaxconn is 1000 now: SetBacklog(100) grows the queue")
-		require.Len(t, connectUntilFull(t, first.Addr(), 10), 3, "what really fits")
+		require.Len(t, connectUntilFull(t, first.Addr(), 10), 3, "measured capacity")
 	})
 }
 
-// Whatever the file says, and where there is none: the socket is believed.
-func TestTheSocketIsBelievedAndNotTheFile(t *testing.T) {
+// The limit comes from the socket, whatever the sysctl file says and even without it.
+func TestLimitComesFromTheSocket(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.core.somaxconn", 2)
 		lie := func(text string) func(t *testing.T) string {
@@ -105,10 +105,10 @@ func TestTheSocketIsBelievedAndNotTheFile(t *testing.T) {
 			mount   func(t *testing.T) string
 			ceiling int
 		}{
-			{"the file promises more", lie("4096\n"), 4096},
-			{"the file promises less", lie("1\n"), 1},
+			{"the file has a larger number", lie("4096\n"), 4096},
+			{"the file has a smaller number", lie("1\n"), 1},
 			{"the file is empty", lie(""), -1},
-			{"the file is of words", lie("unlimited\n"), -1},
+			{"the file has no number", lie("unlimited\n"), -1},
 			{"no /proc/sys", empty("/proc/sys"), -1},
 			{"no /proc", empty("/proc"), -1},
 		} {
@@ -125,21 +125,21 @@ func TestTheSocketIsBelievedAndNotTheFile(t *testing.T) {
 				require.Equal(t, Backlog{
 					Requested: 100, Ceiling: tc.ceiling, Limit: 2, Effective: 2, Capacity: 3, Measured: true,
 				}, account)
-				require.Len(t, connectUntilFull(t, ln.Addr(), 10), 3, "what really fits")
+				require.Len(t, connectUntilFull(t, ln.Addr(), 10), 3, "measured capacity")
 			})
 		}
 	})
 }
 
-// Many tests skip what needs IPv6 or MPTCP where it does not work. In CI that is only
-// right if the kernel has none: what is switched off can be switched on.
+// Many tests are skipped if IPv6 or MPTCP does not work. In CI that is only acceptable
+// if the kernel is built without it. If it is only switched off, this test fails.
 func TestIPv6AndMultipathTCPAreOn(t *testing.T) {
 	check := func(t *testing.T) {
 		for _, tt := range []struct {
 			name             string
 			family, protocol int
 			loopback         unix.Sockaddr
-			none             unix.Errno // the answer of a kernel that is built without it
+			none             unix.Errno // the error of a kernel that is built without it
 		}{
 			{"IPv6", unix.AF_INET6, unix.IPPROTO_TCP, &unix.SockaddrInet6{Addr: [16]byte{15: 1}}, unix.EAFNOSUPPORT},
 			{"MPTCP", unix.AF_INET, unix.IPPROTO_MPTCP, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}, unix.EPROTONOSUPPORT},
@@ -166,12 +166,12 @@ func TestStrict(t *testing.T) {
 		setSysctl(t, "net.core.somaxconn", 3)
 
 		for name, opts := range map[string][]Option{
-			"less than the ceiling":     {WithBacklog(2)},
-			"the ceiling":               {WithBacklog(3)},
-			"nothing":                   {WithBacklog(0)},
-			"as much as allowed":        {WithBacklog(-1)},
-			"as much as allowed, large": {WithBacklog(math.MinInt)},
-			"no number":                 nil,
+			"less than the ceiling":         {WithBacklog(2)},
+			"the ceiling":                   {WithBacklog(3)},
+			"nothing":                       {WithBacklog(0)},
+			"the maximum":                   {WithBacklog(-1)},
+			"the maximum, the smallest int": {WithBacklog(math.MinInt)},
+			"no WithBacklog":                nil,
 		} {
 			t.Run("granted: "+name, func(t *testing.T) {
 				ln, err := ListenTCP("127.0.0.1:0", append(opts, WithStrictBacklog())...)
@@ -185,8 +185,8 @@ func TestStrict(t *testing.T) {
 			rule    string
 			ceiling func(k *kernel)
 			said    int
-			raise   string // "" where the command would lower what it said
-			bound   bool   // refused by what the socket said
+			raise   string // "" if the command would lower the ceiling
+			bound   bool   // refused because of the limit on the socket
 		}{
 			{rule: "before bind where the ceiling can be read", ceiling: func(*kernel) {}, said: 3, raise: command},
 			{rule: "by the socket where it is hidden", ceiling: hidden["ENOENT"], said: -1, raise: command, bound: true},
@@ -213,7 +213,7 @@ func TestStrict(t *testing.T) {
 			})
 		}
 
-		t.Run("nobody sees the port", func(t *testing.T) {
+		t.Run("the port is never reachable", func(t *testing.T) {
 			holder := ourMaker.open(t, "tcp", "127.0.0.1:0")
 			address := holder.Addr().String()
 			err := refused(t, func() (*Listener, error) {

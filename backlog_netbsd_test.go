@@ -8,9 +8,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The ceiling is compiled in, and a negative number, which the kernel takes for
-// 0, is not passed on.
-func TestAccountByTheRule(t *testing.T) {
+// The ceiling is compiled in. A negative number, which the kernel treats as 0, is not
+// passed to it.
+func TestBacklogFollowsTheRule(t *testing.T) {
 	for _, tt := range []struct{ n, limit int }{
 		{math.MinInt, 128}, {-1, 128}, {0, 0}, {1, 1}, {5, 5}, {127, 127}, {128, 128},
 		{129, 128}, {1000, 128}, {32768, 128}, {65541, 128}, {math.MaxInt32, 128}, {math.MaxInt, 128},
@@ -30,9 +30,9 @@ func TestStrictNamesNoKnob(t *testing.T) {
 	require.Equal(t, &ClampError{Requested: 129, Limit: 128, Ceiling: 128}, clamp)
 }
 
-// Clients that come one at a time fill the queue up to the capacity. The SYN of
-// the next is dropped, and it hangs.
-func TestWhatReallyFits(t *testing.T) {
+// Clients that connect one at a time fill the queue up to the capacity. The kernel
+// drops the SYN of the next client, which hangs.
+func TestMeasuredCapacity(t *testing.T) {
 	for _, tt := range []struct{ n, held int }{
 		{0, 1}, {1, 2}, {2, 3}, {5, 6}, {10, 11}, {128, 129}, {1000, 129}, {-1, 129},
 	} {

@@ -15,8 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What each kernel makes of the number given to listen(2), and how long the
-// queue gets: the whole way from the request to the capacity.
+// For each kernel: the argument of listen(2), the limit, the effective backlog and the
+// capacity that follow from a request.
 func TestRules(t *testing.T) {
 	for _, tt := range []struct {
 		system         string
@@ -87,7 +87,7 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// The limits that kernels were seen to store, row by row.
+// The limits that were measured on each kernel, row by row.
 func TestLimitsAsMeasured(t *testing.T) {
 	requests := []int{math.MinInt32, -1, 0, 1, 2, 5, 127, 128, 129, 1000, 65536, math.MaxInt32}
 	for _, tt := range []struct {
@@ -101,7 +101,7 @@ func TestLimitsAsMeasured(t *testing.T) {
 		{"linux", math.MaxInt32, []int{math.MaxInt32, math.MaxInt32, 0, 1, 2, 5, 127, 128, 129, 1000, 65536, math.MaxInt32}},
 		{"freebsd", 128, []int{128, 128, 0, 1, 2, 5, 127, 128, 128, 128, 128, 128}},
 		{"freebsd", 4096, []int{4096, 4096, 0, 1, 2, 5, 127, 128, 129, 1000, 4096, 4096}},
-		{"netbsd", 128, []int{128, 128, 0, 1, 2, 5, 127, 128, 128, 128, 128, 128}}, // negative: not passed on
+		{"netbsd", 128, []int{128, 128, 0, 1, 2, 5, 127, 128, 128, 128, 128, 128}}, // negative numbers are not passed to the kernel
 	} {
 		r, _ := ruleOf(tt.system)
 		if r.knob == "" {
@@ -113,7 +113,8 @@ func TestLimitsAsMeasured(t *testing.T) {
 	}
 }
 
-// The connections that kernels were seen to hold, with clients one at a time.
+// The capacities that were measured on each kernel, with clients that connect one at a
+// time.
 func TestCapacitiesAsMeasured(t *testing.T) {
 	for system, held := range map[string]map[int]int{
 		"linux":   {0: 1, 1: 2, 2: 3, 5: 6, 16: 17, 128: 129},
@@ -136,7 +137,7 @@ func TestNamesOfOneKernel(t *testing.T) {
 	}
 }
 
-func TestUnknownInUnknownOut(t *testing.T) {
+func TestUnknownLimitGivesUnknownCapacity(t *testing.T) {
 	for _, system := range []string{"linux", "freebsd", "darwin", "netbsd", "openbsd", "dragonfly", "windows"} {
 		r, known := ruleOf(system)
 		require.Equal(t, system != "windows", known)
@@ -146,7 +147,7 @@ func TestUnknownInUnknownOut(t *testing.T) {
 	}
 }
 
-// No number of connections turns negative, where int has 32 bits least of all.
+// A number of connections never overflows to a negative one, even if int has 32 bits.
 func TestNumbersSaturate(t *testing.T) {
 	for _, system := range []string{"linux", "freebsd", "darwin", "netbsd", "openbsd", "dragonfly"} {
 		r, _ := ruleOf(system)
@@ -163,11 +164,11 @@ func TestDescribe(t *testing.T) {
 		system   string
 		n        int
 		limit    int
-		ceiling  int // as it is when the account is read
+		ceiling  int // at the time when Backlog is called
 		measured bool
 		want     string
 	}{
-		// Granted as asked.
+		// Granted in full.
 		{"linux", 100, 100, 4096, true,
 			"asked 100, granted 100, holds 101; net.core.somaxconn is 4096"},
 		{"linux", -1, 4096, 4096, true,
@@ -183,7 +184,7 @@ func TestDescribe(t *testing.T) {
 		{"netbsd", -1, 128, 128, false,
 			"granted 128 by the kernel's rule, holds 129; the compiled-in ceiling is 128"},
 
-		// Clamped: the setting, the command, and what applies it.
+		// Clamped: the text has the setting, the command, and how to apply it.
 		{"linux", 4096, 128, 128, true,
 			"asked 4096, granted 128, holds 129; net.core.somaxconn is 128: to raise it, sysctl -w net.core.somaxconn=4096, then SetBacklog(4096) or a restart"},
 		{"linux", 4096, 128, unknown, true,
@@ -199,7 +200,7 @@ func TestDescribe(t *testing.T) {
 		{"dragonfly", 40000, 128, 128, false,
 			"asked 40000, granted 128 by the kernel's rule, holds 129; kern.ipc.somaxconn is 128: to raise it, sysctl kern.ipc.somaxconn=32767, then SetBacklog(40000) or a restart"},
 
-		// Clamped by what no setting changes.
+		// Clamped to a bound that no setting changes.
 		{"netbsd", 4096, 128, 128, false,
 			"asked 4096, granted 128 by the kernel's rule, holds 129; the compiled-in ceiling is 128"},
 		{"openbsd", 40000, 32767, 32767, false,
@@ -219,7 +220,7 @@ func TestDescribe(t *testing.T) {
 		{"darwin", 0, 128, 128, false,
 			"asked 0, granted 128 by the kernel's rule, holds 128; this kernel treats 0 as the maximum; kern.ipc.somaxconn is 128"},
 
-		// The ceiling changed since.
+		// The ceiling has changed since.
 		{"linux", 4096, 128, 4096, true,
 			"asked 4096, granted 128, holds 129; net.core.somaxconn is 4096 now: SetBacklog(4096) grows the queue to 4096 without a restart"},
 		{"linux", 4096, 128, 1000, true,
@@ -267,12 +268,12 @@ func TestClamped(t *testing.T) {
 		requested, limit int
 		want             bool
 	}{
-		{"less than asked is a clamp", 4096, 128, true},
-		{"a clamp may leave nothing", 1, 0, true},
-		{"as much as asked is none", 128, 128, false},
-		{"a raise is none", 5, 80, false},
-		{"as much as allowed is none", -1, 128, false},
-		{"what is unknown is none", 4096, unknown, false},
+		{"a limit below the request is a clamp", 4096, 128, true},
+		{"a clamp to 0", 1, 0, true},
+		{"the requested limit is not a clamp", 128, 128, false},
+		{"a raised limit is not a clamp", 5, 80, false},
+		{"a request for the maximum is never a clamp", -1, 128, false},
+		{"an unknown limit is not a clamp", 4096, unknown, false},
 	} {
 		t.Run(tt.rule, func(t *testing.T) {
 			require.Equal(t, tt.want, Backlog{Requested: tt.requested, Limit: tt.limit}.Clamped())
@@ -280,8 +281,8 @@ func TestClamped(t *testing.T) {
 	}
 }
 
-func TestAccountIsLogged(t *testing.T) {
-	plain := func(_ []string, a slog.Attr) slog.Attr { // without what slog adds
+func TestBacklogIsLogged(t *testing.T) {
+	plain := func(_ []string, a slog.Attr) slog.Attr { // without the attributes that slog adds
 		if a.Key == slog.TimeKey || a.Key == slog.LevelKey || a.Key == slog.MessageKey {
 			return slog.Attr{}
 		}
@@ -301,7 +302,7 @@ func TestAccountIsLogged(t *testing.T) {
 			"q.measured=false q.clamped=false\n",
 			`{"q":{"measured":false,"clamped":false}}` + "\n",
 		}, {
-			Backlog{}, // nobody filled it in
+			Backlog{}, // the zero value
 			"q.measured=false q.clamped=false\n",
 			`{"q":{"measured":false,"clamped":false}}` + "\n",
 		}, {
@@ -320,7 +321,7 @@ func TestAccountIsLogged(t *testing.T) {
 	}
 }
 
-func TestAccountAsJSON(t *testing.T) {
+func TestBacklogAsJSON(t *testing.T) {
 	linux, _ := ruleOf("linux")
 	for _, tt := range []struct {
 		account Backlog
@@ -339,15 +340,15 @@ func TestAccountAsJSON(t *testing.T) {
 	}
 }
 
-// decoded reads JSON into a value that has other numbers in it.
+// decoded decodes JSON into a value with other numbers.
 func decoded[T any](t *testing.T, into T, text string) T {
 	t.Helper()
 	require.NoError(t, json.Unmarshal([]byte(text), &into), text)
 	return into
 }
 
-// What comes back from JSON is what went, and what is not there is unknown, never 0.
-func TestJSONComesBack(t *testing.T) {
+// A value is the same after encoding and decoding. A missing number is unknown, never 0.
+func TestJSONRoundTrip(t *testing.T) {
 	linux, _ := ruleOf("linux")
 	for _, b := range []Backlog{
 		linux.account(4096, 128, 128, true), linux.account(-1, unknown, 0, true), linux.account(0, 0, 0, false),
@@ -388,8 +389,8 @@ func TestJSONComesBack(t *testing.T) {
 	}
 }
 
-// Nobody filled in a zero value: nothing is asked, granted, queued or dropped in it.
-func TestZeroValuesKnowNothing(t *testing.T) {
+// In a zero value every number counts as unknown.
+func TestZeroValuesAreUnknown(t *testing.T) {
 	require.Equal(t, "nothing known", Backlog{}.String())
 	require.Equal(t, "nothing known", Stats{}.String())
 	require.Equal(t, "nothing known", noStats.String())
@@ -425,7 +426,7 @@ func comesBack[T any](t *testing.T, text string) {
 	require.NoError(t, err)
 	require.NoError(t, json.Unmarshal(again, &second))
 	var zero T
-	if !reflect.DeepEqual(zero, first) { // which is written as unknown
+	if !reflect.DeepEqual(zero, first) { // which is encoded as unknown
 		require.Equal(t, first, second)
 	}
 }
@@ -447,7 +448,7 @@ func TestClampError(t *testing.T) {
 			"backlog 2147483647 clamped to 128: kern.ipc.soacceptqueue is 128; to raise it: sysctl kern.ipc.soacceptqueue=1431655765"},
 		{"darwin", 40000, 128, 128, "kern.ipc.somaxconn", "sysctl -w kern.ipc.somaxconn=32767",
 			"backlog 40000 clamped to 128: kern.ipc.somaxconn is 128; to raise it: sysctl -w kern.ipc.somaxconn=32767"},
-		{"darwin", 40000, 32767, 100000, "kern.ipc.somaxconn", "", // a higher ceiling is of no use
+		{"darwin", 40000, 32767, 100000, "kern.ipc.somaxconn", "", // a higher ceiling would not help
 			"backlog 40000 clamped to 32767: kern.ipc.somaxconn is 100000"},
 		{"openbsd", 129, 128, 128, "kern.somaxconn", "sysctl kern.somaxconn=129",
 			"backlog 129 clamped to 128: kern.somaxconn is 128; to raise it: sysctl kern.somaxconn=129"},
@@ -461,16 +462,16 @@ func TestClampError(t *testing.T) {
 	}
 }
 
-// needRule skips a test of what listen(2) does, where net listens instead.
+// needRule skips a test of listen(2) on a system on which package net listens instead.
 func needRule(t *testing.T) {
 	t.Helper()
 	if _, known := ruleOf(runtime.GOOS); !known {
-		t.Skipf("the package has no rule for %s: what is unknown there is the other_test.go's", runtime.GOOS)
+		t.Skipf("the package has no rule for %s; socket_other_test.go tests that system", runtime.GOOS)
 	}
 }
 
-// What is predicted of this host is what a listener gets on it.
-func TestPredictionComesTrue(t *testing.T) {
+// A listener gets what PredictBacklog has predicted for this host.
+func TestPredictBacklogMatchesListen(t *testing.T) {
 	needRule(t)
 	for _, n := range []int{math.MinInt, -1, 0, 1, 2, 5, 80, 127, 128, 129, 1000, 4096, 40000, 65536, math.MaxInt32, beyond, math.MaxInt} {
 		predicted, err := PredictBacklog(n)
@@ -488,7 +489,7 @@ func TestPredictionComesTrue(t *testing.T) {
 	}
 }
 
-func TestStrictSaysWhatIsMissing(t *testing.T) {
+func TestStrictErrorNamesTheSetting(t *testing.T) {
 	needRule(t)
 	b, err := PredictBacklog(math.MaxInt)
 	require.NoError(t, err)

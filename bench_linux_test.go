@@ -20,7 +20,7 @@ func rawStats(fd int, p *[64]byte) {
 	}
 }
 
-// repeat makes a side of calls that are too short to time one by one.
+// repeat returns a side that makes many calls, because one call is too short to time.
 func repeat(n int, f func()) side {
 	return func() time.Duration {
 		start := time.Now()
@@ -39,7 +39,7 @@ func statsOf(b *testing.B, ln *Listener) func() {
 	}
 }
 
-// BenchmarkStats compares Stats with its two system calls by themselves.
+// BenchmarkStats compares Stats with its two bare system calls.
 func BenchmarkStats(b *testing.B) {
 	const calls = 1000
 	ln := listenForStats(b)
@@ -68,8 +68,8 @@ func BenchmarkStats(b *testing.B) {
 	})
 }
 
-// BenchmarkStatsAmongManySockets compares Stats with itself when the process has
-// ten thousand sockets more, all listening.
+// BenchmarkStatsAmongManySockets compares Stats with and without ten thousand other
+// listening sockets in the process.
 func BenchmarkStatsAmongManySockets(b *testing.B) {
 	const calls, others = 2000, 10_000
 	var limit unix.Rlimit
@@ -79,7 +79,7 @@ func BenchmarkStatsAmongManySockets(b *testing.B) {
 	ln := listenForStats(b)
 	quiet := func() time.Duration {
 		measured := repeat(calls, statsOf(b, ln))
-		measured() // what came before has emptied the caches
+		measured() // fill the caches again
 		return measured()
 	}
 	crowded := func() time.Duration {
@@ -109,8 +109,8 @@ func BenchmarkStatsAmongManySockets(b *testing.B) {
 	b.ReportMetric(r[1], "crowded/quiet")
 }
 
-// BenchmarkDrain compares draining 64 shards with draining one listener, beside many
-// connections: the kernel walks its whole table of sockets for each look.
+// BenchmarkDrain compares draining 64 shards with draining one listener, while many
+// connections exist: the kernel walks its whole table of sockets for each look.
 func BenchmarkDrain(b *testing.B) {
 	const connections = 5000 // 10,000 sockets
 	other, err := ListenTCP("127.0.0.1:0")

@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// BenchmarkShards compares accepting on as many shards as there are cores with
-// accepting on one listener, by as many loops in both: the time from the first
-// client to the last one accepted, with the handshakes, which the clients make on
-// the same cores.
+// BenchmarkShards compares accepting on one shard for each core with accepting on one
+// listener. Both have the same number of loops. The time is from the first client until
+// the last one is accepted. It includes the handshakes, which the clients make on the
+// same cores.
 func BenchmarkShards(b *testing.B) {
 	const clients = 200
 	cores := runtime.GOMAXPROCS(0)
@@ -24,7 +24,7 @@ func BenchmarkShards(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer many.Close()
-	// The loops are more than one here too, or it would be the loops that are compared.
+	// One listener also has several loops, so that the comparison is not one of loops.
 	ln := listenForStats(b)
 	one := new(Shards)
 	for range many.Len() {

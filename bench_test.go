@@ -7,15 +7,15 @@ import (
 	"time"
 )
 
-// The benchmarks here compare: each gives ratios of one run in which the sides
-// take turns, so that the moods of the machine strike all alike. The first two
-// sides are the same thing twice: how far their ratio is from 1 is the noise.
+// The benchmarks here compare several sides. Each reports ratios of one run in which
+// the sides alternate, so that changes in the load of the machine affect all of them.
+// The first two sides are the same: the difference of their ratio from 1 is the noise.
 
-// A side is one way to do what is compared. It returns how long it took.
+// A side runs one of the compared operations. It returns the time that this took.
 type side = func() time.Duration
 
-// ratios has the sides take turns and returns, for each after the first, the
-// median of its time as a part of the first's in the same turn.
+// ratios runs the sides in turn. For each side after the first it returns the median of
+// the ratio of its time to that of the first side in the same turn.
 func ratios(b *testing.B, sides ...side) []float64 {
 	var parts [][]float64
 	for range sides {
@@ -31,7 +31,7 @@ func ratios(b *testing.B, sides ...side) []float64 {
 			parts[i] = append(parts[i], float64(took[i])/float64(took[0]))
 		}
 	}
-	b.ReportMetric(0, "ns/op") // that of all sides together says nothing
+	b.ReportMetric(0, "ns/op") // the time of all sides together has no meaning
 	var medians []float64
 	for _, p := range parts[1:] {
 		slices.Sort(p)
@@ -67,7 +67,7 @@ func BenchmarkAccept(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				c.(*net.TCPConn).SetLinger(0) // leave no port behind
+				c.(*net.TCPConn).SetLinger(0) // leave no port in TIME_WAIT
 				conns = append(conns, c)
 			}
 			start := time.Now()

@@ -22,8 +22,8 @@ var (
 	_ tcpListener = (*Listener)(nil)
 )
 
-// A maker makes a listener. What net's do, ours must do: where a test fails for
-// net's makers too, the test is wrong.
+// A maker opens a listener. The listeners of this package must behave like those of net. If
+// a test fails for the makers of net too, the test is wrong.
 type maker struct {
 	name   string
 	listen func(network, address string) (net.Listener, error)
@@ -50,7 +50,7 @@ func wrapNets(network, address string) (net.Listener, error) {
 	return l, nil
 }
 
-// listenTCPOnly listens as net does, on plain TCP as we do.
+// listenTCPOnly listens with package net, on plain TCP like this package.
 func listenTCPOnly(hook control) func(network, address string) (net.Listener, error) {
 	return func(network, address string) (net.Listener, error) {
 		lc := net.ListenConfig{Control: hook}
@@ -63,13 +63,13 @@ func listenOurs(opts ...Option) func(network, address string) (net.Listener, err
 	return func(network, address string) (net.Listener, error) {
 		ln, err := Listen(context.Background(), network, address, opts...)
 		if err != nil {
-			return nil, err // and no *Listener of nil in an interface that is not
+			return nil, err // not a nil *Listener in a non-nil interface
 		}
 		return ln, nil
 	}
 }
 
-// open makes a listener that the end of the test closes.
+// open opens a listener that is closed when the test ends.
 func (m maker) open(t *testing.T, network, address string) tcpListener {
 	t.Helper()
 	ln, err := m.listen(network, address)
@@ -163,7 +163,7 @@ func syscallConnShowsDescriptor(t *testing.T, ln tcpListener) {
 	called := 0
 	require.NoError(t, raw.Control(func(uintptr) { called++ }))
 	require.Equal(t, 1, called)
-	require.Error(t, raw.Read(func(uintptr) bool { return true }), "a listener is not read")
+	require.Error(t, raw.Read(func(uintptr) bool { return true }), "Read of a listener must fail")
 
 	require.NoError(t, ln.Close())
 	require.ErrorIs(t, raw.Control(func(uintptr) { called++ }), net.ErrClosed)
@@ -202,8 +202,9 @@ func addrHasPort(t *testing.T, ln tcpListener) {
 	require.Equal(t, "127.0.0.1", addr.IP.String())
 }
 
-// The errors of a listener that cannot go on have net's words, but for the port.
-func TestMethodErrorsAreNets(t *testing.T) {
+// The errors of a listener that is closed or past its deadline have the same text as those
+// of net, except for the port.
+func TestMethodErrorsMatchNet(t *testing.T) {
 	if onFakeNet {
 		t.Skip("net's own listener does not fail here")
 	}
@@ -240,15 +241,15 @@ func TestMethodErrorsAreNets(t *testing.T) {
 
 			want := tc.call(&net.TCPListener{})
 			require.Error(t, want)
-			require.Equal(t, want, tc.call(&Listener{}), "of a zero one")
-			require.Equal(t, want, tc.call((*Listener)(nil)), "of a nil one")
+			require.Equal(t, want, tc.call(&Listener{}), "the error of a zero Listener")
+			require.Equal(t, want, tc.call((*Listener)(nil)), "the error of a nil Listener")
 		})
 	}
 }
 
-// The account outlives the socket, and a Listener that never had one knows
-// nothing.
-func TestAccountOfAClosedAndAZeroListener(t *testing.T) {
+// Backlog works after Close. For a Listener that never had a socket all its numbers are
+// unknown.
+func TestBacklogOfAClosedAndAZeroListener(t *testing.T) {
 	ln, err := ListenTCP("127.0.0.1:0", WithBacklog(2))
 	require.NoError(t, err)
 	account, effective := ln.Backlog(), ln.EffectiveBacklog()
@@ -274,8 +275,8 @@ func TestAccountOfAClosedAndAZeroListener(t *testing.T) {
 	}
 }
 
-// A Listener in a log line is its address. Formatting one that is in use reads
-// nothing that Accept or a drain writes: the race detector judges that.
+// A Listener is formatted as its address. Formatting does not read data that Accept or a
+// drain writes; the race detector checks this.
 func TestFormattingAListenerInUse(t *testing.T) {
 	ln, err := ListenTCP("127.0.0.1:0")
 	require.NoError(t, err)
@@ -302,9 +303,9 @@ func TestFormattingAListenerInUse(t *testing.T) {
 	accepting.Wait()
 }
 
-// Who can reach a listener on all addresses is decided by the network, as net
-// decides it.
-func TestFamiliesAreNets(t *testing.T) {
+// For a listener on all addresses the network decides which families can connect, as with
+// net.
+func TestFamiliesMatchNet(t *testing.T) {
 	if onFakeNet {
 		t.Skip("net has no addresses here")
 	}
@@ -312,7 +313,7 @@ func TestFamiliesAreNets(t *testing.T) {
 	if ln, err := net.Listen("tcp6", "[::1]:0"); err == nil {
 		haveIPv6 = ln.Close() == nil
 	}
-	// These two have no sockets for both.
+	// These two systems have no sockets for both families.
 	haveMapped := runtime.GOOS != "openbsd" && runtime.GOOS != "dragonfly"
 
 	for _, tc := range []struct {
@@ -335,17 +336,17 @@ func TestFamiliesAreNets(t *testing.T) {
 				ln := m.open(t, tc.network, tc.address)
 				require.Equal(t, "tcp", ln.Addr().Network())
 				port := strconv.Itoa(ln.Addr().(*net.TCPAddr).Port)
-				require.Equal(t, tc.v4, reaches(t, ln, "127.0.0.1", port), "by 127.0.0.1")
+				require.Equal(t, tc.v4, reaches(t, ln, "127.0.0.1", port), "reachable at 127.0.0.1")
 				if haveIPv6 {
-					require.Equal(t, tc.v6, reaches(t, ln, "::1", port), "by ::1")
+					require.Equal(t, tc.v6, reaches(t, ln, "::1", port), "reachable at ::1")
 				}
 			})
 		}
 	}
 }
 
-// reaches connects to the port, and sees whether it is ln that answers: the
-// same number may be another program's in the other family.
+// reaches reports whether a connection to the port reaches ln. In the other family the port
+// may belong to another program.
 func reaches(t *testing.T, ln tcpListener, host, port string) bool {
 	t.Helper()
 	client, err := net.Dial("tcp", net.JoinHostPort(host, port))
@@ -364,8 +365,8 @@ func reaches(t *testing.T, ln tcpListener, host, port string) bool {
 	return true
 }
 
-// Addresses that net takes are taken, and mean the same.
-func TestAddressesMeanWhatTheyMeanToNet(t *testing.T) {
+// Addresses that net accepts are accepted here, with the same meaning.
+func TestAddressesMatchNet(t *testing.T) {
 	for _, tc := range []struct{ network, address string }{
 		{"tcp", ""},
 		{"tcp", ":"},
@@ -400,7 +401,7 @@ func TestAddressesMeanWhatTheyMeanToNet(t *testing.T) {
 			}
 			want, wantErr := tcpMaker.listen(tc.network, tc.address)
 			got, err := ourMaker.listen(tc.network, tc.address)
-			if wantErr != nil { // no IPv6, or none for localhost
+			if wantErr != nil { // no IPv6, or no such address for localhost
 				requireSameError(t, wantErr, err)
 				t.Skipf("net cannot here: %v", wantErr)
 			}

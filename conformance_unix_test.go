@@ -27,7 +27,7 @@ func requireAdopted(t *testing.T, c syscall.Conn) {
 	require.NotZero(t, flags&unix.O_NONBLOCK, "non-blocking")
 }
 
-// The socket that is made here is close-on-exec before net has its copy.
+// The socket is close-on-exec from its creation, before net makes its copy.
 func TestSocketIsCloseOnExecFromTheStart(t *testing.T) {
 	fd, err := realKernel.socket(unix.AF_INET)
 	require.NoError(t, err)
@@ -37,7 +37,7 @@ func TestSocketIsCloseOnExecFromTheStart(t *testing.T) {
 	require.NotZero(t, flags&unix.FD_CLOEXEC)
 }
 
-func TestListeningSocketIsNets(t *testing.T) {
+func TestListeningSocketMatchesNet(t *testing.T) {
 	for _, tc := range []struct{ network, address string }{
 		{"tcp", ":0"},
 		{"tcp4", ":0"},
@@ -57,7 +57,7 @@ func TestListeningSocketIsNets(t *testing.T) {
 			requireAdopted(t, got)
 
 			require.NotZero(t, option(t, got, reuseAddr), "SO_REUSEADDR")
-			require.Zero(t, option(t, got, keepAlive), "it kills listeners of NetBSD and macOS")
+			require.Zero(t, option(t, got, keepAlive), "keep-alive on a listener breaks it on NetBSD and macOS")
 			same := map[string]socketOption{
 				"SO_REUSEADDR": reuseAddr,
 				"SO_REUSEPORT": {unix.SOL_SOCKET, unix.SO_REUSEPORT},
@@ -78,8 +78,9 @@ func TestListeningSocketIsNets(t *testing.T) {
 	}
 }
 
-// A hook sees the socket that net's hook sees: listening may hide what was set.
-func TestHookSeesNetsSocket(t *testing.T) {
+// A WithControl function gets a socket with the same options as the one of net. The test
+// compares them before listen(2), which may change them.
+func TestControlSeesTheSameSocketAsNet(t *testing.T) {
 	for _, tc := range []struct{ network, address string }{
 		{"tcp", ":0"},
 		{"tcp6", ":0"},
@@ -126,8 +127,8 @@ func family(t *testing.T, ln syscall.Conn) int {
 	})
 }
 
-// keepAliveOptions are those that tell the three numbers of keep-alive; x/sys
-// does not have all of them for every system. OpenBSD has none.
+// keepAliveOptions are the options with the three numbers of keep-alive. x/sys lacks
+// some of them for some systems. OpenBSD has none.
 func keepAliveOptions() (idle, interval, count socketOption, ok bool) {
 	o := func(name int) socketOption { return socketOption{unix.IPPROTO_TCP, name} }
 	switch runtime.GOOS {
@@ -143,7 +144,7 @@ func keepAliveOptions() (idle, interval, count socketOption, ok bool) {
 	return
 }
 
-func TestAcceptedConnectionIsNets(t *testing.T) {
+func TestAcceptedConnectionMatchesNet(t *testing.T) {
 	for _, m := range allMakers {
 		t.Run(m.name, func(t *testing.T) {
 			ln := m.open(t, "tcp", "127.0.0.1:0")

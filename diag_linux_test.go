@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// message is one of netlink's.
+// message returns a netlink message.
 func message(kind uint16, body []byte) []byte {
 	p := make([]byte, unix.SizeofNlMsghdr, unix.SizeofNlMsghdr+len(body)+3)
 	binary.NativeEndian.PutUint32(p[0:], uint32(len(p)+len(body)))
@@ -43,16 +43,16 @@ func TestParseDump(t *testing.T) {
 		{"a row, and more to come", one, 1, false, nil},
 		{"the end", end, 0, true, nil},
 		{"rows and the end", join(one, one, end), 2, true, nil},
-		{"what is behind the end is not looked at", join(one, end, []byte{1}), 1, true, nil},
-		{"other messages are passed over", join(message(unix.NLMSG_NOOP, nil), one), 1, false, nil},
+		{"data after the end are ignored", join(one, end, []byte{1}), 1, true, nil},
+		{"other messages are skipped", join(message(unix.NLMSG_NOOP, nil), one), 1, false, nil},
 		{"a row of odd length", join(message(unix.SOCK_DIAG_BY_FAMILY, row[:5]), one), 2, false, nil},
-		{"a last one without its padding", join(one, message(unix.SOCK_DIAG_BY_FAMILY, row[:5])[:21]), 2, false, nil},
+		{"a last row without padding", join(one, message(unix.SOCK_DIAG_BY_FAMILY, row[:5])[:21]), 2, false, nil},
 		{"an error", message(unix.NLMSG_ERROR, number(-int32(unix.ENOENT))), 0, false, unix.ENOENT},
 		{"an error without a number", message(unix.NLMSG_ERROR, nil), 0, false, unix.EBADMSG},
 		{"half a header", one[:15], 0, false, unix.EBADMSG},
 		{"half a row", one[:20], 0, false, unix.EBADMSG},
 		{"a length of 0", make([]byte, 16), 0, false, unix.EBADMSG},
-		{"a length beyond all", binary.NativeEndian.AppendUint32(nil, 1<<32-1), 0, false, unix.EBADMSG},
+		{"a length beyond the data", binary.NativeEndian.AppendUint32(nil, 1<<32-1), 0, false, unix.EBADMSG},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			rows, done, err := parseDump(test.p)
@@ -67,7 +67,7 @@ func TestParseDump(t *testing.T) {
 	}
 }
 
-// A kernel that never comes to the end of a dump does not hold a drain up.
+// If the kernel never ends a dump, reading it still ends, so a drain does not hang.
 func TestReadDumpEnds(t *testing.T) {
 	row := message(unix.SOCK_DIAG_BY_FAMILY, make([]byte, diagMsgSize))
 	end := message(unix.NLMSG_DONE, make([]byte, 4))
@@ -82,9 +82,9 @@ func TestReadDumpEnds(t *testing.T) {
 			}
 			return copy(p, [][]byte{row, nil, end}[turn]), nil
 		}, 1, nil},
-		"nothing, for ever": {func(int, []byte) (int, error) { return 0, nil }, 0, unix.EBADMSG},
-		"signals, for ever": {func(int, []byte) (int, error) { return 0, unix.EINTR }, 0, context.DeadlineExceeded},
-		"no rows, for ever": {func(_ int, p []byte) (int, error) { return copy(p, message(unix.NLMSG_NOOP, nil)), nil }, 0, context.DeadlineExceeded},
+		"nothing, forever":  {func(int, []byte) (int, error) { return 0, nil }, 0, unix.EBADMSG},
+		"signals, forever":  {func(int, []byte) (int, error) { return 0, unix.EINTR }, 0, context.DeadlineExceeded},
+		"no rows, forever":  {func(_ int, p []byte) (int, error) { return copy(p, message(unix.NLMSG_NOOP, nil)), nil }, 0, context.DeadlineExceeded},
 		"no answer in time": {func(int, []byte) (int, error) { return 0, unix.EAGAIN }, 0, context.DeadlineExceeded},
 		"an error half-way": {func(turn int, p []byte) (int, error) { return copy(p, [][]byte{row, end[:9]}[turn]), nil }, 0, unix.EBADMSG},
 	} {
@@ -114,10 +114,10 @@ func FuzzParseDump(f *testing.F) {
 		whole := string(p)
 		rows, done, err := parseDump(p)
 		if string(p) != whole {
-			t.Fatal("it wrote into the datagram")
+			t.Fatal("parseDump wrote into the datagram")
 		}
 		if err != nil && (rows != nil || done) {
-			t.Fatal("an error and an answer")
+			t.Fatal("an error together with an answer")
 		}
 		var size int
 		for _, row := range rows {
@@ -126,7 +126,7 @@ func FuzzParseDump(f *testing.F) {
 		if size > len(p) {
 			t.Fatalf("%d bytes of rows out of %d", size, len(p))
 		}
-		// Whatever it says, the rows of it are looked at, and no more.
+		// Only the rows are counted, whatever they contain.
 		k := realKernel
 		k.diag = func(context.Context, []byte) ([][]byte, error) { return rows, nil }
 		if found, err := k.handshakes(t.Context(), []uint8{unix.AF_INET, unix.AF_INET6}, 80); err == nil && len(found) > len(rows) {
@@ -154,9 +154,9 @@ func TestParseMember(t *testing.T) {
 	want.group.v6only = 1
 	require.Equal(t, want, got)
 	for name, p := range map[string][]byte{
-		"short":                   row[:diagMsgSize-1],
-		"an attribute too short":  slices.Concat(row, []byte{3, 0, 1, 0}),
-		"an attribute beyond all": slices.Concat(row, []byte{9, 0, 1, 0}),
+		"short":                       row[:diagMsgSize-1],
+		"an attribute too short":      slices.Concat(row, []byte{3, 0, 1, 0}),
+		"an attribute beyond the row": slices.Concat(row, []byte{9, 0, 1, 0}),
 	} {
 		_, err := parseMember(p)
 		require.ErrorIs(t, err, unix.EBADMSG, name)

@@ -13,15 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// aRow is one handshake, as sock_diag lists it.
+// aRow returns one handshake in the format of sock_diag.
 func aRow() []byte {
 	row := make([]byte, diagMsgSize)
 	row[diagFamily] = unix.AF_INET
 	return row
 }
 
-// scripted is a kernel whose answers about handshakes follow a script: rows[i] is the
-// answer to look i, and the last one stays.
+// scripted returns a kernel whose listings of handshakes follow a script: rows[i] is
+// the answer to look i, and the last answer is repeated.
 func scripted(looks *atomic.Int64, rows ...[][]byte) kernel {
 	k := withoutFilter()
 	k.diag = func(context.Context, []byte) ([][]byte, error) {
@@ -31,8 +31,8 @@ func scripted(looks *atomic.Int64, rows ...[][]byte) kernel {
 	return k
 }
 
-// A SYN that another processor was about to take in when the intake stopped shows at
-// the second look only.
+// Another processor may still be handling a SYN when the drain starts to drop SYNs. Its
+// handshake shows only at the second look.
 func TestDrainLooksTwiceForHandshakes(t *testing.T) {
 	var looks atomic.Int64
 	k := scripted(&looks, nil, [][]byte{aRow()})
@@ -42,14 +42,15 @@ func TestDrainLooksTwiceForHandshakes(t *testing.T) {
 	require.ErrorAs(t, err, &de)
 	require.Equal(t, 1, de.InFlight)
 
-	// What comes at the third look began after the drain.
+	// A handshake that first shows at the third look began after the drain.
 	looks.Store(0)
 	k = scripted(&looks, nil, nil, [][]byte{aRow()})
 	ln = listen4(t, k)
 	require.NoError(t, ln.Drain(within(t, patience)))
 }
 
-// One look is not enough to say that nobody is in flight, also when ctx ends after it.
+// One look is not enough to conclude that no handshake is in flight, even if ctx ends
+// after it.
 func TestDrainIsNotSureAfterOneLook(t *testing.T) {
 	var looks atomic.Int64
 	k := scripted(&looks, nil)
@@ -69,8 +70,8 @@ func TestDrainIsNotSureAfterOneLook(t *testing.T) {
 	require.EqualValues(t, 1, looks.Load())
 }
 
-// The kernel takes a handshake out of its table a moment before it puts the connection
-// into the queue: a single look between the two would see nobody.
+// The kernel removes a handshake from its table a moment before it puts the connection
+// into the queue. A single look between the two would see neither.
 func TestDrainLooksAgainWhenAHandshakeHasEnded(t *testing.T) {
 	var looks, queueReads atomic.Int64
 	k := scripted(&looks, [][]byte{aRow()}, [][]byte{aRow()}, nil)
@@ -78,7 +79,7 @@ func TestDrainLooksAgainWhenAHandshakeHasEnded(t *testing.T) {
 	k.getsockopt = func(fd, level, name int, p []byte) (int, error) {
 		n, err := read(fd, level, name, p)
 		if name == unix.TCP_INFO && looks.Load() > 2 && queueReads.Add(1) > 1 {
-			binary.NativeEndian.PutUint32(p[infoUnacked:], 1) // it is in the queue by now
+			binary.NativeEndian.PutUint32(p[infoUnacked:], 1) // the connection is in the queue now
 		}
 		return n, err
 	}
@@ -87,12 +88,12 @@ func TestDrainLooksAgainWhenAHandshakeHasEnded(t *testing.T) {
 	var de *DrainError
 	require.ErrorAs(t, err, &de)
 	require.Equal(t, 1, de.Queued)
-	require.Greater(t, looks.Load(), int64(2), "the script was played")
+	require.Greater(t, looks.Load(), int64(2), "the drain must have made all looks of the script")
 }
 
-// A connection may be made, and accepted, right after the stop is put on the socket:
-// what it inherits is known before.
-func TestInheritanceIsNotedBeforeTheStop(t *testing.T) {
+// A connection can be made and accepted right after the drain has set an option on the
+// socket. So the drain records before that what connections will inherit.
+func TestInheritanceIsRecordedBeforeTheStop(t *testing.T) {
 	var ln *Listener
 	noted := false
 	k := realKernel
@@ -116,8 +117,8 @@ func TestInheritanceIsNotedBeforeTheStop(t *testing.T) {
 	require.True(t, noted)
 }
 
-// The kernel walks its whole table of sockets for each look. Shards share the looks.
-func TestShardsDrainWithTheLooksOfOne(t *testing.T) {
+// The kernel walks its whole table of sockets for each look, so shards share the looks.
+func TestShardsShareTheLooksOfADrain(t *testing.T) {
 	of := func(n int) int64 {
 		var looks atomic.Int64
 		k := scripted(&looks, nil)
@@ -131,8 +132,8 @@ func TestShardsDrainWithTheLooksOfOne(t *testing.T) {
 	require.EqualValues(t, 2, of(64))
 }
 
-// A look that takes long is given up when ctx ends.
-func TestDrainGivesALookUp(t *testing.T) {
+// When ctx ends, a drain abandons a slow look.
+func TestDrainAbandonsASlowLook(t *testing.T) {
 	k := withoutFilter()
 	k.diag = func(ctx context.Context, _ []byte) ([][]byte, error) {
 		<-ctx.Done()
@@ -148,14 +149,15 @@ func TestDrainGivesALookUp(t *testing.T) {
 	require.Equal(t, DrainError{InFlight: unknown, HeldBack: unknown, err: context.DeadlineExceeded}, *de)
 }
 
-// The clients of one address are of one family; of the wildcard they may be of both.
+// The clients of a single address belong to one family. Those of the wildcard can
+// belong to both.
 func TestFamilies(t *testing.T) {
 	for address, want := range map[string][]uint8{
 		"127.0.0.1":        {unix.AF_INET},
 		"::1":              {unix.AF_INET6},
 		"0.0.0.0":          {unix.AF_INET},
 		"::":               {unix.AF_INET, unix.AF_INET6},
-		"::ffff:127.0.0.1": {unix.AF_INET, unix.AF_INET6}, // a socket of IPv6, whose clients are of IPv4
+		"::ffff:127.0.0.1": {unix.AF_INET, unix.AF_INET6}, // an IPv6 socket whose clients use IPv4
 	} {
 		ip := netip.MustParseAddr(address)
 		require.Equal(t, want, families(&net.TCPAddr{IP: ip.AsSlice()}), address)
@@ -163,8 +165,8 @@ func TestFamilies(t *testing.T) {
 	require.Equal(t, []uint8{unix.AF_INET, unix.AF_INET6}, families(&net.TCPAddr{}))
 }
 
-// The drain of some shards ends well and that of others does not: all of it is told.
-func TestShardsDrainTellsAll(t *testing.T) {
+// The drain of some shards succeeds and that of others fails. The error reports all of it.
+func TestShardsDrainReportsEveryError(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		fails := true
@@ -189,7 +191,7 @@ func TestShardsDrainTellsAll(t *testing.T) {
 		err = s.Drain(within(t, 50*time.Millisecond))
 		requireDrainOp(t, err)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		require.ErrorIs(t, err, unix.ENOMEM, "the third shard still keeps its clients out")
+		require.ErrorIs(t, err, unix.ENOMEM, "the third shard must still keep clients out")
 		var de *DrainError
 		require.ErrorAs(t, err, &de)
 		require.Equal(t, 1, de.Queued)
@@ -209,7 +211,7 @@ func TestShardsDrainTellsAll(t *testing.T) {
 		}
 		err = s.Drain(within(t, patience))
 		requireStillOpen(t, err)
-		require.Equal(t, v4, wayOf(t, s.listeners[0].raw), "the others keep theirs out")
+		require.Equal(t, v4, wayOf(t, s.listeners[0].raw), "the other shards must keep clients out")
 		require.Equal(t, way{0, 0, -1}, wayOf(t, s.listeners[2].raw))
 	})
 }

@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A connection that an accept filter holds back is waited for as long as a handshake in
-// flight, and counted when the context ends before that.
-func TestDrainWaitsForWhatIsHeldBack(t *testing.T) {
+// A drain waits for a connection that an accept filter holds back as long as for a
+// handshake in flight. If ctx ends earlier, the error counts the connection.
+func TestDrainWaitsForHeldBackConnections(t *testing.T) {
 	ln, err := ListenTCP("127.0.0.1:0", WithAcceptFilter("dataready", ""))
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, errors.ErrUnsupported) {
 		t.Skip("no accept filters here:", err)
@@ -34,7 +34,7 @@ func TestDrainWaitsForWhatIsHeldBack(t *testing.T) {
 
 	began := time.Now()
 	requireDrained(t, ln.Drain(within(t, patience)))
-	require.GreaterOrEqual(t, time.Since(began), drainFlight, "it stayed silent, and was given up")
+	require.GreaterOrEqual(t, time.Since(began), drainFlight, "the drain must wait for the silent client")
 
 	drained := inBackground(t, ln, within(t, patience))
 	_, err = c.Write([]byte("data"))

@@ -16,11 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// drainerEnv is set in a child that drains a socket which it was given, by the filter
-// or by the minimum TTL, until it is killed.
+// drainerEnv is set in a child process that drains an inherited socket until it is killed,
+// with the filter or with the minimum TTL.
 const drainerEnv = "ACCEPTQ_TEST_DRAINER"
 
-// drainForever drains a queue that nobody empties.
+// drainForever drains a queue from which no process accepts.
 func drainForever(t *testing.T, k kernel) {
 	f := os.NewFile(3, "listener")
 	inner, err := net.FileListener(f)
@@ -28,14 +28,14 @@ func drainForever(t *testing.T, k kernel) {
 	f.Close()
 	ln, err := k.wrap(inner)
 	require.NoError(t, err)
-	go func() { // the parent has gone
+	go func() { // end when the parent has ended
 		io.Copy(io.Discard, os.Stdin)
 		os.Exit(1)
 	}()
 	t.Log(ln.Drain(context.Background()))
 }
 
-// killWhileDraining has a child drain ln, whose queue is not empty, and kills it.
+// killWhileDraining starts a child that drains ln, whose queue is not empty, and kills it.
 func killWhileDraining(t *testing.T, stopName string, ln *net.TCPListener, want way) {
 	t.Helper()
 	f, err := ln.File()
@@ -56,15 +56,15 @@ func killWhileDraining(t *testing.T, stopName string, ln *net.TCPListener, want 
 	require.Eventually(t, func() bool { return wayOf(t, raw) == want }, patience, time.Millisecond)
 	require.NoError(t, cmd.Process.Kill())
 	cmd.Wait()
-	require.Equal(t, want, wayOf(t, raw), "it stays on the socket, which lives on")
-	// os/exec made the socket blocking, by Fd of the copy.
+	require.Equal(t, want, wayOf(t, raw), "the stop must stay on the socket, which is still open")
+	// os/exec has made the socket blocking: it calls Fd on the copy.
 	require.NoError(t, raw.Control(func(fd uintptr) { err = unix.SetNonblock(int(fd), true) }))
 	require.NoError(t, err)
 }
 
-// A process that is killed while it drains leaves the stop on a socket that others hold.
-// Wrap takes it off, and so does the next drain. Connections that inherited it hear
-// their clients.
+// A process that is killed during a drain leaves the stop on the shared socket. Wrap and
+// the end of the next drain remove it. Connections that have inherited it receive data
+// again.
 func TestDrainerIsKilled(t *testing.T) {
 	if name := os.Getenv(drainerEnv); name != "" {
 		for _, stop := range stops {
@@ -87,10 +87,10 @@ func TestDrainerIsKilled(t *testing.T) {
 			}
 			for _, row := range []struct {
 				name string
-				// heal makes the Listener that heals, before or after the kill
+				// heal returns the Listener that removes the stop, before or after the kill
 				heal func(t *testing.T, k kernel, ln *net.TCPListener, kill func()) *Listener
 			}{
-				{"control: nobody heals", func(t *testing.T, k kernel, ln *net.TCPListener, kill func()) *Listener {
+				{"control: the stop is not removed", func(t *testing.T, k kernel, ln *net.TCPListener, kill func()) *Listener {
 					_, err := k.wrap(ln)
 					require.NoError(t, err)
 					kill()
@@ -112,7 +112,7 @@ func TestDrainerIsKilled(t *testing.T) {
 					require.ErrorAs(t, w.Drain(within(t, 50*time.Millisecond)), new(*DrainError))
 					return w
 				}},
-				{"Drain by one who may not filter, then Resume", func(t *testing.T, _ kernel, ln *net.TCPListener, kill func()) *Listener {
+				{"Drain without permission for filters, then Resume", func(t *testing.T, _ kernel, ln *net.TCPListener, kill func()) *Listener {
 					unprivileged := withoutFilter()
 					w, err := unprivileged.wrap(ln)
 					require.NoError(t, err)
@@ -132,7 +132,7 @@ func TestDrainerIsKilled(t *testing.T) {
 					kill := func() {
 						t.Helper()
 						killWhileDraining(t, stop.name, ln, stop.v4)
-						late.hear(t) // its connection is made with the stop in force
+						late.hear(t) // its connection is made while the stop is in force
 						inherited = late.connected(t)
 					}
 					w := row.heal(t, stop.kernel(), ln, kill)
@@ -152,8 +152,9 @@ func TestDrainerIsKilled(t *testing.T) {
 	})
 }
 
-// Two Listeners over one socket drain together: none takes the other's stop for the
-// user's, and whoever accepts hears the client.
+// Two Listeners on one socket drain at the same time. Neither mistakes the stop of the
+// other for an option of the user. A connection receives data on whichever Listener
+// accepts it.
 func TestTwoListenersDrainOneSocket(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
@@ -189,11 +190,12 @@ func TestTwoListenersDrainOneSocket(t *testing.T) {
 	})
 }
 
-// gtsm is what a user may set on the listener or on a connection.
+// gtsm is a minimum TTL that a user sets on the listener or on a connection.
 const gtsm = 60
 
-// After a drain that was lifted, connections keep what the user sets on the listener or
-// on them: only what is a drain's is undone, and not for ever.
+// After a drain whose stop was lifted, connections keep the options that the user sets on
+// them or on the listener. Accept removes only the option of the drain, and only as long as
+// connections can have inherited it.
 func TestLiftedDrainUndoesOnlyItsOwn(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
@@ -245,13 +247,13 @@ func TestLiftedDrainUndoesOnlyItsOwn(t *testing.T) {
 		c, err := ln.Accept()
 		require.NoError(t, err)
 		c.Close()
-		require.Equal(t, before, reads.Load(), "Accept asks the kernel nothing")
+		require.Equal(t, before, reads.Load(), "Accept must not read the option")
 	})
 }
 
-// A call of Accept that has a connection from the time of the stop in its hands cleans
-// it, though another has seen the queue empty meanwhile.
-func TestInheritanceIsNotForgottenTooEarly(t *testing.T) {
+// A call of Accept has taken a connection that was made during the stop. It must remove
+// the inherited option, even if another call has seen an empty queue since.
+func TestInheritanceIsKeptLongEnough(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		k := withoutFilter()
@@ -263,7 +265,7 @@ func TestInheritanceIsNotForgottenTooEarly(t *testing.T) {
 		c := client.connected(t)
 		require.ErrorAs(t, received(t, drained), new(*DrainError))
 		before := ln.intake.inherited.Load()
-		s, err := ln.tcp.AcceptTCP() // as Accept does, and it is not scheduled for a while
+		s, err := ln.tcp.AcceptTCP() // the first step of Accept, whose goroutine then does not run for a while
 		require.NoError(t, err)
 		defer s.Close()
 		require.NoError(t, ln.Resume())
@@ -279,10 +281,10 @@ func TestInheritanceIsNotForgottenTooEarly(t *testing.T) {
 	})
 }
 
-// Reading the queue, also by a wrapper that forwards SyscallConn, and setting options,
-// leaves a drain as it is. A duplicate that is kept, by whatever way it was made, is
-// another holder; one that is closed again is not.
-func TestWhatSharesASocket(t *testing.T) {
+// Reading the queue or setting options does not make a socket shared, even through a
+// wrapper that forwards SyscallConn. An open duplicate of the descriptor does, however it
+// was made. A duplicate that was closed again does not.
+func TestSharedSocketIsDetected(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		keeps := func(kept *net.Listener, t *testing.T) Option {
@@ -302,7 +304,7 @@ func TestWhatSharesASocket(t *testing.T) {
 				_, err := ReadStats(forwarding{ln})
 				require.NoError(t, err)
 			}, false},
-			{"an option by SyscallConn", nil, func(t *testing.T, ln *Listener) {
+			{"an option set through SyscallConn", nil, func(t *testing.T, ln *Listener) {
 				raw, err := ln.SyscallConn()
 				require.NoError(t, err)
 				require.NoError(t, raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PRIORITY, 1) }))
@@ -310,18 +312,18 @@ func TestWhatSharesASocket(t *testing.T) {
 			{"TCPListener", nil, func(t *testing.T, ln *Listener) { require.NotNil(t, ln.TCPListener()) }, false},
 			{"WithControl", func(*testing.T) []Option { return []Option{withInt(unix.SOL_SOCKET, unix.SO_PRIORITY, 1)} },
 				func(*testing.T, *Listener) {}, false},
-			{"a duplicate that was handed on and closed, as tableflip's is", nil, func(t *testing.T, ln *Listener) {
+			{"a duplicate that was passed on and closed, as tableflip does", nil, func(t *testing.T, ln *Listener) {
 				raw, err := ln.SyscallConn()
 				require.NoError(t, err)
 				require.NoError(t, duplicate(t, raw).Close())
 			}, true},
-			{"a duplicate that is kept", nil, func(t *testing.T, ln *Listener) {
+			{"an open duplicate", nil, func(t *testing.T, ln *Listener) {
 				raw, err := ln.SyscallConn()
 				require.NoError(t, err)
 				other := duplicate(t, raw)
 				t.Cleanup(func() { other.Close() })
 			}, true},
-			{"a duplicate that a hook of WithControl keeps", func(t *testing.T) []Option {
+			{"an open duplicate, made by a WithControl function", func(t *testing.T) []Option {
 				var kept net.Listener
 				t.Cleanup(func() { kept.Close() })
 				return []Option{keeps(&kept, t)}
@@ -334,7 +336,7 @@ func TestWhatSharesASocket(t *testing.T) {
 		} {
 			for _, when := range []string{"before", "after"} {
 				if when == "after" && row.opts != nil {
-					continue // a hook runs before
+					continue // the WithControl function runs before
 				}
 				t.Run(row.name+", "+when, func(t *testing.T) {
 					var opts []Option
@@ -362,11 +364,11 @@ func TestWhatSharesASocket(t *testing.T) {
 				})
 			}
 		}
-		t.Run("descriptors that cannot be listed", func(t *testing.T) {
+		t.Run("the descriptors cannot be listed", func(t *testing.T) {
 			blind := k
 			blind.descriptors = func() (map[uint64]int, error) { return nil, unix.EMFILE }
 			ln := listen4(t, blind)
-			require.NoError(t, ln.Drain(within(t, patience)), "nobody has seen it")
+			require.NoError(t, ln.Drain(within(t, patience)), "the caller has not seen the descriptor")
 			require.NoError(t, ln.Resume())
 			ln.TCPListener()
 			requireStillOpen(t, ln.Drain(within(t, patience)))
@@ -375,7 +377,7 @@ func TestWhatSharesASocket(t *testing.T) {
 	})
 }
 
-// forwarding is a listener of another library's type.
+// forwarding is a wrapper of another library that forwards SyscallConn.
 type forwarding struct{ ln *Listener }
 
 func (f forwarding) SyscallConn() (syscall.RawConn, error) { return f.ln.SyscallConn() }
@@ -394,8 +396,8 @@ type keptDescriptor struct{ *os.File }
 func (keptDescriptor) Accept() (net.Conn, error) { return nil, errors.ErrUnsupported }
 func (keptDescriptor) Addr() net.Addr            { return nil }
 
-// TCP_INFO is refused, as by seccomp: the queue cannot be drained, and nothing is
-// changed on the socket.
+// If the kernel refuses TCP_INFO, for example by seccomp, Drain returns an error and
+// changes nothing on the socket.
 func TestDrainThatCannotSeeTheQueueChangesNothing(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, _ way) {
@@ -417,7 +419,7 @@ func TestDrainThatCannotSeeTheQueueChangesNothing(t *testing.T) {
 	})
 }
 
-// Resume lets new clients in again, after a drain and in the middle of one.
+// Resume lets new clients in again, after a drain and during a drain.
 func TestResume(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
@@ -425,7 +427,7 @@ func TestResume(t *testing.T) {
 		former := way{0, gtsm, -1}
 		stopped := v4
 		stopped.ttl = max(v4.ttl, gtsm)
-		require.NoError(t, ln.Resume(), "it was not draining")
+		require.NoError(t, ln.Resume(), "Resume without a drain must succeed")
 		require.Equal(t, former, wayOf(t, ln.raw))
 		require.NoError(t, ln.Drain(within(t, patience)))
 		require.Equal(t, stopped, wayOf(t, ln.raw))
@@ -433,7 +435,7 @@ func TestResume(t *testing.T) {
 		require.Equal(t, former, wayOf(t, ln.raw))
 		dialed(t, ln, 1)
 
-		// Nobody accepts, so these drains wait.
+		// Accept is not called, so these drains wait.
 		one, two := inBackground(t, ln, within(t, patience)), inBackground(t, ln, within(t, patience))
 		require.Eventually(t, func() bool {
 			ln.intake.mu.Lock()

@@ -16,9 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Each of these tests shows a defect that a hostile reading of the drain had found.
+// Regression tests: each test here failed before a defect of the drain was fixed. The
+// defects were found by reviews that tried to break it.
 
-// idle ends the accept loop of l.
+// idle makes the accept loop of l return.
 func idle(t *testing.T, l *Listener) {
 	t.Helper()
 	require.NoError(t, l.SetDeadline(time.Now()))
@@ -29,8 +30,8 @@ func idle(t *testing.T, l *Listener) {
 	}, patience, time.Millisecond)
 }
 
-// stalled has n clients connect at once and counts those that are not answered within
-// two seconds and a half: their SYN was dropped twice at least.
+// stalled connects n clients at once and counts the clients without an answer after two
+// and a half seconds. The kernel has dropped the SYN of such a client at least twice.
 func stalled(address string, n int) int {
 	var wait sync.WaitGroup
 	var bad atomic.Int64
@@ -52,10 +53,10 @@ func stalled(address string, n int) int {
 	return int(bad.Load())
 }
 
-// A drain whose ctx ends takes its program off the group and leaves the stop on the
-// socket: clients that the hash gives to it are shut out until Close, whichever other
-// listener there is, since each retry has the same hash.
-func TestFailedDrainSteersOn(t *testing.T) {
+// A drain whose ctx ends must leave its BPF program on the group, since its socket still
+// drops SYNs. Without the program the hash would give some clients to this socket on each
+// retry, and they could not connect until Close.
+func TestFailedDrainKeepsSteering(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, sys kernel, _ way) {
 		members := newMembers(t, &sys, "127.0.0.1:0", 2)
@@ -64,13 +65,13 @@ func TestFailedDrainSteersOn(t *testing.T) {
 		c := dialUntil(t, l)
 		defer c.Close()
 		require.ErrorAs(t, l.Drain(within(t, 200*time.Millisecond)), new(*DrainError))
-		require.Zero(t, stalled(l.Addr().String(), 40), "of 40, with a listener that serves")
+		require.Zero(t, stalled(l.Addr().String(), 40), "of 40 clients, although another listener serves")
 	})
 }
 
-// A second drain that fails takes off the program of the first, which ended well or
-// still runs.
-func TestSecondDrainSteersOn(t *testing.T) {
+// A second drain that fails must not remove the BPF program of the first drain, whether
+// the first has succeeded or still runs.
+func TestSecondDrainKeepsSteering(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, sys kernel, _ way) {
 		t.Run("the first has ended", func(t *testing.T) {
@@ -83,7 +84,7 @@ func TestSecondDrainSteersOn(t *testing.T) {
 			require.Error(t, l.Drain(ctx))
 			require.Zero(t, stalled(l.Addr().String(), 40))
 			require.NoError(t, l.Resume())
-			requireEven(t, shares(t, members, 200)) // the program is on, and nobody knows it
+			requireEven(t, shares(t, members, 200)) // Resume has removed the program
 		})
 		t.Run("the first runs", func(t *testing.T) {
 			members := newMembers(t, &sys, "127.0.0.1:0", 3)
@@ -101,9 +102,9 @@ func TestSecondDrainSteersOn(t *testing.T) {
 	})
 }
 
-// Whatever a listener drops counts as the proof of a wrong guess: also a SYN that a
-// client in flight sends again. The program that was right is then replaced by a wrong
-// one, and stays when the drain has ended.
+// A dropped SYN suggests that the drain has the wrong index for its socket. But a client
+// with a handshake in flight can also repeat its SYN, and the kernel drops it. That must
+// not make the drain replace a correct program with a wrong one.
 func TestSteeringIgnoresRepeatedSYNs(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, sys kernel, v4 way) {
@@ -120,17 +121,14 @@ func TestSteeringIgnoresRepeatedSYNs(t *testing.T) {
 		s.mu.Lock()
 		index := s.index(s.own[0])
 		s.mu.Unlock()
-		require.Zero(t, stalled(l.Addr().String(), 20), "believed to be member %d, is member 0", index)
+		require.Zero(t, stalled(l.Addr().String(), 20), "the drain assumes member %d, but the socket is member 0", index)
 	})
 }
 
-// A listener that joins takes the program off. A drain that has ended well does not see
-// that, and its listener shuts clients out until it is closed.
-// The same while the drain runs: the newcomer is listed after its listen(2), and takes
-// the program off after that.
-// Wrap takes the stop of a live drain for one that a dead process left: the drain
-// returns nil, and Close resets clients.
-func TestDrainNoticesThatWrapOpened(t *testing.T) {
+// Wrap removes the filter or minimum TTL of a drain that is still running, because it
+// looks like one that a dead process left behind. The drain must notice this and return
+// ErrStillOpen: if it returned nil, Close could reset clients.
+func TestDrainNoticesWrap(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, sys kernel, v4 way) {
 		ln := listen4(t, sys)
@@ -153,16 +151,17 @@ func TestDrainNoticesThatWrapOpened(t *testing.T) {
 			return
 		}
 		c, derr := net.DialTimeout("tcp", ln.Addr().String(), 500*time.Millisecond)
-		require.Error(t, derr, "Drain was nil, and a client was let in")
+		require.Error(t, derr, "Drain returned nil, but a client got in")
 		if derr == nil {
 			c.Close()
 		}
 	})
 }
 
-// With net.ipv4.tcp_migrate_req a connection that inherited the minimum TTL moves to
-// another process when its listener closes, and is deaf there.
-func TestMigratedConnectionHears(t *testing.T) {
+// With net.ipv4.tcp_migrate_req the kernel moves a queued connection to another process
+// when its listener closes. The connection must be able to receive there, although it has
+// inherited the minimum TTL of the drain.
+func TestMigratedConnectionReceives(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_migrate_req", 1)
@@ -192,19 +191,18 @@ func TestMigratedConnectionHears(t *testing.T) {
 				require.NoError(t, err)
 				require.NoError(t, s.SetReadDeadline(time.Now().Add(2*time.Second)))
 				_, err = io.ReadFull(s, make([]byte, 4))
-				require.NoError(t, err, "what the client sends is not heard")
+				require.NoError(t, err, "the data of the client must arrive")
 			})
 		}
 	})
 }
 
-// nil "means that Close resets nobody". A handshake that takes longer than three seconds
-// is counted, given up and reset.
-// DrainError.InFlight is what was left after three seconds, and not what is left.
-func TestDrainErrorTellsThePresent(t *testing.T) {
+// DrainError.InFlight is the number of handshakes in flight when Drain returns, not the
+// number when it stopped waiting for them.
+func TestDrainErrorHasCurrentNumbers(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		setSysctl(t, "net.ipv4.tcp_synack_retries", 2) // forgotten after 7 s
+		setSysctl(t, "net.ipv4.tcp_synack_retries", 2) // the kernel gives up after 7 s
 		ln := listen4(t, realKernel)
 		newDeafClient(t, ln.Addr())
 		dialed(t, ln, 1)
@@ -217,12 +215,12 @@ func TestDrainErrorTellsThePresent(t *testing.T) {
 		var de *DrainError
 		require.ErrorAs(t, received(t, drained), &de)
 		require.Equal(t, 1, de.Queued)
-		require.LessOrEqual(t, de.InFlight, 0, "it is over")
+		require.LessOrEqual(t, de.InFlight, 0, "the handshake has ended")
 	})
 }
 
-// A kernel before 5.3 attaches programs and cannot take one off: a listener that resumes
-// is given nobody.
+// Linux before 5.3 can attach a BPF program but cannot detach it. A listener that resumes
+// must get clients there too.
 func TestResumeWithoutDetach(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -235,8 +233,9 @@ func TestResumeWithoutDetach(t *testing.T) {
 	})
 }
 
-// Resume of one shard takes the program of all off.
-func TestResumeOfOneShardSteersTheOthersOn(t *testing.T) {
+// Resume of one shard must keep the BPF program that steers clients away from the other
+// shards.
+func TestResumeOfOneShardKeepsSteering(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		sys := realKernel
@@ -254,11 +253,9 @@ func TestResumeOfOneShardSteersTheOthersOn(t *testing.T) {
 	})
 }
 
-// A drain of each shard on its own, as package graceful does for several listeners of
-// one port, has each program lead to the others that drain.
-// A row that a listing leaves out, as it may if it takes several reads and a listener
-// closes in between, makes Close panic.
-func TestCloseAfterAShortListing(t *testing.T) {
+// A listing of the group can lack a row, if it takes several reads and a listener closes
+// in between. Close must not panic then.
+func TestCloseAfterAnIncompleteListing(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		sys := realKernel
@@ -281,8 +278,8 @@ func TestCloseAfterAShortListing(t *testing.T) {
 	})
 }
 
-// How often a real listing leaves a row out while others close.
-// Each shard whose descriptor was shown looks at every descriptor of the process.
+// Shards whose descriptors the caller has seen look for duplicates among all descriptors
+// of the process. A drain must do this once for all shards, not once for each.
 func TestShardsLookAtDescriptorsOnce(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		var limit unix.Rlimit
@@ -306,20 +303,19 @@ func TestShardsLookAtDescriptorsOnce(t *testing.T) {
 			began := time.Now()
 			err = s.Drain(within(t, 50*time.Millisecond))
 			took := time.Since(began)
-			t.Logf("%d descriptors, shown %v: %v, %v", n, shown, took, err)
+			t.Logf("%d descriptors, seen by the caller: %v; %v, error %v", n, shown, took, err)
 			s.Close()
 			if shown {
-				require.Less(t, took, time.Second, "with a ctx of 50 ms")
+				require.Less(t, took, time.Second, "the timeout of ctx was 50 ms")
 			}
 		}
 	})
 }
 
-// A descriptor that is sent to another process inside Control leaves no copy in this
-// one: the drain returns nil, and whoever got it is deaf for good.
-// The limit of one shard is compared with the handshakes of all: a drain of shards with
-// short queues takes them for cookies and waits three seconds.
-func TestFlightKnowsTheLimitOfAllShards(t *testing.T) {
+// The handshakes in flight of all shards must be compared with the sum of their limits.
+// Compared with the limit of one shard, they would look like an overflow with SYN cookies,
+// and the number in flight would be unknown.
+func TestInFlightUsesTheLimitOfAllShards(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		s, err := ListenTCPShards("127.0.0.1:0", 16, WithBacklog(4))
@@ -344,8 +340,8 @@ func TestFlightKnowsTheLimitOfAllShards(t *testing.T) {
 	})
 }
 
-// With sockets that were made blocking each look waits for a tenth of a second for each
-// shard, whatever ctx says.
+// If the sockets of shards are blocking, each look can wait for a tenth of a second for
+// each shard. The drain must still end with ctx.
 func TestDrainOfBlockingShardsEndsWithContext(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -373,20 +369,18 @@ func TestDrainOfBlockingShardsEndsWithContext(t *testing.T) {
 		began := time.Now()
 		err = s.Drain(within(t, 200*time.Millisecond))
 		took := time.Since(began)
-		for l := range s.All() { // unblock accept(2), and let Close end
+		for l := range s.All() { // end the blocking accept(2), so that Close can return
 			l.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RD) })
 		}
 		s.Close()
 		loops.Wait()
-		require.Less(t, took, 2*time.Second, "with a ctx of 200 ms: %v", err)
+		require.Less(t, took, 2*time.Second, "the timeout of ctx was 200 ms: %v", err)
 	})
 }
 
-// A listener of another library that joins a group after a drain and its close is given
-// all clients by the program that stays.
-// A second drain that fails forgets the steering of the first. The first goes on, puts
-// its program on again, and nobody takes it off: a listener that resumes is given nobody.
-func TestResumeTakesTheProgramOff(t *testing.T) {
+// A second drain fails while the first still runs and attaches its BPF program again.
+// Resume must then remove the program, so that the listener gets its share of the clients.
+func TestResumeRemovesTheProgram(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		sys := realKernel
@@ -398,7 +392,7 @@ func TestResumeTakesTheProgramOff(t *testing.T) {
 		first := inBackground(t, l, within(t, patience))
 		require.Error(t, l.Drain(within(t, 100*time.Millisecond)))
 		members = append(members, newMembers(t, &sys, l.Addr().String(), 1)...)
-		// Back to Accept, so that the first ends.
+		// Call Accept again, so that the first drain ends.
 		time.Sleep(50 * time.Millisecond)
 		require.NoError(t, l.SetDeadline(time.Time{}))
 		go answerEach(l, func() { members[0].clients.Add(1) })
@@ -408,9 +402,9 @@ func TestResumeTakesTheProgramOff(t *testing.T) {
 	})
 }
 
-// The same as TestCloseAfterAShortListing, by the real listing: other listeners of
-// the address come and go.
-func TestSteeringBesideListenersThatComeAndGo(t *testing.T) {
+// The same as TestCloseAfterAnIncompleteListing, with the real listing of the kernel,
+// while other listeners of the address are opened and closed.
+func TestSteeringWhileListenersOpenAndClose(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		sys := realKernel
@@ -430,7 +424,7 @@ func TestSteeringBesideListenersThatComeAndGo(t *testing.T) {
 				defer heir.Close()
 				stop := make(chan struct{})
 				var wait sync.WaitGroup
-				wait.Go(func() { // as 64 shards of a third process that start or stop
+				wait.Go(func() { // like a third process that opens and closes 64 shards
 					for {
 						select {
 						case <-stop:
@@ -473,13 +467,13 @@ func TestSteeringBesideListenersThatComeAndGo(t *testing.T) {
 				}
 			}()
 		}
-		require.Zero(t, panics+wrong, "of %d closes %d panicked; in %d drains the shards, 0 to 63, were believed to be elsewhere", tries, panics, wrong)
+		require.Zero(t, panics+wrong, "of %d closes %d panicked; %d drains had a wrong index for a shard", tries, panics, wrong)
 	})
 }
 
-// Close of a socket that someone made blocking hangs, as net's does; a drain that runs
-// hangs with it, whatever its ctx says, since Close holds the steering.
-func TestDrainEndsThoughCloseHangs(t *testing.T) {
+// Close of a blocking socket hangs, as it does with package net. A drain that runs at the
+// same time must still end with its ctx.
+func TestDrainEndsWhileCloseHangs(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		sys := realKernel
@@ -490,7 +484,7 @@ func TestDrainEndsThoughCloseHangs(t *testing.T) {
 		var operr error
 		require.NoError(t, l.raw.Control(func(fd uintptr) { operr = unix.SetNonblock(int(fd), false) }))
 		require.NoError(t, operr)
-		c := dialUntilAccepted(t, members[0]) // so that its loop is in a blocking accept(2) now
+		c := dialUntilAccepted(t, members[0]) // so its loop is in a blocking accept(2) now
 		defer c.Close()
 		drained := inBackground(t, l, within(t, time.Second))
 		untilStopped(t, l, way{len(dropSYN), 0, -1})
@@ -502,7 +496,8 @@ func TestDrainEndsThoughCloseHangs(t *testing.T) {
 		case <-time.After(5 * time.Second):
 			hung = true
 		}
-		// Release: any member's shutdown needs the descriptor, which is being closed.
+		// End the accept(2) by shutdown(2) on the descriptor. The listener cannot do
+		// it: it is being closed.
 		for fd := 3; fd < 64; fd++ {
 			if sa, err := unix.Getsockname(fd); err == nil {
 				if a, ok := sa.(*unix.SockaddrInet4); ok && a.Port == l.Addr().(*net.TCPAddr).Port {
@@ -511,7 +506,7 @@ func TestDrainEndsThoughCloseHangs(t *testing.T) {
 			}
 		}
 		<-closed
-		require.False(t, hung, "ctx has ended four seconds ago")
+		require.False(t, hung, "ctx ended four seconds ago")
 	})
 }
 
@@ -528,16 +523,14 @@ func dialUntilAccepted(t *testing.T, m *counted) net.Conn {
 		}
 		c.Close()
 	}
-	t.Fatal("none")
+	t.Fatal("m accepted none of the connections")
 	return nil
 }
 
-// nil "means that Close resets nobody". The minimum TTL lets those in that send 255.
-// Everything at once ends, leaves no program and loses no goroutine.
-// Handshakes in flight have three seconds from the drain's beginning, also while a full
-// accept queue keeps them out. Clients that believe to be connected are reset though ctx
-// would last.
-func TestDrainWaitsForHandshakesThatMetAFullQueue(t *testing.T) {
+// The accept queue is full for more than three seconds, so a handshake cannot end: its
+// final ACK is dropped, but the client believes that it is connected. The drain must wait
+// for it as long as ctx lasts, or Close would reset the client.
+func TestDrainWaitsForHandshakesBehindAFullQueue(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		ln := listen4(t, realKernel, WithBacklog(1))
@@ -547,7 +540,7 @@ func TestDrainWaitsForHandshakesThatMetAFullQueue(t *testing.T) {
 		drained := inBackground(t, ln, within(t, patience))
 		untilStopped(t, ln, way{len(dropSYN), 0, -1})
 		client.hear(t)
-		c := client.connected(t)            // so it believes: its ACK met a full queue
+		c := client.connected(t)            // to the client: its final ACK was dropped by the full queue
 		time.Sleep(3500 * time.Millisecond) // the server is slow
 		taken := make(chan net.Conn, 10)
 		go func() {
@@ -569,12 +562,13 @@ func TestDrainWaitsForHandshakesThatMetAFullQueue(t *testing.T) {
 		for len(taken) > 0 {
 			defer (<-taken).Close()
 		}
-		require.NotErrorIs(t, rerr, unix.ECONNRESET, "Drain was %v, with %d of %d taken, %v", err, len(taken), len(full), s)
+		require.NotErrorIs(t, rerr, unix.ECONNRESET, "Drain returned %v; accepted %d of %d; %v", err, len(taken), len(full), s)
 	})
 }
 
-// On a kernel before 5.14 a drain of a socket in another namespace looks for handshakes
-// in its own, sees none and returns nil.
+// Linux before 5.14 does not report the namespace of a socket. A drain of a socket in
+// another namespace finds no handshakes in its own namespace. It must not conclude that
+// none are in flight.
 func TestDrainWithoutNamespaceCookie(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -600,12 +594,12 @@ func TestDrainWithoutNamespaceCookie(t *testing.T) {
 		took := time.Since(began)
 		require.NoError(t, ln.Close())
 		unix.Close(fd)
-		require.Greater(t, took, time.Second, "a handshake was in flight, and Drain was %v", err)
+		require.Greater(t, took, time.Second, "a handshake was in flight, but Drain returned %v at once", err)
 	})
 }
 
-// An IPv6 socket that is bound to an IPv4-mapped address: its handshakes are looked for
-// among those of IPv4.
+// For an IPv6 socket that is bound to an IPv4-mapped address, a drain must look for
+// handshakes in flight among those of IPv4.
 func TestDrainOfAMappedAddress(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -630,7 +624,3 @@ func TestDrainOfAMappedAddress(t *testing.T) {
 		require.Equal(t, 1, de.InFlight)
 	})
 }
-
-// A pool of workers is replaced one by one: each new one listens, then an old one drains
-// and closes. The array is not followed while nobody drains, so that joins and closes of
-// that time are put together in the wrong order.

@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A handshake that is in flight when the drain begins is waited for, and its
-// connection, which was made with the stop in force, is taken without it. The
-// first one shows that it had it.
+// A drain waits for a handshake that was in flight when it began. The connection inherits
+// the filter or minimum TTL of the drain, and Accept removes it. The first row, with net's
+// own Accept, shows that the connection had inherited it.
 func TestDrainedChildren(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
@@ -55,7 +55,7 @@ func TestDrainedChildren(t *testing.T) {
 				if row.want != v4 {
 					talk(t, c, s)
 				}
-				// Back to Accept, so that the drain ends.
+				// Call Accept again, so that the drain ends.
 				require.NoError(t, ln.SetDeadline(time.Now()))
 				_, err = ln.Accept()
 				require.ErrorIs(t, err, os.ErrDeadlineExceeded)
@@ -65,7 +65,8 @@ func TestDrainedChildren(t *testing.T) {
 	})
 }
 
-// On a dual-stack socket connections of both families are taken clean.
+// On a dual-stack socket Accept removes the inherited options from connections of both
+// families.
 func TestDrainedChildrenDualStack(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
@@ -103,8 +104,8 @@ func TestDrainedChildrenDualStack(t *testing.T) {
 	})
 }
 
-// The stop of an owned socket stays until it closes, also when ctx ends early,
-// and a client that comes meanwhile is dropped; File lifts it.
+// On a socket without another holder the stop stays until Close, even if ctx ends early.
+// The kernel drops the SYN of a client that connects in that time. File lifts the stop.
 func TestDrainedOwned(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
@@ -133,14 +134,14 @@ func TestDrainedOwned(t *testing.T) {
 		cancel()
 		var de *DrainError
 		require.ErrorAs(t, ln.Drain(early), &de)
-		require.Equal(t, former, wayOf(t, ln.raw), "a shared one is left as it was")
+		require.Equal(t, former, wayOf(t, ln.raw), "the options of a shared socket must be restored")
 	})
 }
 
-// heirEnv is set in a child that was given the listening socket.
+// heirEnv is set in a child process that has inherited the listening socket.
 const heirEnv = "ACCEPTQ_TEST_HEIR"
 
-// serveAsHeir answers each client, until standard input ends.
+// serveAsHeir answers each client until its standard input ends.
 func serveAsHeir(t *testing.T) {
 	f := os.NewFile(3, "listener")
 	ln, err := net.FileListener(f)
@@ -163,12 +164,12 @@ func answerAll(ln net.Listener) {
 		}
 		clients.Go(func() {
 			defer c.Close()
-			io.Copy(c, struct{ io.Reader }{c}) // else net splices, and keeps a pipe
+			io.Copy(c, struct{ io.Reader }{c}) // otherwise net uses splice(2) and keeps a pipe
 		})
 	}
 }
 
-// requireReachable has one client served by whoever listens at addr.
+// requireReachable requires that a process at addr serves a client.
 func requireReachable(t *testing.T, addr net.Addr) {
 	t.Helper()
 	c, err := net.DialTimeout("tcp", addr.String(), patience)
@@ -184,7 +185,8 @@ func requireReachable(t *testing.T, addr net.Addr) {
 	}
 }
 
-// Whoever else holds the socket finds it as it was, and its clients reach it.
+// After a drain another holder finds the options of the socket restored, and its clients
+// can connect.
 func TestDrainedSecondHolder(t *testing.T) {
 	if os.Getenv(heirEnv) != "" {
 		serveAsHeir(t)
@@ -203,7 +205,7 @@ func TestDrainedSecondHolder(t *testing.T) {
 		drain := func(t *testing.T, ln *Listener) { requireStillOpen(t, ln.Drain(within(t, patience))) }
 		for _, row := range []struct {
 			name string
-			hold func(t *testing.T, ln *Listener, former int) net.Listener // drains too
+			hold func(t *testing.T, ln *Listener, former int) net.Listener // also drains
 		}{
 			{"File, then Drain", func(t *testing.T, ln *Listener, _ int) net.Listener {
 				other := file(t, ln)
@@ -303,10 +305,10 @@ func TestDrainedSecondHolder(t *testing.T) {
 	})
 }
 
-// A connection that was made during a drain and that another holder takes keeps
-// the stop. The filter does it no harm; the minimum TTL makes it deaf, which the
-// documentation owns up to, and the holder can heal.
-func TestDrainedSecondHolderTakesOne(t *testing.T) {
+// If another holder accepts a connection that was made during a drain, the connection
+// keeps the inherited option. A filter does not affect it. With the minimum TTL it receives
+// nothing, as documented, until the holder resets the option.
+func TestDrainedSecondHolderAccepts(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		t.Parallel()
@@ -336,14 +338,14 @@ func TestDrainedSecondHolderTakesOne(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, setMinTTL(raw, 0))
 			require.NoError(t, s.SetReadDeadline(time.Now().Add(patience)))
-			_, err = io.ReadFull(s, make([]byte, 4)) // the client sends it again
+			_, err = io.ReadFull(s, make([]byte, 4)) // the client retransmits it
 			require.NoError(t, err)
 		}
 		talk(t, c, s)
 	})
 }
 
-// What the user had set on the socket is neither used up nor taken away.
+// A drain neither changes nor removes the options that the user had set on the socket.
 func TestDrainKeepsTheUsersOptions(t *testing.T) {
 	accepting := WithControl(func(_, _ string, c syscall.RawConn) (err error) {
 		pass := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff}}
@@ -362,12 +364,12 @@ func TestDrainKeepsTheUsersOptions(t *testing.T) {
 			former, stopped  way
 			takesNoNewClient bool
 		}{
-			{"a filter: the minimum TTL stops", realKernel, []Option{accepting}, way{1, 0, -1}, way{1, maxTTL, -1}, true},
-			{"minimum TTL of 255: the filter stops", realKernel, []Option{require255}, way{0, maxTTL, -1}, way{len(dropSYN), maxTTL, -1}, true},
-			{"minimum TTL of 255, no filter permitted: nothing stops", withoutFilter(), []Option{require255}, way{0, maxTTL, -1}, way{0, maxTTL, -1}, false},
-			{"minimum TTL of 254, no filter permitted: its clients send 255, so nothing stops", withoutFilter(), []Option{withInt(unix.IPPROTO_IP, unix.IP_MINTTL, 254)}, way{0, 254, -1}, way{0, 254, -1}, false},
-			{"minimum TTL of 128: 255 stops", withoutFilter(), []Option{withInt(unix.IPPROTO_IP, unix.IP_MINTTL, 128)}, way{0, 128, -1}, way{0, maxTTL, -1}, true},
-			{"both: nothing stops", realKernel, []Option{accepting, require255}, way{1, maxTTL, -1}, way{1, maxTTL, -1}, false},
+			{"user filter: the drain uses the minimum TTL", realKernel, []Option{accepting}, way{1, 0, -1}, way{1, maxTTL, -1}, true},
+			{"user minimum TTL of 255: the drain uses a filter", realKernel, []Option{require255}, way{0, maxTTL, -1}, way{len(dropSYN), maxTTL, -1}, true},
+			{"user minimum TTL of 255, filter not permitted: new clients get in", withoutFilter(), []Option{require255}, way{0, maxTTL, -1}, way{0, maxTTL, -1}, false},
+			{"user minimum TTL of 254, filter not permitted: clients send 255 and get in", withoutFilter(), []Option{withInt(unix.IPPROTO_IP, unix.IP_MINTTL, 254)}, way{0, 254, -1}, way{0, 254, -1}, false},
+			{"user minimum TTL of 128, filter not permitted: the drain uses 255", withoutFilter(), []Option{withInt(unix.IPPROTO_IP, unix.IP_MINTTL, 128)}, way{0, 128, -1}, way{0, maxTTL, -1}, true},
+			{"user filter and minimum TTL of 255: new clients get in", realKernel, []Option{accepting, require255}, way{1, maxTTL, -1}, way{1, maxTTL, -1}, false},
 		} {
 			t.Run(row.name, func(t *testing.T) {
 				ln := listen4(t, row.kernel, row.opts...)
@@ -387,7 +389,7 @@ func TestDrainKeepsTheUsersOptions(t *testing.T) {
 				defer s.Close()
 				raw, err := s.SyscallConn()
 				require.NoError(t, err)
-				require.Equal(t, row.former, wayOf(t, raw), "made before the drain")
+				require.Equal(t, row.former, wayOf(t, raw), "a connection from before the drain must keep the option")
 				talk(t, c, s)
 				require.NoError(t, ln.SetDeadline(time.Now()))
 				_, err = ln.Accept()
@@ -410,7 +412,7 @@ func TestDrainKeepsTheUsersOptions(t *testing.T) {
 	})
 }
 
-// Nothing can be set on an MPTCP listener: an empty queue ends the drain.
+// A drain can set no option on an MPTCP listener. It ends when the queue is empty.
 func TestDrainMPTCP(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, _ way) {
@@ -446,12 +448,12 @@ func TestDrainMPTCP(t *testing.T) {
 		requireStillOpen(t, received(t, drained))
 		require.NoError(t, ln.SetDeadline(time.Time{}))
 		require.Equal(t, former, wayOf(t, ln.raw))
-		dialed(t, ln, 1) // nothing was stopped
+		dialed(t, ln, 1) // new clients still get in
 	})
 }
 
-// A peer that never finishes its handshake is waited for, but not for long: the
-// context would last longer.
+// A drain waits for a peer that never finishes its handshake, but it stops waiting before
+// ctx ends.
 func TestDrainOfASilentPeer(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -477,14 +479,14 @@ func TestDrainOfASilentPeer(t *testing.T) {
 				began := time.Now()
 				require.NoError(t, ln.Drain(within(t, patience)))
 				require.GreaterOrEqual(t, time.Since(began), drainFlight)
-				require.Equal(t, 1, synReceived(t, ln.Addr()), "it was still there")
+				require.Equal(t, 1, synReceived(t, ln.Addr()), "the handshake must still be in flight")
 			})
 		}
 	})
 }
 
-// The rows of another port, and handshakes that begin after the stop on another
-// listener of this port, hold nothing up.
+// Handshakes on another port, and later handshakes on another listener of this port, do
+// not delay a drain.
 func TestDrainOfOthersHandshakes(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, _ way) {
@@ -505,8 +507,8 @@ func TestDrainOfOthersHandshakes(t *testing.T) {
 	})
 }
 
-// Where the handshakes cannot be seen, they are given the time that they may take
-// at most, and no more.
+// If a drain cannot read the handshakes in flight, it waits for the maximum time that it
+// gives a handshake, and not longer.
 func TestDrainWithoutDiag(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -547,7 +549,7 @@ func TestDrainWithoutDiag(t *testing.T) {
 
 type diagCall = func(ctx context.Context, request []byte) ([][]byte, error)
 
-// failingAfter is a diag that answers n times, then fails.
+// failingAfter returns a diag that succeeds n times, then fails.
 func failingAfter(n int, row []byte, err error) diagCall {
 	var calls int
 	return func(context.Context, []byte) ([][]byte, error) {
@@ -558,8 +560,8 @@ func failingAfter(n int, row []byte, err error) diagCall {
 	}
 }
 
-// Setting the second of the two options fails: the first is as it was.
-func TestStopIsWholeOrNot(t *testing.T) {
+// If setting the second of two options fails, the first is restored.
+func TestStopIsAtomic(t *testing.T) {
 	ln, err := Listen(t.Context(), "tcp", "[::1]:0")
 	if err != nil {
 		t.Skip("no IPv6 here:", err)
@@ -575,21 +577,21 @@ func TestStopIsWholeOrNot(t *testing.T) {
 	ln.kernel = &k
 	err = ln.Drain(within(t, patience))
 	requireStillOpen(t, err)
-	require.ErrorIs(t, err, unix.EPERM, "of the filter")
-	require.ErrorIs(t, err, unix.EOPNOTSUPP, "of the minimum TTL")
+	require.ErrorIs(t, err, unix.EPERM, "the error of the filter")
+	require.ErrorIs(t, err, unix.EOPNOTSUPP, "the error of the minimum TTL")
 	require.Equal(t, way{0, 0, 0}, wayOf(t, ln.raw))
 	require.Zero(t, option(t, ln, socketOption{unix.SOL_SOCKET, unix.SO_RXQ_OVFL}), "the mark")
 	require.Nil(t, ln.intake.inherited.Load())
 }
 
-// A stop that cannot be lifted would leave the other holder without clients: Drain
-// says so, and it is tried again at each occasion.
-func TestStopThatStaysIsAnError(t *testing.T) {
+// A stop that cannot be lifted would leave the other holder without clients. Drain then
+// returns an error, and the library tries again at each later call.
+func TestStopThatCannotBeLiftedIsAnError(t *testing.T) {
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		fails := true
 		set := k.setsockoptInt
 		k.setsockoptInt = func(fd, level, name, value int) error {
-			if fails && value == 0 { // IP_MINTTL as it was, and SO_DETACH_FILTER
+			if fails && value == 0 { // restoring IP_MINTTL, and SO_DETACH_FILTER
 				return unix.ENOMEM
 			}
 			return set(fd, level, name, value)
@@ -617,7 +619,7 @@ func TestStopThatStaysIsAnError(t *testing.T) {
 		require.Equal(t, way{0, 0, -1}, wayOf(t, ln.raw))
 		dialed(t, ln, 1)
 
-		// The context's error is told too.
+		// Drain returns the error of ctx too.
 		fails = true
 		err = ln.Drain(within(t, 50*time.Millisecond))
 		require.ErrorIs(t, err, unix.ENOMEM)
@@ -625,8 +627,8 @@ func TestStopThatStaysIsAnError(t *testing.T) {
 	})
 }
 
-// Of the two options of a dual-stack socket the second is lifted also when the
-// first cannot be.
+// A dual-stack socket has two options. If the first cannot be restored, the second still
+// is.
 func TestStopIsLiftedAsFarAsPossible(t *testing.T) {
 	ln, err := Listen(t.Context(), "tcp", "[::1]:0")
 	if err != nil {
@@ -647,9 +649,10 @@ func TestStopIsLiftedAsFarAsPossible(t *testing.T) {
 	require.Equal(t, way{0, maxTTL, 0}, wayOf(t, ln.raw))
 }
 
-// Where every SYN is answered with a cookie no handshake in flight has state. The filter
-// lets the final ACKs in, and the drain waits for them as long as for any. The minimum
-// TTL would drop them, so nothing keeps new clients out there, and Drain says so.
+// If the kernel answers every SYN with a cookie, a handshake in flight has no state. The
+// filter lets the final ACKs pass, and the drain waits for them as long as for any
+// handshake. The minimum TTL would drop them, so without a filter the drain lets new
+// clients in and returns ErrStillOpen.
 func TestDrainAndCookies(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
@@ -667,15 +670,15 @@ func TestDrainAndCookies(t *testing.T) {
 		loop := serveEach(ln)
 		if v4.ttl == maxTTL {
 			requireStillOpen(t, ln.Drain(within(t, patience)))
-			require.Equal(t, way{0, 0, -1}, wayOf(t, ln.raw), "nothing was set")
+			require.Equal(t, way{0, 0, -1}, wayOf(t, ln.raw), "the drain must set no option")
 		}
 		drained := inBackground(t, ln, within(t, patience))
 		if v4.ttl != maxTTL {
-			// A drain that takes them for nobody has ended by the time of their final ACKs.
+			// A drain that ignores them would have ended before their final ACKs arrive.
 			select {
 			case <-time.After(100 * time.Millisecond):
 			case err := <-drained:
-				t.Fatal("it did not wait for them:", err)
+				t.Fatal("the drain did not wait for the handshakes:", err)
 			}
 		}
 		results := requestAll(clients)
@@ -710,7 +713,7 @@ func serveEach(ln net.Listener) (done chan struct{}) {
 	return done
 }
 
-// requestAll sends a request by each connection.
+// requestAll sends a request on each connection.
 func requestAll(conns []net.Conn) (results chan error) {
 	results = make(chan error, len(conns))
 	for _, c := range conns {
@@ -719,9 +722,9 @@ func requestAll(conns []net.Conn) (results chan error) {
 	return results
 }
 
-// The accept queue is full when a drain begins, and most clients came by SYN cookies:
-// they go on sending their first data. The filter loses none of them. With the minimum
-// TTL those are lost that came by a cookie.
+// The accept queue is full when a drain begins, and most clients have connected with a SYN
+// cookie. They keep retransmitting their first data. With the filter none of them is lost.
+// With the minimum TTL the clients with a cookie are lost.
 func TestDrainOfAnOverflow(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
@@ -760,16 +763,15 @@ func TestDrainOfAnOverflow(t *testing.T) {
 	})
 }
 
-// A copy of the descriptor whose Fd was called, as os/exec does, has made the
-// socket blocking: nothing brings Accept out then, but the drain ends with ctx, and
-// Accept goes on.
+// Calling Fd on a copy of the descriptor, as os/exec does, makes the socket blocking. A
+// drain cannot interrupt Accept then. It still ends with ctx, and Accept continues.
 func TestDrainOfABlockingSocket(t *testing.T) {
 	ln := drainable(t)
 	f, err := ln.File()
 	require.NoError(t, err)
 	defer f.Close()
 	f.Fd()
-	// Close would wait for the accept(2) below for ever, if the test ends early.
+	// If the test ends early, Close would wait forever for the accept(2) below.
 	t.Cleanup(func() {
 		if c, err := net.DialTimeout("tcp", ln.Addr().String(), patience); err == nil {
 			c.Close()
@@ -795,10 +797,11 @@ func TestDrainOfABlockingSocket(t *testing.T) {
 	var de *DrainError
 	require.ErrorAs(t, ln.Drain(within(t, 300*time.Millisecond)), &de)
 	require.Equal(t, DrainError{HeldBack: unknown, err: context.DeadlineExceeded}, *de, "nobody is lost")
-	// With more time it is given up: an Accept that does not come out has nothing to lose.
+	// With more time the drain stops waiting for it: an Accept that does not return has no
+	// connection to lose.
 	requireStillOpen(t, ln.Drain(within(t, patience)))
 
-	// Only a client ends the accept(2) that waits in the kernel.
+	// Only a client can end the accept(2) that waits in the kernel.
 	raw, err := f.SyscallConn()
 	require.NoError(t, err)
 	require.NoError(t, raw.Control(func(fd uintptr) { err = unix.SetNonblock(int(fd), true) }))

@@ -22,10 +22,10 @@ import (
 // unprivilegedEnv is set in a test that runs without CAP_NET_ADMIN.
 const unprivilegedEnv = "ACCEPTQ_TEST_UNPRIVILEGED"
 
-// inNamespaceUnprivileged runs f in a namespace of its own, in a process that
-// has lost CAP_NET_ADMIN for good. A program that root starts gets what is in the
-// bounding set of the thread that starts it, so the capability is taken from
-// there and the test binary started once more.
+// inNamespaceUnprivileged runs f in a new namespace, in a process that cannot regain
+// CAP_NET_ADMIN. A program that root starts gets the capabilities in the bounding set
+// of the starting thread. So the function removes the capability from that set and
+// starts the test binary again.
 func inNamespaceUnprivileged(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
 	if os.Getenv(unprivilegedEnv) != "" {
@@ -43,7 +43,7 @@ func inNamespaceUnprivileged(t *testing.T, f func(t *testing.T)) {
 		}
 		done := make(chan result)
 		go func() {
-			runtime.LockOSThread() // and never unlocked: the thread is not as it was
+			runtime.LockOSThread() // never unlocked, because the thread has lost a capability
 			if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_NET_ADMIN, 0, 0, 0); err != nil {
 				done <- result{err: err}
 				return
@@ -58,14 +58,14 @@ func inNamespaceUnprivileged(t *testing.T, f func(t *testing.T)) {
 	})
 }
 
-// restarts is one run: servers that follow each other on one port, under a crowd.
+// restarts is one run: servers replace each other on one port under the load of a crowd.
 type restarts struct {
 	network, addr string
 	dial          []string // the hosts that clients dial
 	n             int
 	slow          bool // requests take longer than a drain
 	kernel        kernel
-	drain         bool // by the recipe; else Shutdown at once
+	drain         bool // stop as documented; otherwise only Shutdown
 	checkStop     func(t *testing.T, ln *Listener)
 }
 
@@ -109,7 +109,7 @@ func (r restarts) run(t *testing.T) *crowd {
 		select {
 		case <-busy:
 		case <-time.After(20 * time.Second):
-			t.Error("the server has answered too few")
+			t.Error("the server has answered too few requests")
 		}
 		if i == r.n-1 {
 			clients.end()
@@ -146,13 +146,13 @@ func (r restarts) run(t *testing.T) *crowd {
 // 30 ms.
 func testDrainLosesNobody(t *testing.T, k kernel, v4, v6 way) {
 	blind := k
-	blind.diag = func(context.Context, []byte) ([][]byte, error) { return nil, nil } // looks only at the queue
+	blind.diag = func(context.Context, []byte) ([][]byte, error) { return nil, nil } // sees only the queue
 
 	t.Run("control: Shutdown alone", func(t *testing.T) {
 		c := restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: 40, kernel: k}.run(t)
 		require.Greater(t, c.lost.Load(), int64(100))
 	})
-	t.Run("control: a drain that looks only at the queue", func(t *testing.T) {
+	t.Run("control: a drain that reads only the queue", func(t *testing.T) {
 		c := restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: 40, kernel: blind, drain: true}.run(t)
 		require.Greater(t, c.lost.Load(), int64(40))
 	})
@@ -175,7 +175,7 @@ func testDrainLosesNobody(t *testing.T, k kernel, v4, v6 way) {
 			r.kernel, r.drain = k, true
 			r.checkStop = func(t *testing.T, ln *Listener) {
 				if w := wayOf(t, ln.raw); w != want {
-					t.Errorf("stopped by %+v, not by %+v", w, want)
+					t.Errorf("clients were kept out by %+v, want %+v", w, want)
 				}
 			}
 			c := r.run(t)
@@ -207,14 +207,14 @@ func TestDrainLosesNobodyUnprivileged(t *testing.T) {
 		}
 		k := realKernel
 		if filterPermitted(t) {
-			t.Log("this kernel is older than mid-2026 and lets anyone set a filter: refused by the test instead")
+			t.Log("this kernel is older than mid-2026 and lets any user set a filter: the test refuses it instead")
 			k.attachFilter = func(int, *unix.SockFprog) error { return unix.EPERM }
 		}
 		testDrainLosesNobody(t, k, way{0, 255, -1}, way{0, 255, 255})
 	})
 }
 
-// filterPermitted tries a filter on a socket of its own.
+// filterPermitted reports whether this process can set a filter on a new socket.
 func filterPermitted(t *testing.T) bool {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	require.NoError(t, err)

@@ -16,12 +16,11 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// These tests run on every system, in order to find out what Drain is there:
-// where the queue cannot be seen it is an error that says so. They need nothing
-// but a loopback interface.
+// These tests run on every system and need only a loopback interface. Where the queue
+// cannot be read, Drain must return an error that says so.
 
-// drainable listens on loopback. It ends the test, once it has seen that Drain
-// says so, where the queue cannot be seen.
+// drainable listens on loopback. If the queue cannot be read here, it checks the error of
+// Drain and skips the test.
 func drainable(t *testing.T) *Listener {
 	t.Helper()
 	ln, err := ListenTCP("127.0.0.1:0", WithBacklog(64))
@@ -31,13 +30,13 @@ func drainable(t *testing.T) *Listener {
 		err := ln.Drain(within(t, patience))
 		require.ErrorIs(t, err, errors.ErrUnsupported)
 		requireDrainOp(t, err)
-		t.Skip("the queue cannot be seen here, and Drain says so:", err)
+		t.Skip("the queue cannot be read here, and Drain says so:", err)
 	}
 	return ln
 }
 
-// requireDrained says that a drain has waited for everybody: where new clients cannot be
-// kept out its error says that, and nothing else.
+// requireDrained requires that a drain has waited for every client. On a system that
+// cannot keep new clients out, the error must be ErrStillOpen and nothing else.
 func requireDrained(t *testing.T, err error) {
 	t.Helper()
 	if runtime.GOOS == "linux" {
@@ -60,11 +59,11 @@ func TestDrainOfAnEmptyQueue(t *testing.T) {
 	requireDrained(t, ln.Drain(within(t, patience)))
 	requireDrained(t, ln.Drain(within(t, patience)))
 	_, err := ln.Stats()
-	require.NoError(t, err, "Drain does not close")
+	require.NoError(t, err, "Drain must not close the listener")
 	require.NoError(t, ln.Close())
 }
 
-// What waits is still there after a drain that failed, and Accept takes it.
+// Queued connections stay in the queue after a failed drain, and Accept returns them.
 func TestDrainWithoutAccept(t *testing.T) {
 	ln := drainable(t)
 	dialed(t, ln, 3)
@@ -84,7 +83,7 @@ func TestDrainWithoutAccept(t *testing.T) {
 		require.Equal(t, 3, de.Queued)
 		if runtime.GOOS == "linux" && end.want == context.DeadlineExceeded {
 			require.Zero(t, de.InFlight)
-		} else { // a context that has ended leaves no time to look
+		} else { // with an ended context the drain does not read the queue
 			require.Equal(t, unknown, de.InFlight)
 		}
 	}
@@ -109,7 +108,7 @@ func TestDrainClosed(t *testing.T) {
 	requireDrainOp(t, err)
 }
 
-func TestDrainBesideClose(t *testing.T) {
+func TestDrainConcurrentWithClose(t *testing.T) {
 	ln := drainable(t)
 	dialed(t, ln, 1)
 	var drained []chan error
@@ -149,8 +148,8 @@ func TestDrainErrorText(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
-// The user's deadlines and a drain, which has one of its own in the same place,
-// do not see each other.
+// A drain uses the deadline of the socket for its own purpose. It must not disturb the
+// deadlines that the user sets.
 func TestDrainAndDeadlines(t *testing.T) {
 	ln := drainable(t)
 	accepted := make(chan error, 1)
@@ -162,23 +161,23 @@ func TestDrainAndDeadlines(t *testing.T) {
 		accepted <- err
 	}
 
-	t.Run("none: Accept goes on waiting", func(t *testing.T) {
+	t.Run("no deadline: Accept keeps waiting", func(t *testing.T) {
 		go accept()
 		for range rounds(20) {
 			requireDrained(t, ln.Drain(within(t, patience)))
 		}
 		require.Empty(t, accepted)
 	})
-	t.Run("one that is set afterwards fires", func(t *testing.T) {
+	t.Run("a deadline set after the drain fires", func(t *testing.T) {
 		require.NoError(t, ln.SetDeadline(time.Now().Add(time.Millisecond)))
 		require.ErrorIs(t, received(t, accepted), os.ErrDeadlineExceeded)
 	})
-	t.Run("one that has passed stays", func(t *testing.T) {
+	t.Run("a passed deadline stays in force", func(t *testing.T) {
 		requireDrained(t, ln.Drain(within(t, patience)))
 		go accept()
 		require.ErrorIs(t, received(t, accepted), os.ErrDeadlineExceeded)
 	})
-	t.Run("one that is set before fires afterwards", func(t *testing.T) {
+	t.Run("a deadline set before the drain fires after it", func(t *testing.T) {
 		require.NoError(t, ln.SetDeadline(time.Now().Add(300*time.Millisecond)))
 		go accept()
 		for len(accepted) == 0 {
@@ -186,7 +185,7 @@ func TestDrainAndDeadlines(t *testing.T) {
 		}
 		require.ErrorIs(t, received(t, accepted), os.ErrDeadlineExceeded)
 	})
-	t.Run("many that are set meanwhile", func(t *testing.T) {
+	t.Run("many deadlines set during the drain", func(t *testing.T) {
 		require.NoError(t, ln.SetDeadline(time.Time{}))
 		stop := make(chan struct{})
 		var setter sync.WaitGroup
@@ -239,8 +238,8 @@ func acceptLoops(t *testing.T, ln *Listener, n int, deal func(net.Conn)) (runnin
 	return running
 }
 
-// A loop that has taken a connection and is not back has not dealt with it,
-// whatever the others do.
+// A loop that has accepted a connection is assumed to be busy with it until the loop calls
+// Accept again, whatever the other loops do.
 func TestDrainWaitsForEachLoop(t *testing.T) {
 	ln := drainable(t)
 	hold, taken := make(chan struct{}), make(chan struct{}, 3)
@@ -252,7 +251,7 @@ func TestDrainWaitsForEachLoop(t *testing.T) {
 			<-hold
 		}
 	})
-	for range 3 { // the first to one loop, the others to the other
+	for range 3 { // one loop gets the first, the other loop gets the rest
 		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
 		require.NoError(t, err)
 		defer c.Close()
@@ -261,7 +260,7 @@ func TestDrainWaitsForEachLoop(t *testing.T) {
 
 	err := ln.Drain(within(t, 200*time.Millisecond))
 	var de *DrainError
-	require.ErrorAs(t, err, &de, "one of the two has come back, the other not")
+	require.ErrorAs(t, err, &de, "one of the two loops has called Accept again, the other has not")
 	require.Zero(t, de.Queued)
 	close(hold)
 	requireDrained(t, ln.Drain(within(t, patience)))
@@ -269,10 +268,10 @@ func TestDrainWaitsForEachLoop(t *testing.T) {
 	running.Wait()
 }
 
-// A drain ends at whatever moment while loops accept: each connection that was
-// queued when it began has been dealt with by then. What a loop does with a
-// connection takes no time, some, or more.
-func TestDrainAccountsForEach(t *testing.T) {
+// Loops accept while a drain runs. When the drain ends, the loops must have finished with
+// each connection that was queued when it began. The loops take no time, some time or more
+// time for a connection.
+func TestDrainWaitsForEachConnection(t *testing.T) {
 	const queued = 24
 	for _, loops := range []int{1, 2, 8} {
 		t.Run(fmt.Sprint(loops, " loops"), func(t *testing.T) {
@@ -292,7 +291,7 @@ func TestDrainAccountsForEach(t *testing.T) {
 					c.Close()
 					dealt.Add(1)
 				})
-				for range loops { // one each, on which they wait
+				for range loops { // one for each loop, which blocks on it
 					c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
 					require.NoError(t, err)
 					defer c.Close()
@@ -306,14 +305,14 @@ func TestDrainAccountsForEach(t *testing.T) {
 				require.NoError(t, ln.Close())
 				running.Wait()
 				requireDrained(t, err)
-				// Another program may have dialed a port that was its own before.
+				// Another program may have connected to a port that it used before.
 				require.GreaterOrEqual(t, n, int64(loops+queued), "round %d", round)
 			}
 		})
 	}
 }
 
-// Drains beside each other, beside Accept, deadlines and Stats, to an end.
+// Drains run concurrently with each other, with Accept, deadlines and Stats, and all end.
 func TestDrainConcurrently(t *testing.T) {
 	ln := drainable(t)
 	var all sync.WaitGroup
@@ -334,7 +333,7 @@ func TestDrainConcurrently(t *testing.T) {
 		defer ln.gate.mu.Unlock()
 		return ln.gate.accepted == 4
 	}, patience, time.Millisecond)
-	dialed(t, ln, 24) // DragonFly tells fewer than 32
+	dialed(t, ln, 24) // DragonFly reports a maximum of 31
 	close(start)
 	for range 8 {
 		all.Go(func() {
@@ -360,9 +359,10 @@ func TestDrainConcurrently(t *testing.T) {
 	require.EqualValues(t, 28, dealt.Load())
 }
 
-// A loop that took a connection and does not call Accept again has nothing that Close
-// could reset. It is waited for a second, and counted while it is.
-func TestDrainOfLoopsThatDoNotComeBack(t *testing.T) {
+// A loop that has accepted a connection and does not call Accept again has no connection
+// that Close could reset. A drain waits a second for the loop, and counts its connection
+// in that time.
+func TestDrainOfLoopsThatDoNotReturn(t *testing.T) {
 	t.Run("a loop that has ended", func(t *testing.T) {
 		ln := drainable(t)
 		dialed(t, ln, 2)

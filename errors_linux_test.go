@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// refusedAsByNet listens by net and by us, and both fail in the same words.
+// refusedAsByNet requires that net and this package fail with the same error.
 func refusedAsByNet(t *testing.T, ctx context.Context, network, address string) error {
 	t.Helper()
 	var lc net.ListenConfig
@@ -27,8 +27,9 @@ func refusedAsByNet(t *testing.T, ctx context.Context, network, address string) 
 	return got
 }
 
-// The only name server of this namespace knows no name, and says so or not.
-func TestNamesFailInNetsWords(t *testing.T) {
+// The only name server of this namespace answers that a name does not exist, or does
+// not answer.
+func TestNameErrorsMatchNet(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		require.NoError(t, unix.Mount("tmpfs", "/etc", "tmpfs", 0, ""))
 		for name, text := range map[string]string{
@@ -67,13 +68,13 @@ func TestNamesFailInNetsWords(t *testing.T) {
 
 		for _, tc := range []struct{ rule, network, address string }{
 			{"there is no such host", "tcp", "nosuchhost.invalid:0"},
-			{"there is no such host by IPv6", "tcp6", "nosuchhost.invalid:0"},
-			{"an address with a zero in front is a name", "tcp", "127.0.0.01:0"},
+			{"there is no such host, IPv6", "tcp6", "nosuchhost.invalid:0"},
+			{"an address with a leading zero is a name", "tcp", "127.0.0.01:0"},
 			{"a name has no such address", "tcp6", "localhost:0"},
 		} {
 			t.Run(tc.rule, func(t *testing.T) { refusedAsByNet(t, t.Context(), tc.network, tc.address) })
 		}
-		t.Run("before the answer comes, ctx ends", func(t *testing.T) {
+		t.Run("ctx ends before the answer", func(t *testing.T) {
 			untilAsked := func() context.Context {
 				ctx, cancel := context.WithCancel(t.Context())
 				go func() {
@@ -87,7 +88,7 @@ func TestNamesFailInNetsWords(t *testing.T) {
 			}
 			var want error
 			got := refused(t, func() (*Listener, error) {
-				defer close(answer) // net's look-ups go on behind the call
+				defer close(answer) // lookups of net continue after the call
 				_, want = new(net.ListenConfig).Listen(untilAsked(), "tcp", "silent.invalid:0")
 				return Listen(untilAsked(), "tcp", "silent.invalid:0")
 			})
@@ -97,11 +98,11 @@ func TestNamesFailInNetsWords(t *testing.T) {
 	})
 }
 
-func TestPrivilegedPortIsInNetsWords(t *testing.T) {
+func TestPrivilegedPortErrorMatchesNet(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.ip_unprivileged_port_start", 1024)
 
-		// Root here, but on this thread without the capability that matters.
+		// This process is root, but this thread lacks the capability for privileged ports.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		header := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
@@ -125,7 +126,7 @@ func TestPrivilegedPortIsInNetsWords(t *testing.T) {
 
 func TestNoDescriptorIsLeft(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
-		freeAgain(t, "tcp", ":0") // net looks at the families once, and needs descriptors for it
+		freeAgain(t, "tcp", ":0") // package net probes the address families once, which needs descriptors
 		files := exhaust(t)
 		for _, address := range []string{"127.0.0.1:0", "[::1]:0", ":0"} {
 			err := refusedAsByNet(t, t.Context(), "tcp", address)
@@ -133,7 +134,7 @@ func TestNoDescriptorIsLeft(t *testing.T) {
 			requireLayers(t, err, "tcp", "socket")
 		}
 
-		// One is enough for net, which makes no copy for itself.
+		// net needs only one descriptor, because it makes no copy.
 		require.NoError(t, files[0].Close())
 		err := refused(t, func() (*Listener, error) { return ListenTCP("127.0.0.1:0") })
 		require.ErrorIs(t, err, unix.EMFILE)
@@ -169,7 +170,7 @@ func TestIPv6SwitchedOff(t *testing.T) {
 func TestZones(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		addLinkLocal(t, net.ParseIP("fe80::1"), 1)
-		require.Eventually(t, func() bool { // once the kernel is sure that nobody else has it
+		require.Eventually(t, func() bool { // once the kernel has checked for a duplicate address
 			ln, err := net.Listen("tcp", "[fe80::1%lo]:0")
 			return err == nil && ln.Close() == nil
 		}, 20*time.Second, time.Millisecond)

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestBadInputFailsInNetsWords(t *testing.T) {
+func TestBadInputErrorsMatchNet(t *testing.T) {
 	for _, tc := range []struct{ rule, network, address string }{
 		{"a port is needed", "tcp", "127.0.0.1"},
 		{"a port is needed after a name", "tcp", "localhost"},
@@ -49,19 +49,19 @@ func TestBadInputFailsInNetsWords(t *testing.T) {
 	}
 }
 
-// What net has no objection to, and the kernel has.
-func TestRefusalsOfTheKernelAreInNetsWords(t *testing.T) {
+// Addresses that net accepts and the kernel refuses.
+func TestKernelErrorsMatchNet(t *testing.T) {
 	if onFakeNet {
 		t.Skip("there is no kernel here")
 	}
 	for _, tc := range []struct{ rule, network, address string }{
-		{"an address of others", "tcp", "192.0.2.1:0"},
-		{"an address of others, without a port", "tcp", "192.0.2.1:"},
-		{"an address of others, by IPv6", "tcp", "[2001:db8::1]:0"},
-		{"an address of others, IPv4 in IPv6", "tcp", "[::ffff:192.0.2.1]:0"},
+		{"an address of another machine", "tcp", "192.0.2.1:0"},
+		{"an address of another machine, without a port", "tcp", "192.0.2.1:"},
+		{"an address of another machine, IPv6", "tcp", "[2001:db8::1]:0"},
+		{"an address of another machine, IPv4 in IPv6", "tcp", "[::ffff:192.0.2.1]:0"},
 		{"a link-local address without a zone", "tcp", "[fe80::1]:0"},
-		{"a link-local address in no zone", "tcp", "[fe80::1%nosuch]:0"},
-		{"a link-local address in no zone, by number", "tcp", "[fe80::1%9999999]:0"},
+		{"a link-local address in an unknown zone", "tcp", "[fe80::1%nosuch]:0"},
+		{"a link-local address in an unknown zone, by number", "tcp", "[fe80::1%9999999]:0"},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
 			ln, want := net.Listen(tc.network, tc.address)
@@ -77,7 +77,7 @@ func TestRefusalsOfTheKernelAreInNetsWords(t *testing.T) {
 	}
 }
 
-func TestAddressInUseIsInNetsWords(t *testing.T) {
+func TestAddressInUseErrorMatchesNet(t *testing.T) {
 	for _, tc := range []struct{ holder, network, host string }{
 		{"127.0.0.1:0", "tcp", "127.0.0.1"},
 		{"127.0.0.1:0", "tcp4", "127.0.0.1"},
@@ -100,8 +100,8 @@ func TestAddressInUseIsInNetsWords(t *testing.T) {
 			second, want := net.Listen(tc.network, address)
 			if want == nil {
 				second.Close()
-				require.True(t, onFakeNet, "two hold one address")
-				t.Skip("two may hold one address here")
+				require.True(t, onFakeNet, "two listeners have one address")
+				t.Skip("two listeners can have one address here")
 			}
 			requireSameError(t, want, refused(t, func() (*Listener, error) {
 				return Listen(t.Context(), tc.network, address)
@@ -113,7 +113,7 @@ func TestAddressInUseIsInNetsWords(t *testing.T) {
 	}
 }
 
-// What net would listen on and TCP is not.
+// Networks that net can listen on and that are not TCP.
 func TestUnixSocketsAreRefused(t *testing.T) {
 	for _, network := range []string{"unix", "unixpacket", "unixgram"} {
 		t.Run(network, func(t *testing.T) {
@@ -123,11 +123,11 @@ func TestUnixSocketsAreRefused(t *testing.T) {
 	}
 }
 
-func TestAnEndedContextMakesNoListener(t *testing.T) {
+func TestListenWithAnEndedContext(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 
-	t.Run("a literal address", func(t *testing.T) { // net does not look at ctx here
+	t.Run("a literal address", func(t *testing.T) { // net ignores ctx here
 		err := refused(t, func() (*Listener, error) { return Listen(ended, "tcp", "127.0.0.1:0") })
 		require.ErrorIs(t, err, context.Canceled)
 	})
@@ -135,7 +135,7 @@ func TestAnEndedContextMakesNoListener(t *testing.T) {
 		err := refused(t, func() (*Listener, error) { return Listen(ended, "tcp", ":0") })
 		require.ErrorIs(t, err, context.Canceled)
 	})
-	t.Run("a name", func(t *testing.T) { // net's words: TestNamesFailInNetsWords
+	t.Run("a name", func(t *testing.T) { // TestNameErrorsMatchNet compares the text with net
 		err := refused(t, func() (*Listener, error) { return Listen(ended, "tcp", "nosuchhost.invalid:0") })
 		require.ErrorIs(t, err, context.Canceled)
 	})
@@ -148,7 +148,7 @@ func TestMisuseIsAnError(t *testing.T) {
 		listen func() (*Listener, error)
 	}{
 		{"nil Option", func() (*Listener, error) { return ListenTCP("127.0.0.1:0", nil) }},
-		{"nil Option behind others", func() (*Listener, error) { return ListenTCP("127.0.0.1:0", WithBacklog(1), nil) }},
+		{"nil Option after others", func() (*Listener, error) { return ListenTCP("127.0.0.1:0", WithBacklog(1), nil) }},
 		{"WithControl(nil)", func() (*Listener, error) { return ListenTCP("127.0.0.1:0", WithControl(nil)) }},
 		{"nil Context", func() (*Listener, error) { return Listen(none, "tcp", "127.0.0.1:0") }},
 		{"nil Context and a name", func() (*Listener, error) { return Listen(none, "tcp", "localhost:0") }},
@@ -157,12 +157,12 @@ func TestMisuseIsAnError(t *testing.T) {
 	}
 }
 
-// hasControl says whether there is a socket to show to a hook.
+// hasControl reports whether the system has a socket to pass to a WithControl function.
 const hasControl = !onFakeNet && runtime.GOOS != "plan9"
 
-func TestControlIsCalledAsNetCallsIt(t *testing.T) {
+func TestControlCallsMatchNet(t *testing.T) {
 	if !hasControl {
-		t.Skip("the system has no such moment, see TestControlWithoutAMoment")
+		t.Skip("WithControl is unsupported here, see TestControlIsUnsupported")
 	}
 	type call struct{ network, address string }
 	for _, tc := range []struct{ network, address string }{
@@ -201,9 +201,9 @@ func TestControlIsCalledAsNetCallsIt(t *testing.T) {
 	}
 }
 
-func TestControlsRunInOrderUpToTheFirstThatFails(t *testing.T) {
+func TestControlsRunInOrderUntilOneFails(t *testing.T) {
 	if !hasControl {
-		t.Skip("the system has no such moment, see TestControlWithoutAMoment")
+		t.Skip("WithControl is unsupported here, see TestControlIsUnsupported")
 	}
 	var order []string
 	hook := func(name string, err error) Option {
@@ -228,9 +228,9 @@ func TestControlsRunInOrderUpToTheFirstThatFails(t *testing.T) {
 	require.Equal(t, []string{"first"}, order)
 }
 
-func TestControlWithoutAMoment(t *testing.T) {
+func TestControlIsUnsupported(t *testing.T) {
 	if hasControl {
-		t.Skip("the system has one")
+		t.Skip("WithControl is supported here")
 	}
 	err := refused(t, func() (*Listener, error) {
 		return ListenTCP("127.0.0.1:0", WithControl(func(string, string, syscall.RawConn) error { return nil }))

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Route the answers by another table than the first (setfib(2)). The kernel must
-// have as many: net.fibs.
+// Route the answers with a routing table other than the default one (setfib(2)). The sysctl
+// net.fibs is the number of tables.
 func ExampleWithControl_setFIB() {
 	setFIB := func(network, address string, c syscall.RawConn) (err error) {
 		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SETFIB, 1) })

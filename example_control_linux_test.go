@@ -27,8 +27,8 @@ func ExampleWithControl_freeBind() {
 	// Output: 192.0.2.1
 }
 
-// Take connections to addresses of other machines, which a firewall rule sends here
-// (ip(7)). It needs CAP_NET_ADMIN.
+// Accept connections to addresses of other machines, which a firewall rule redirects to
+// this machine (ip(7)). This needs CAP_NET_ADMIN.
 func ExampleWithControl_transparent() {
 	transparent := func(network, address string, c syscall.RawConn) (err error) {
 		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1) })
@@ -43,8 +43,8 @@ func ExampleWithControl_transparent() {
 	// Output:
 }
 
-// Take connections from one interface only (socket(7)). Linux before 5.7 wants
-// CAP_NET_RAW for it.
+// Accept connections from one interface only (socket(7)). Before Linux 5.7 this needs
+// CAP_NET_RAW.
 func ExampleWithControl_bindToDevice() {
 	bindToDevice := func(network, address string, c syscall.RawConn) (err error) {
 		cerr := c.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), "lo") })
@@ -60,7 +60,7 @@ func ExampleWithControl_bindToDevice() {
 }
 
 // Mark the packets of the connections, for firewall and routing rules (socket(7)).
-// It needs CAP_NET_ADMIN.
+// This needs CAP_NET_ADMIN.
 func ExampleWithControl_mark() {
 	mark := func(network, address string, c syscall.RawConn) (err error) {
 		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, 42) })
@@ -75,9 +75,9 @@ func ExampleWithControl_mark() {
 	// Output:
 }
 
-// Send packets with a DSCP, here EF: the upper six bits of IPv4's type of service
-// (ip(7)). On IPv6 it is IPPROTO_IPV6 and IPV6_TCLASS, and a listener for both
-// families sets both.
+// Send packets with a DSCP, here EF. It is the upper six bits of the IPv4 type of service
+// (ip(7)). On IPv6 use IPPROTO_IPV6 and IPV6_TCLASS. For a listener on both families set
+// both.
 func ExampleWithControl_dscp() {
 	dscp := func(network, address string, c syscall.RawConn) (err error) {
 		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TOS, 46<<2) })
@@ -93,7 +93,7 @@ func ExampleWithControl_dscp() {
 	// Output: 184
 }
 
-// End a connection when data stay unacknowledged for 30 s (tcp(7)).
+// Close a connection if its data stay unacknowledged for 30 s (tcp(7)).
 func ExampleWithControl_userTimeout() {
 	userTimeout := func(network, address string, c syscall.RawConn) (err error) {
 		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 30_000) })
@@ -109,8 +109,8 @@ func ExampleWithControl_userTimeout() {
 	// Output: 30000 ms
 }
 
-// Take segments of 192.0.2.7 only with a signature by this key (RFC 2385). The
-// kernel must be built with it, CONFIG_TCP_MD5SIG.
+// Accept segments from 192.0.2.7 only with a signature by this key (RFC 2385). The
+// kernel must be built with CONFIG_TCP_MD5SIG.
 func ExampleWithControl_md5() {
 	md5 := func(network, address string, c syscall.RawConn) (err error) {
 		sig := unix.TCPMD5Sig{Addr: unix.SockaddrStorage{Family: unix.AF_INET}}
@@ -145,7 +145,8 @@ func ExampleWithControl_congestion() {
 	// Output: reno <nil>
 }
 
-// Any option that is a number: here the largest segment, TCP_MAXSEG (tcp(7)).
+// Set any option whose value is a number, here the maximum segment size, TCP_MAXSEG
+// (tcp(7)).
 func ExampleWithControl_maxSegment() {
 	maxSegment := func(network, address string, c syscall.RawConn) (err error) {
 		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 1200) })

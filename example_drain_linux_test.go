@@ -14,8 +14,8 @@ import (
 	"github.com/acceptq/acceptq"
 )
 
-// firstAnswers knows the connections that have not had an answer yet. Shutdown
-// may close such a one although its request has come.
+// firstAnswers holds the connections that have not had an answer yet. Shutdown can close
+// such a connection even if its request has arrived.
 type firstAnswers struct{ pending sync.Map }
 
 func (f *firstAnswers) connState(c net.Conn, state http.ConnState) {
@@ -42,8 +42,8 @@ func (f *firstAnswers) wait(ctx context.Context) error {
 	}
 }
 
-// An HTTP server stops without losing anyone: Drain, wait until every connection
-// has had its first answer, Shutdown.
+// Stop an HTTP server without losing a client: call Drain, wait until every connection
+// has had its first answer, then call Shutdown.
 func ExampleListener_Drain() {
 	ln, err := acceptq.ListenTCP("127.0.0.1:0")
 	if err != nil {
@@ -59,7 +59,7 @@ func ExampleListener_Drain() {
 	served := make(chan error)
 	go func() { served <- srv.Serve(ln) }()
 
-	// A client that the kernel has let in, and that has not sent its request yet.
+	// This client is in the accept queue and has not sent its request yet.
 	client, err := net.Dial("tcp", ln.Addr().String())
 	if err != nil {
 		log.Fatal(err)
@@ -75,12 +75,12 @@ func ExampleListener_Drain() {
 		answer <- string(text[len(text)-len("still served"):])
 	}()
 
-	// What a program does on SIGTERM. Each step has a time of its own: a client that
-	// stays silent takes none from the requests that Shutdown waits for.
+	// Do this on SIGTERM. Each step has its own timeout, so a silent client does not
+	// shorten the time of the requests that Shutdown waits for.
 	for _, step := range []func(context.Context) error{ln.Drain, first.wait, srv.Shutdown} {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		if err := step(ctx); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-			log.Print(err) // and go on all the same
+			log.Print(err) // continue in any case
 		}
 		cancel()
 	}

@@ -39,7 +39,7 @@ func ExampleListener_Stats() {
 	// {"queued":0,"incomplete":null,"limit":2,"capacity":3,"drops":0}
 }
 
-// Lengthen the queue of a server that is running. Its clients notice nothing.
+// Lengthen the queue of a running server. Its clients do not notice.
 func ExampleListener_SetBacklog() {
 	ln, err := acceptq.ListenTCP("127.0.0.1:0", acceptq.WithBacklog(2))
 	if err != nil {
@@ -58,7 +58,7 @@ func ExampleListener_SetBacklog() {
 	// Output: room for 5
 }
 
-// See the queue of a listener that other code made. The server goes on using its own
+// Read the queue of a listener that other code has opened. The server keeps using its own
 // listener.
 func ExampleWrap() {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -80,7 +80,7 @@ func ExampleWrap() {
 	// Output: 0 queued
 }
 
-// Four queues on one address, for a ceiling that nobody may raise.
+// Open four queues on one address, if the ceiling cannot be raised.
 func ExampleShards() {
 	shards, err := acceptq.ListenTCPShards("127.0.0.1:0", 4, acceptq.WithBacklog(2))
 	if err != nil {

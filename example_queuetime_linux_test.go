@@ -11,8 +11,8 @@ import (
 	"github.com/acceptq/acceptq"
 )
 
-// A web server answers a client that has waited for longer than half a second at once
-// with 503, and does no work for it: by then the client has probably given up.
+// A web server answers 503 at once to a client that has waited for longer than half a
+// second. That client has probably given up, so work for it would be wasted.
 func ExampleQueueTime() {
 	const budget = 500 * time.Millisecond
 	type queueTimeKey struct{}
@@ -24,14 +24,14 @@ func ExampleQueueTime() {
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			waited, err := acceptq.QueueTime(c)
 			if err != nil {
-				return ctx // this system does not tell: serve the client
+				return ctx // the system does not report the time: serve the client
 			}
 			return context.WithValue(ctx, queueTimeKey{}, waited)
 		},
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if waited, ok := r.Context().Value(queueTimeKey{}).(time.Duration); ok && waited > budget {
 				w.Header().Set("Retry-After", "1")
-				w.Header().Set("Connection", "close") // the next request comes by a new connection
+				w.Header().Set("Connection", "close") // the next request comes on a new connection
 				http.Error(w, "overloaded", http.StatusServiceUnavailable)
 				return
 			}
@@ -55,7 +55,7 @@ func ExampleQueueTime() {
 	// Output: 200
 }
 
-// A server has stopped calling Accept. Another goroutine asks who waits.
+// A server has stopped calling Accept. Another goroutine lists the waiting clients.
 func ExampleListener_Waiting() {
 	ln, err := acceptq.ListenTCP("127.0.0.1:0")
 	if err != nil {
@@ -67,7 +67,7 @@ func ExampleListener_Waiting() {
 		log.Fatal(err)
 	}
 	defer client.Close()
-	for s, _ := ln.Stats(); s.Queued < 1; s, _ = ln.Stats() { // the last packet is under way
+	for s, _ := ln.Stats(); s.Queued < 1; s, _ = ln.Stats() { // the last packet is still in flight
 		time.Sleep(time.Millisecond)
 	}
 

@@ -14,7 +14,7 @@ import (
 	"github.com/acceptq/acceptq"
 )
 
-// A listener of this package is a net.Listener, and serves as one.
+// A Listener is a net.Listener and can be used like one.
 func ExampleListenTCP() {
 	ln, err := acceptq.ListenTCP("127.0.0.1:0", acceptq.WithBacklog(64))
 	if err != nil {
@@ -44,8 +44,8 @@ func ExampleListenTCP() {
 	// Output: welcome
 }
 
-// A server that can do with a shorter queue starts all the same, and logs which
-// setting stands in its way.
+// A server that also works with a shorter queue starts anyway, and logs the setting
+// that limits the queue.
 func ExampleWithBacklog() {
 	ln, err := acceptq.ListenTCP("127.0.0.1:0", acceptq.WithBacklog(64))
 	if err != nil {
@@ -61,8 +61,8 @@ func ExampleWithBacklog() {
 	// Output: asked for 64
 }
 
-// A server that must have its queue does not start with a shorter one, and says
-// what would help. (No kernel grants the largest int.)
+// A server that needs its queue length does not start with a shorter queue. The error
+// says which setting to raise. (No kernel grants the largest int.)
 func ExampleWithStrictBacklog() {
 	ln, err := acceptq.ListenTCP("127.0.0.1:0", acceptq.WithBacklog(math.MaxInt), acceptq.WithStrictBacklog())
 	if err == nil {
@@ -80,8 +80,8 @@ func ExampleWithStrictBacklog() {
 	// Output: started: false
 }
 
-// The whole account as a diagnostic page. What is unknown is null in it, as all
-// but the request is on a system that tells nothing.
+// Serve all numbers of the backlog on a diagnostic page. Unknown numbers are null. On a
+// system that reports nothing, only the request is known.
 func ExampleListener_Backlog() {
 	ln, err := acceptq.ListenTCP("127.0.0.1:0", acceptq.WithBacklog(64))
 	if err != nil {

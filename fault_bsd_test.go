@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A bound that cannot be read leaves unknown what rests on it, and listening
-// works all the same.
-func TestBoundThatCannotBeReadIsUnknown(t *testing.T) {
+// If a bound cannot be read, the numbers that depend on it are unknown. Listening still
+// works.
+func TestUnreadableBoundIsUnknown(t *testing.T) {
 	r := hostRule()
 	for _, name := range []string{r.knob, r.floor} {
 		if name == "" {
-			continue // compiled in, or there is none
+			continue // compiled in, or absent
 		}
 		for _, errno := range []unix.Errno{unix.ENOENT, unix.EPERM, unix.EINVAL} {
 			t.Run(name+"/"+unix.ErrnoName(errno), func(t *testing.T) {
@@ -38,7 +38,7 @@ func TestBoundThatCannotBeReadIsUnknown(t *testing.T) {
 				defer ln.Close()
 				want := -1
 				if runtime.GOOS == "freebsd" {
-					want = 1 // the socket tells
+					want = 1 // the socket reports the limit
 				}
 				require.Equal(t, want, ln.Backlog().Limit)
 				require.Equal(t, runtime.GOOS == "freebsd", ln.Backlog().Measured)
@@ -47,8 +47,9 @@ func TestBoundThatCannotBeReadIsUnknown(t *testing.T) {
 	}
 }
 
-// What a socket does not tell is worked out by the rule, and said to be.
-func TestLimitThatCannotBeReadIsByTheRule(t *testing.T) {
+// If a socket does not report its limit, the library computes it by the rule and sets
+// Measured to false.
+func TestUnreadableLimitFollowsTheRule(t *testing.T) {
 	for name, answer := range map[string]struct {
 		n   int
 		err error
@@ -70,16 +71,17 @@ func TestLimitThatCannotBeReadIsByTheRule(t *testing.T) {
 	}
 }
 
-// optional says that listening, or Wrap, can do without what the option tells.
+// optional reports whether listening and Wrap succeed without the option.
 func optional(level, name int) bool {
 	return level == unix.SOL_SOCKET &&
 		(name == soListenQueueLimit || name == unix.SO_ACCEPTCONN && runtime.GOOS == "dragonfly")
 }
 
-// statsCalls are those without which there are no Stats.
+// statsCalls are the calls that Stats cannot do without.
 var statsCalls = []string{"getsockopt", "getsockopt, if it tells", "kevent"}
 
-// willing is a kernel that takes every option, also where it spreads no connections.
+// willing returns a kernel that accepts every option, even if it does not spread
+// connections.
 func willing() kernel {
 	k := realKernel
 	k.sysctl = func(name string) (uint32, error) {

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// unreadable are kernels whose sockets do not tell their limit.
+// unreadable has kernels whose sockets do not report their limit.
 var unreadable = map[string]func(k *kernel){
 	"EPERM":         answers(0, unix.EPERM),
 	"ENOPROTOOPT":   answers(0, unix.ENOPROTOOPT),
@@ -41,9 +41,9 @@ func answers(n int, err error, info ...byte) func(k *kernel) {
 	}
 }
 
-// What a socket does not tell is worked out by the rule, and said to be; no
-// reason not to listen.
-func TestLimitThatCannotBeReadIsByTheRule(t *testing.T) {
+// If a socket does not report its limit, the library computes it by the rule and sets
+// Measured to false. Listening succeeds.
+func TestUnreadableLimitFollowsTheRule(t *testing.T) {
 	for name, breaks := range unreadable {
 		t.Run(name, func(t *testing.T) {
 			k := realKernel
@@ -61,13 +61,13 @@ func TestLimitThatCannotBeReadIsByTheRule(t *testing.T) {
 	}
 }
 
-func TestCeilingThatCannotBeReadIsUnknown(t *testing.T) {
+func TestUnreadableCeilingIsUnknown(t *testing.T) {
 	for name, breaks := range hidden {
 		t.Run(name, func(t *testing.T) {
 			k := realKernel
 			breaks(&k)
 			ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(1), WithStrictBacklog()})
-			require.NoError(t, err, "the socket tells")
+			require.NoError(t, err, "the limit comes from the socket")
 			defer ln.Close()
 			require.Equal(t, Backlog{
 				Requested: 1, Ceiling: -1, Limit: 1, Effective: 1, Capacity: 2, Measured: true,
@@ -97,13 +97,13 @@ func TestNothingCanBeRead(t *testing.T) {
 			err = refused(t, func() (*Listener, error) {
 				return k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(1), WithStrictBacklog()})
 			})
-			require.ErrorIs(t, err, errors.ErrUnsupported, "strict needs to know")
+			require.ErrorIs(t, err, errors.ErrUnsupported, "WithStrictBacklog needs the limit")
 			freeAgain(t, "tcp", bound)
 		})
 	}
 }
 
-// optional says that the option may be missing, and nothing fails for it.
+// optional reports whether listening succeeds without the option.
 func optional(level, name int) bool {
 	switch [2]int{level, name} {
 	case [2]int{unix.SOL_SOCKET, unix.SO_PROTOCOL}, [2]int{unix.SOL_SOCKET, unix.SO_RXQ_OVFL}, [2]int{unix.IPPROTO_IP, unix.IP_MINTTL}, [2]int{unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT}:
@@ -112,7 +112,7 @@ func optional(level, name int) bool {
 	return false
 }
 
-// statsCalls are those without which there are no Stats: none.
+// statsCalls are the calls that Stats cannot do without: none.
 var statsCalls []string
 
 func kernelOptions() []Option {
@@ -121,7 +121,7 @@ func kernelOptions() []Option {
 	}
 }
 
-// willing is a kernel whose setting lets servers use TCP Fast Open.
+// willing returns a kernel whose setting allows TCP Fast Open for servers.
 func willing() kernel {
 	k := realKernel
 	k.readFile = func(name string) ([]byte, error) {
@@ -142,8 +142,8 @@ func kernelAnswers(all map[string][]answer) {
 	}
 	all["setsockopt of a filter"] = refusals(unix.EBADF, unix.EFAULT, unix.EINVAL, unix.ENOMEM, unix.EPERM, unix.EOPNOTSUPP,
 		unix.ENOPROTOOPT, unix.ENOTSOCK)
-	// EINVAL and a length above 0 say that the user has a filter there. That is believed,
-	// since to remove it would be worse than to leave ours.
+	// EINVAL and a length above 0 mean that the user has set a filter. The library trusts
+	// this: removing the user's filter would be worse than leaving its own.
 	all["getsockopt of a filter"] = append(refusals(unix.EBADF, unix.EFAULT, unix.ENOBUFS, unix.ENOMEM, unix.ENOPROTOOPT, unix.ENOTSOCK,
 		unix.EPERM, unix.EOPNOTSUPP), numbers(0)...)
 	all["setsockopt of a program"] = refusals(unix.EBADF, unix.EFAULT, unix.EINVAL, unix.ENOMEM, unix.EPERM, unix.EOPNOTSUPP, unix.ENOPROTOOPT)
@@ -233,8 +233,8 @@ func (m *meddler) ownCalls(k *kernel, base kernel, meddle func() answer) {
 	}
 }
 
-// kernelActs are the drains, by either stop, of a socket that is ours and of one
-// that has another holder.
+// kernelActs are drains with the filter and with the minimum TTL, of a socket with and
+// without another holder.
 func kernelActs() (acts []act) {
 	stops := map[string]kernel{"filter": realKernel, "minimum TTL": withoutFilter()}
 	for _, name := range slices.Sorted(maps.Keys(stops)) {
@@ -246,7 +246,7 @@ func kernelActs() (acts []act) {
 				continue
 			}
 			base := stops[name]
-			// The true answer takes the kernel a millisecond, and is in every other test.
+			// The real answer takes the kernel a millisecond, and all other tests use it.
 			base.diag = func(context.Context, []byte) ([][]byte, error) { return nil, nil }
 			acts = append(acts, drainedAlone(name, host, base), drainedShared(name, host, base))
 		}
@@ -254,7 +254,7 @@ func kernelActs() (acts []act) {
 	return append(acts, acceptedStopped(), queueTimed(), waitingListed())
 }
 
-// queueTimed asks an accepted connection how long it waited.
+// queueTimed calls QueueTime of an accepted connection.
 func queueTimed() act {
 	return act{
 		name: "QueueTime", op: "queuetime", base: realKernel, fatal: []string{"getsockopt, of bytes"},
@@ -278,7 +278,7 @@ func queueTimed() act {
 	}
 }
 
-// waitingListed lists a queue. Its clients go on waiting.
+// waitingListed calls Waiting. The clients stay in the queue.
 func waitingListed() act {
 	return on("Waiting", "waiting", []string{"getsockopt", "sock_diag"}, func(t *testing.T, _ *kernel, ln *Listener) error {
 		all, err := ln.Waiting(t.Context())
@@ -289,7 +289,7 @@ func waitingListed() act {
 	})
 }
 
-// mayFilter says whether this process may set a filter.
+// mayFilter reports whether this process may set a filter.
 func mayFilter() bool {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -299,14 +299,14 @@ func mayFilter() bool {
 	return realKernel.attachFilter(fd, &unix.SockFprog{Len: uint16(len(dropSYN)), Filter: &dropSYN[0]}) == nil
 }
 
-// drainBriefly gives a drain the time of two looks.
+// drainBriefly drains with a timeout that is long enough for two looks.
 func drainBriefly(ln *Listener) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
 	defer cancel()
 	return ln.Drain(ctx)
 }
 
-// drainedAlone drains a queue that is empty.
+// drainedAlone drains an empty queue.
 func drainedAlone(stop, host string, base kernel) act {
 	return act{
 		name: "Drain by " + stop + " on " + host, op: "drain", base: base,
@@ -320,8 +320,8 @@ func drainedAlone(stop, host string, base kernel) act {
 	}
 }
 
-// drainedShared drains a queue in which clients wait, on a socket that is lifted at
-// the end: the other holder must have its clients.
+// drainedShared drains a queue with clients, on a shared socket. At the end the stop is
+// lifted, so that clients can reach the other holder.
 func drainedShared(stop, host string, base kernel) act {
 	return act{
 		name: "Drain by " + stop + " of a shared queue on " + host, op: "drain", base: base,
@@ -340,7 +340,7 @@ func drainedShared(stop, host string, base kernel) act {
 			ln.markShared()
 			return func() error { return drainBriefly(ln) }, func(err error) error {
 				if op := new(net.OpError); errors.As(err, &op) {
-					ln.markShared() // what could not be lifted is lifted at the next chance
+					ln.markShared() // a stop that could not be lifted is lifted at the next call
 				}
 				return errors.Join(join(), h.close())
 			}
@@ -368,7 +368,7 @@ func acceptedStopped() act {
 	}
 }
 
-// control255 has a client send what a minimum TTL of 255 lets through.
+// control255 makes a client send with a TTL of 255, which the minimum TTL lets pass.
 func control255(_, _ string, c syscall.RawConn) (err error) {
 	cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TTL, maxTTL) })
 	return errors.Join(cerr, err)

@@ -24,18 +24,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A meddler stands between the package and the kernel, and has one call answered by
-// itself.
+// A meddler stands between the package and the kernel. It answers one system call itself
+// instead of passing it to the kernel.
 type meddler struct {
 	mu    sync.Mutex
-	armed bool           // calls are counted, and one is meddled with
-	calls map[string]int // so far, by name
-	name  string         // the call to meddle with, and which of them
+	armed bool           // whether it counts calls and answers one
+	calls map[string]int // number of calls so far, by name
+	name  string         // the name of the call to answer, and its number
 	nth   int
 	met   bool
 }
 
-// turn reports whether this call is the one.
+// turn counts a call and reports whether it is the call to answer.
 func (m *meddler) turn(name string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -73,7 +73,7 @@ func (a answer) String() string {
 	return fmt.Sprintf("n %d, %d bytes, %d rows, %v", a.n, len(a.text), len(a.rows), a.addr)
 }
 
-// refusals are what the manual page of a call names, and EINTR.
+// refusals returns the errors of a call's manual page, and EINTR.
 func refusals(errnos ...unix.Errno) (all []answer) {
 	for _, errno := range append(errnos, unix.EINTR) {
 		all = append(all, answer{err: errno})
@@ -88,7 +88,7 @@ func numbers(all ...int) (answers []answer) {
 	return answers
 }
 
-// answersTo is every wrong answer to each call, by the call's name here.
+// answersTo has all wrong answers to each call, by the name of the call in these tests.
 func answersTo() map[string][]answer {
 	all := map[string][]answer{
 		"socket": refusals(unix.EACCES, unix.EPERM, unix.EAFNOSUPPORT, unix.EINVAL, unix.EMFILE, unix.ENFILE,
@@ -114,7 +114,7 @@ func answersTo() map[string][]answer {
 	return all
 }
 
-// kernel is base with m before each of its calls.
+// kernel returns base with m in front of each of its calls.
 func (m *meddler) kernel(base kernel, meddle func() answer) *kernel {
 	k := base
 	k.withoutHost = new(sync.Map) // net is asked again
@@ -174,8 +174,8 @@ func (m *meddler) kernel(base kernel, meddle func() answer) *kernel {
 	return &k
 }
 
-// No call that is added to kernel goes unmeddled with.
-func TestMeddlerStandsBeforeEachCall(t *testing.T) {
+// The meddler must cover every call of kernel. The test fails if a new call is forgotten.
+func TestMeddlerCoversEachCall(t *testing.T) {
 	var same func(path string, a, b reflect.Value)
 	calls := 0
 	same = func(path string, a, b reflect.Value) {
@@ -197,20 +197,21 @@ func TestMeddlerStandsBeforeEachCall(t *testing.T) {
 	require.Greater(t, calls, 8)
 }
 
-// An act is what a user does, on a system of which one call goes wrong.
+// An act is an operation of a user, on a system on which one call fails.
 type act struct {
 	name string
 	op   string // of the OpError
 	base kernel
-	// begin is what has to be there before. It returns the act itself and what
-	// must hold after it, whatever became of it.
+	// begin makes the preparations. It returns the operation, and a check that must hold
+	// after it whether it has failed or not.
 	begin func(t *testing.T, k *kernel) (do func() error, after func(err error) error)
-	// These must end in an error that names the call. All others must not matter.
+	// If one of these calls fails, the operation must return an error that names the
+	// call. A failure of any other call must have no effect.
 	fatal []string
 }
 
-// testActs meddles with each call of each act in turn, in every way that there is,
-// and prints how many there were.
+// testActs lets each call of each act fail in turn, with every wrong answer, and logs the
+// number of faults.
 func testActs(t *testing.T, acts []act) {
 	wrong := answersTo()
 	var faults, survived int
@@ -219,7 +220,7 @@ func testActs(t *testing.T, acts []act) {
 			counting := meddler{calls: map[string]int{}}
 			k := counting.kernel(a.base, func() answer { return answer{} })
 			if err := a.try(t, &counting, k, nil); err != nil {
-				t.Fatalf("with nothing wrong: %v", err)
+				t.Fatalf("without a fault: %v", err)
 			}
 			for _, name := range slices.Sorted(maps.Keys(counting.calls)) {
 				require.NotEmpty(t, wrong[name], name)
@@ -229,7 +230,7 @@ func testActs(t *testing.T, acts []act) {
 						m := &meddler{calls: map[string]int{}, name: name, nth: nth}
 						err := a.try(t, m, m.kernel(a.base, func() answer { return w }), &w)
 						if !m.met && nth > 1 && err == nil {
-							continue // a drain looks more or less often
+							continue // the number of looks of a drain varies
 						}
 						faults++
 						if err != nil {
@@ -249,7 +250,7 @@ func testActs(t *testing.T, acts []act) {
 	require.NotZero(t, faults)
 }
 
-// try does it once, and says what does not hold.
+// try runs an act once, and returns an error that says what does not hold.
 func (a act) try(t *testing.T, m *meddler, k *kernel, w *answer) (failure error) {
 	goroutines, descriptor := runtime.NumGoroutine(), freeDescriptor()
 	do, after := a.begin(t, k)
@@ -260,7 +261,7 @@ func (a act) try(t *testing.T, m *meddler, k *kernel, w *answer) (failure error)
 		return fmt.Errorf("panic: %v", panicked)
 	}
 	switch {
-	case w == nil && err != nil && a.op != "": // a drain that cannot end has one
+	case w == nil && err != nil && a.op != "": // a drain that cannot end returns an error
 		if drained := new(DrainError); !errors.As(err, &drained) {
 			return err
 		}
@@ -286,8 +287,8 @@ func caught(do func() error) (panicked any, err error) {
 	return nil, do()
 }
 
-// shape says what is wrong with the error of an act in which a call was answered
-// by w.
+// shape checks the error of an act in which a call was answered by w. It returns an error
+// that says what is wrong with it.
 func (a act) shape(err error, call string, w *answer) error {
 	fatal := slices.Contains(a.fatal, call) && w.err != nil
 	var drained *DrainError
@@ -298,7 +299,7 @@ func (a act) shape(err error, call string, w *answer) error {
 		return nil
 	case errors.As(err, &drained):
 		if !errors.Is(err, context.DeadlineExceeded) {
-			return fmt.Errorf("not the context's: %w", err)
+			return fmt.Errorf("not the error of ctx: %w", err)
 		}
 		return nil
 	}
@@ -306,13 +307,13 @@ func (a act) shape(err error, call string, w *answer) error {
 	if !ok || op.Op != a.op {
 		return fmt.Errorf("%T: %w", err, err)
 	}
-	if errors.Is(err, ErrStillOpen) { // a drain that could not stop new clients says so
+	if errors.Is(err, ErrStillOpen) { // returned by a drain that could not keep new clients out
 		return nil
 	}
-	if w.err == nil { // a lie may be found out
+	if w.err == nil { // a wrong result may be detected
 		return nil
 	}
-	if !fatal && errors.Is(err, errors.ErrUnsupported) { // what cannot be known
+	if !fatal && errors.Is(err, errors.ErrUnsupported) { // the value cannot be known
 		return nil
 	}
 	var errno, want unix.Errno
@@ -321,18 +322,18 @@ func (a act) shape(err error, call string, w *answer) error {
 		return fmt.Errorf("not %v: %w", want, err)
 	}
 	if !fatal {
-		return fmt.Errorf("it should not matter: %w", err)
+		return fmt.Errorf("the fault should have no effect: %w", err)
 	}
 	var sysErr *os.SyscallError
-	name, _, _ := strings.Cut(call, ",") // the label of a call says more than its name
+	name, _, _ := strings.Cut(call, ",") // the label of a call can have more than its name
 	if !errors.As(err, &sysErr) || !strings.HasPrefix(sysErr.Syscall, name) {
 		return fmt.Errorf("not of %s: %w", name, err)
 	}
 	return nil
 }
 
-// everyOption is all that can be had at once on an address of network; how many
-// calls they make is for the system.
+// everyOption returns all options that can be combined on an address of network. The number
+// of their system calls depends on the system.
 func everyOption(network string) (opts []Option) {
 	opts = []Option{
 		WithBacklog(7), WithReceiveBuffer(50_000), WithSendBuffer(60_000),
@@ -346,7 +347,7 @@ func everyOption(network string) (opts []Option) {
 
 var listeningCalls = []string{"socket", "setsockopt", "getsockopt", "getsockname", "bind", "listen", "fcntl"}
 
-// listening is an act that makes something at an address, and closes it.
+// listening returns an act that opens something at an address, and closes it.
 func listening(name, address string, listen func(t *testing.T, k *kernel) (io.Closer, error)) act {
 	return act{
 		name: name, op: "listen", base: willing(), fatal: listeningCalls,
@@ -368,7 +369,7 @@ func listening(name, address string, listen func(t *testing.T, k *kernel) (io.Cl
 	}
 }
 
-// A queueHolder is a listener on which clients wait, and must go on waiting.
+// A queueHolder is a listener with queued clients. They must stay queued.
 type queueHolder struct {
 	ln      *Listener
 	clients []net.Conn
@@ -387,7 +388,7 @@ func holdQueue(t *testing.T, k *kernel, n int, opts ...Option) *queueHolder {
 	return h
 }
 
-// close takes the clients first: each must be there and be heard.
+// close first accepts the clients: each must still be queued and its data must arrive.
 func (h *queueHolder) close() error {
 	defer h.ln.Close()
 	for _, c := range h.clients {
@@ -403,7 +404,7 @@ func (h *queueHolder) close() error {
 	return nil
 }
 
-// takesOne has ln serve a client.
+// takesOne accepts and serves one client of ln.
 func takesOne(ln net.Listener) error {
 	c, err := ln.Accept()
 	if err != nil {
@@ -414,7 +415,7 @@ func takesOne(ln net.Listener) error {
 	return err
 }
 
-// on is an act on a listener with clients that wait.
+// on returns an act on a listener with queued clients.
 func on(name, op string, fatal []string, do func(t *testing.T, k *kernel, ln *Listener) error) act {
 	return act{
 		name: name, op: op, base: realKernel, fatal: fatal,
@@ -425,21 +426,21 @@ func on(name, op string, fatal []string, do func(t *testing.T, k *kernel, ln *Li
 	}
 }
 
-// Each call that the package makes goes wrong in turn, in every way that its manual
-// page knows and in some that it does not. Whatever happens is an error that says
-// what it was or has no consequence, and nothing is left or lost.
-func TestEveryCallMayGoWrong(t *testing.T) {
+// Each system call of the package fails in turn, with every error of its manual page
+// and with some wrong results. Either the operation returns an error that names the
+// call, or the fault has no effect. No descriptor may leak, and no client may be lost.
+func TestEverySystemCallFails(t *testing.T) {
 	var acts []act
 	for _, where := range []struct{ network, host string }{{"tcp", "127.0.0.1"}, {"tcp", "::1"}, {"tcp6", ""}} {
 		address := aFreeAddress(where.network, where.host)
 		if address == "" {
-			t.Logf("%s %q: net cannot here", where.network, where.host)
+			t.Logf("%s %q: net cannot listen here", where.network, where.host)
 			continue
 		}
 		if where.host == "" {
 			_, port, err := net.SplitHostPort(address)
 			require.NoError(t, err)
-			address = ":" + port // what is all addresses is for net to say
+			address = ":" + port // net decides which addresses this means
 		}
 		family := "tcp6"
 		if where.host == "127.0.0.1" {
@@ -492,7 +493,7 @@ func TestEveryCallMayGoWrong(t *testing.T) {
 			before := ln.Backlog().Limit
 			b, err := ln.SetBacklog(9)
 			if err != nil && b.Limit != before {
-				return fmt.Errorf("it failed, and the limit is %d", b.Limit)
+				return fmt.Errorf("SetBacklog failed, but the limit is %d", b.Limit)
 			}
 			return err
 		}),
@@ -505,7 +506,7 @@ func TestEveryCallMayGoWrong(t *testing.T) {
 			if b := ln.Backlog(); b.Ceiling < unknown {
 				return fmt.Errorf("ceiling %d", b.Ceiling)
 			}
-			k.predict(5) // the error is of reading the ceiling
+			k.predict(5) // its error comes from reading the ceiling
 			_, err := k.readSystem()
 			return err
 		}),
@@ -527,7 +528,7 @@ func requireLayers(t *testing.T, err error, network, call string) {
 	require.IsType(t, unix.Errno(0), sysErr.Err)
 }
 
-func TestErrnosOfTheKernelCanBeTold(t *testing.T) {
+func TestErrorsMatchTheKernelsErrno(t *testing.T) {
 	holder := ourMaker.open(t, "tcp", "127.0.0.1:0")
 	err := refused(t, func() (*Listener, error) { return ListenTCP(holder.Addr().String()) })
 	require.ErrorIs(t, err, syscall.EADDRINUSE)
@@ -538,12 +539,12 @@ func TestErrnosOfTheKernelCanBeTold(t *testing.T) {
 	requireLayers(t, err, "tcp", "bind")
 }
 
-// net ignores a zone that does not exist where the kernel does not look at it;
-// a listener in the wrong place is worse than none.
-func TestAZoneThatDoesNotExistIsRefused(t *testing.T) {
+// Package net ignores an unknown zone if the kernel does not check it. acceptq returns an
+// error instead, so that no listener has an unintended address.
+func TestUnknownZoneIsAnError(t *testing.T) {
 	ln, err := net.Listen("tcp", "[::1%nosuch]:0")
 	if err != nil {
-		t.Skipf("net cannot here: %v", err)
+		t.Skipf("net cannot listen here: %v", err)
 	}
 	require.NoError(t, ln.Close())
 	for _, address := range []string{"[::1%nosuch]:0", "[2001:db8::1%nosuch]:0"} {
@@ -554,7 +555,7 @@ func TestAZoneThatDoesNotExistIsRefused(t *testing.T) {
 	}
 }
 
-func TestAHookThatDoesNotReturnLeavesNothing(t *testing.T) {
+func TestControlThatDoesNotReturnLeavesNothing(t *testing.T) {
 	descriptors := openDescriptors()
 	var bound string
 	k := realKernel
@@ -577,7 +578,7 @@ func TestAHookThatDoesNotReturnLeavesNothing(t *testing.T) {
 	require.Equal(t, descriptors, openDescriptors())
 }
 
-func TestAHookMayNotKeepTheSocket(t *testing.T) {
+func TestControlCannotKeepTheSocket(t *testing.T) {
 	var kept syscall.RawConn
 	ln, err := ListenTCP("127.0.0.1:0", WithControl(func(_, _ string, c syscall.RawConn) error {
 		kept = c
@@ -588,7 +589,7 @@ func TestAHookMayNotKeepTheSocket(t *testing.T) {
 	require.Error(t, kept.Control(func(uintptr) { t.Error("called on a closed file") }))
 }
 
-// One port for several, and only with the option.
+// Several listeners can share a port only if each has the option.
 func TestReusePort(t *testing.T) {
 	if !spreads() {
 		err := refused(t, func() (*Listener, error) { return ListenTCP("127.0.0.1:0", WithReusePort()) })

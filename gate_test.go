@@ -24,9 +24,10 @@ func anyListener(t *testing.T) *net.TCPListener {
 	return ln.(*net.TCPListener)
 }
 
-// A call that is sent out may be so late that the gate is open again when it leaves,
-// and so late that the next call has been sent out too. Its deadline is not the user's.
-func TestGateKnowsALateCall(t *testing.T) {
+// A drain interrupts calls of Accept. An interrupted call can be so late that the gate is
+// open again when it leaves, or even that the next call was interrupted too. Its timeout
+// error does not come from a deadline of the user.
+func TestGateRecognizesALateCall(t *testing.T) {
 	ln := anyListener(t)
 	for _, times := range []int{1, 2} {
 		g := newGate()
@@ -34,15 +35,15 @@ func TestGateKnowsALateCall(t *testing.T) {
 		for range times {
 			require.False(t, g.settled(ln, 20*drainLook), "a call is inside")
 		}
-		require.True(t, g.leave(epoch, false), "sent out %d times", times)
+		require.True(t, g.leave(epoch, false), "interrupted %d times", times)
 		epoch = g.enter(true)
-		require.False(t, g.leave(epoch, false), "nobody was sent out since")
+		require.False(t, g.leave(epoch, false), "no call was interrupted since")
 		require.True(t, g.settled(ln, 20*drainLook))
 	}
 }
 
-// The same through Accept: its own deadline has passed, and then it goes on waiting.
-func TestAcceptThatIsLateWaitsOn(t *testing.T) {
+// The same through Accept: after a timeout that a drain has caused, Accept keeps waiting.
+func TestLateAcceptKeepsWaiting(t *testing.T) {
 	ln, err := ListenTCP("127.0.0.1:0")
 	require.NoError(t, err)
 	defer ln.Close()
@@ -61,8 +62,8 @@ func TestAcceptThatIsLateWaitsOn(t *testing.T) {
 		return g.inside == 1
 	}, patience, time.Millisecond)
 
-	// What sendOut does, with a call that comes out after it has given up: the call has
-	// left net's Accept, and waits for the gate.
+	// This does the same as sendOut, with a call that returns after sendOut has given
+	// up: the call has left net's Accept, and waits for the gate.
 	g.mu.Lock()
 	g.epoch++
 	g.accepted = 1 // another loop is busy with a connection
@@ -73,12 +74,12 @@ func TestAcceptThatIsLateWaitsOn(t *testing.T) {
 	c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
 	require.NoError(t, err)
 	defer c.Close()
-	require.NoError(t, received(t, accepted), "not i/o timeout")
-	require.Equal(t, 2, g.unreturned(), "coming again is not a call that follows the other loop's connection")
+	require.NoError(t, received(t, accepted), "Accept must not return i/o timeout")
+	require.Equal(t, 2, g.unreturned(), "the late call must not count as the next call of the other loop")
 }
 
-// A second drain waits until the first has let the calls in again, and so does
-// SetDeadline: or the first would overwrite what they set.
+// A second drain waits until the first has opened the gate again, and so does SetDeadline.
+// Otherwise the first drain would overwrite their deadlines.
 func TestGateIsShutByOneAtATime(t *testing.T) {
 	ln := anyListener(t)
 	for name, act := range map[string]func(*gate) error{
@@ -93,16 +94,16 @@ func TestGateIsShutByOneAtATime(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGate()
-			g.inside, g.shut = 1, true // the first drain is at it
+			g.inside, g.shut = 1, true // the first drain has shut the gate
 			done := make(chan error, 1)
 			go func() { done <- act(g) }()
 			select {
 			case <-done:
-				t.Fatal("it did not wait")
+				t.Fatal("it did not wait for the first drain")
 			case <-time.After(50 * time.Millisecond):
 			}
 			g.mu.Lock()
-			require.True(t, g.shut, "the first drain still has it")
+			require.True(t, g.shut, "the first drain must still hold the gate shut")
 			require.Zero(t, g.deadline)
 			require.Zero(t, g.epoch)
 			require.Equal(t, 1, g.inside)
@@ -118,7 +119,7 @@ func TestGateIsShutByOneAtATime(t *testing.T) {
 	}
 }
 
-// A connection that Accept returned counts until a call follows it.
+// A connection that Accept has returned counts until the next call of Accept.
 func TestGateCountsWhatWasAccepted(t *testing.T) {
 	ln := anyListener(t)
 	g := newGate()
@@ -127,7 +128,7 @@ func TestGateCountsWhatWasAccepted(t *testing.T) {
 	}
 	require.Equal(t, 3, g.unreturned())
 	require.False(t, g.settled(ln, 20*drainLook))
-	g.leave(g.enter(true), false) // sent out and come again: the user has not called
+	g.leave(g.enter(true), false) // interrupted and repeated: the user has not called Accept again
 	require.Equal(t, 3, g.unreturned())
 	for range 3 {
 		require.False(t, g.settled(ln, 20*drainLook))
@@ -136,5 +137,5 @@ func TestGateCountsWhatWasAccepted(t *testing.T) {
 	require.Zero(t, g.unreturned())
 	require.True(t, g.settled(ln, 20*drainLook))
 	g.leave(g.enter(false), false)
-	require.Zero(t, g.unreturned(), "a new loop owes nothing")
+	require.Zero(t, g.unreturned(), "a new loop has no connection")
 }

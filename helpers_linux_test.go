@@ -24,23 +24,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// namespaceEnv is set in a test that runs in namespaces of its own.
+// namespaceEnv is set in a test process that runs in its own namespaces.
 const namespaceEnv = "ACCEPTQ_TEST_NAMESPACE"
 
-// inNamespace runs f in a network and mount namespace that is made for this
-// test alone: its counters start at 0, its sysctls may be set, and in it the
-// test is root. The test binary is started again for that, so nothing of it
-// remains in this process. Without root a user namespace is made too.
+// inNamespace runs f in a new network and mount namespace: its counters start at 0, the
+// test may set its sysctls, and the test is root there. It starts the test binary again for
+// that, so this process does not change. Without root it also creates a user namespace.
 func inNamespace(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
 	limit := 10 * time.Minute
-	if deadline, ok := t.Deadline(); ok { // a machine may be slow, and has as long as go test gives it
+	if deadline, ok := t.Deadline(); ok { // a slow machine may use all the time that go test gives it
 		limit = time.Until(deadline) - 5*time.Second
 	}
 	inNamespaceFor(t, limit, f)
 }
 
-// inNamespaceFor is inNamespace for a test that takes no longer than limit.
+// inNamespaceFor is like inNamespace, with a time limit.
 func inNamespaceFor(t *testing.T, limit time.Duration, f func(t *testing.T)) {
 	t.Helper()
 	if os.Getenv(namespaceEnv) != "" {
@@ -54,7 +53,7 @@ func inNamespaceFor(t *testing.T, limit time.Duration, f func(t *testing.T)) {
 	args := []string{"-test.run=^" + t.Name() + "$", "-test.v", "-test.timeout=" + limit.String(), "-test.parallel=16"}
 	cmd := exec.Command(self, args...)
 	cmd.Env = append(os.Environ(), namespaceEnv+"="+t.Name(),
-		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")) // or each one ends a second later under -race
+		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")) // otherwise each process ends a second later under -race
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS}
 	if os.Geteuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
@@ -67,12 +66,12 @@ func inNamespaceFor(t *testing.T, limit time.Duration, f func(t *testing.T)) {
 		skipUnprivileged(t, fmt.Sprintf("a namespace cannot be made here (%v): run as root, or allow unprivileged user namespaces", err))
 	}
 	err = cmd.Wait()
-	t.Logf("in a namespace of its own:\n%s", &out)
+	t.Logf("in its own namespace:\n%s", &out)
 	require.NoError(t, err)
 	require.Contains(t, out.String(), "--- PASS: "+t.Name(), "the test did not run in the namespace")
 }
 
-// skipUnprivileged ends a test that lacks a privilege. In CI that is a failure.
+// skipUnprivileged skips a test that lacks a privilege. In CI it fails the test.
 func skipUnprivileged(t *testing.T, why string) {
 	t.Helper()
 	if os.Getenv("CI") != "" {
@@ -91,16 +90,16 @@ func loopbackUp(t *testing.T) {
 	require.NoError(t, unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr))
 }
 
-// setSysctl sets a sysctl of this test's own namespace.
+// setSysctl sets a sysctl in the namespace of this test.
 func setSysctl(t *testing.T, name string, value int) {
 	t.Helper()
-	require.NotEmpty(t, os.Getenv(namespaceEnv), "only in a namespace of the test's own")
+	require.NotEmpty(t, os.Getenv(namespaceEnv), "setSysctl may only run in a namespace of the test")
 	path := "/proc/sys/" + strings.ReplaceAll(name, ".", "/")
 	require.NoError(t, os.WriteFile(path, []byte(strconv.Itoa(value)), 0))
 }
 
-// kernelCounter reads one column of the TcpExt lines of this namespace, in the
-// plainest way there is, as the judge of what the library says.
+// kernelCounter reads one counter of the TcpExt lines of this namespace. It does not use
+// the library, so that tests can compare the library with it.
 func kernelCounter(t *testing.T, name string) int64 {
 	t.Helper()
 	text, err := os.ReadFile("/proc/thread-self/net/netstat")
@@ -140,11 +139,11 @@ func kernelQueue(t *testing.T, addr net.Addr) int {
 	return 0
 }
 
-// connectUntilFull connects clients to addr, one at a time, until the kernel
-// drops one for a full queue, or until limit clients are in. It returns those
-// that are in; the test closes them when it ends.
+// connectUntilFull connects clients to addr, one at a time, until the queue is full and the
+// kernel drops one, or until limit clients are connected. It returns the connections, which
+// are closed when the test ends.
 //
-// The kernel's own counter says that the queue is full, not a clock.
+// It uses the kernel's counter, not a timeout, to tell that the queue is full.
 func connectUntilFull(t *testing.T, addr net.Addr, limit int) (clients []net.Conn) {
 	t.Helper()
 	for len(clients) < limit {
@@ -157,7 +156,7 @@ func connectUntilFull(t *testing.T, addr net.Addr, limit int) (clients []net.Con
 	return clients
 }
 
-// connectOne connects one client; nil if the queue of addr is full.
+// connectOne connects one client. It returns nil if the queue of addr is full.
 func connectOne(t *testing.T, addr net.Addr) net.Conn {
 	t.Helper()
 	before := kernelCounter(t, "ListenOverflows")
@@ -191,14 +190,14 @@ func connectOne(t *testing.T, addr net.Addr) net.Conn {
 	}
 }
 
-// lateACK makes a client hold the final ACK of its handshake back until it sends
-// something (or for 200 ms): to the server the handshake is in flight.
+// lateACK makes a client delay the final ACK of its handshake until it sends data, or for
+// 200 ms. Until then the handshake is in flight for the server.
 func lateACK(_, _ string, c syscall.RawConn) (err error) {
 	cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0) })
 	return errors.Join(cerr, err)
 }
 
-// A crowd is clients that come again and again, until they are told to stop.
+// A crowd is a number of clients that connect repeatedly until they are told to stop.
 type crowd struct {
 	stop         chan struct{}
 	wait         sync.WaitGroup
@@ -216,15 +215,15 @@ func newCrowd(n int, addrs ...string) *crowd {
 	return c
 }
 
-// end lets every client finish what it has begun.
+// end tells the clients to stop and waits until each has finished its request.
 func (c *crowd) end() {
 	close(c.stop)
 	c.wait.Wait()
 }
 
 func (c *crowd) run(id int, addr string) {
-	// A SYN that is dropped is sent again after a second. These come again at
-	// once, so that there is always somebody at the door.
+	// The kernel retransmits a dropped SYN after a second. These clients try again at
+	// once, so that there are always clients that want to connect.
 	d := net.Dialer{Timeout: 100 * time.Millisecond, Control: lateACK}
 	for i := id; ; i++ {
 		select {
@@ -233,11 +232,11 @@ func (c *crowd) run(id int, addr string) {
 		default:
 		}
 		conn, err := d.Dial("tcp", addr)
-		if err != nil { // refused between two servers, or dropped by a drain: not lost
+		if err != nil { // refused between two servers, or dropped during a drain: not a loss
 			<-time.After(time.Millisecond)
 			continue
 		}
-		<-time.After(time.Duration(i%4*10) * time.Millisecond) // the time of this handshake
+		<-time.After(time.Duration(i%4*10) * time.Millisecond) // the duration of this handshake
 		if err := request(conn); err != nil {
 			c.lost.Add(1)
 			c.mu.Lock()
@@ -251,8 +250,8 @@ func (c *crowd) run(id int, addr string) {
 	}
 }
 
-// request sends one request on conn, with which a held back ACK goes, and reads
-// the whole answer.
+// request sends one request on conn, together with a delayed ACK, and reads the whole
+// answer.
 func request(conn net.Conn) error {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(20 * time.Second))
@@ -271,7 +270,7 @@ func request(conn net.Conn) error {
 	return err
 }
 
-// unanswered is the connections of a server that have not had an answer yet.
+// unanswered holds the connections of a server without an answer so far.
 type unanswered struct {
 	mu    sync.Mutex
 	conns map[net.Conn]struct{}
@@ -294,8 +293,8 @@ func (u *unanswered) none() bool {
 	return len(u.conns) == 0
 }
 
-// way is the stop that is in force on a socket: the length of its filter, and
-// what IP_MINTTL and IPV6_MINHOPCOUNT say (-1 if the socket has no such option).
+// way describes how a socket keeps clients out: the length of its filter, and the values
+// of IP_MINTTL and IPV6_MINHOPCOUNT (-1 if the socket has no such option).
 type way struct{ filter, ttl, hops int }
 
 func wayOf(t *testing.T, raw syscall.RawConn) (w way) {
@@ -316,7 +315,7 @@ func wayOf(t *testing.T, raw syscall.RawConn) (w way) {
 	return w
 }
 
-// haveIPv6 ends a test where the kernel has none.
+// haveIPv6 skips a test if the kernel has no IPv6.
 func haveIPv6(t *testing.T) {
 	t.Helper()
 	ln, err := net.Listen("tcp6", "[::1]:0")
@@ -326,12 +325,12 @@ func haveIPv6(t *testing.T) {
 	ln.Close()
 }
 
-// stops are the two ways of stopping the intake. In a namespace of its own a test
-// may use the filter; refused, Drain takes the other.
+// stops are the two ways in which a drain keeps new clients out. In its own namespace a
+// test may use the filter. If the filter is refused, Drain uses the minimum TTL.
 var stops = []struct {
 	name   string
 	kernel func() kernel
-	v4     way // in force on a socket that had nothing
+	v4     way // on a socket without options of the user
 }{
 	{"filter", func() kernel { return realKernel }, way{len(dropSYN), 0, -1}},
 	{"minimum TTL", withoutFilter, way{0, maxTTL, -1}},
@@ -343,7 +342,7 @@ func withoutFilter() kernel {
 	return k
 }
 
-// forEachStop runs f in a namespace, once with each way.
+// forEachStop runs f in a namespace, once with each of stops.
 func forEachStop(t *testing.T, f func(t *testing.T, k kernel, v4 way)) {
 	t.Helper()
 	inNamespace(t, func(t *testing.T) {
@@ -369,12 +368,12 @@ func withInt(level, name, value int) Option {
 	})
 }
 
-// A deafClient hears nothing from its server: a minimum TTL of its own drops the
-// answers. Its handshake stays unfinished until hear is called, and then up to a
-// second, until the server sends its SYN-ACK again.
+// A deafClient receives nothing from its server: a minimum TTL on its own socket drops the
+// answers. Its handshake stays in flight until hear is called. Then it takes up to a
+// second, until the server retransmits its SYN-ACK.
 type deafClient struct {
 	raw  syscall.RawConn
-	conn chan net.Conn // nil if it failed
+	conn chan net.Conn // receives nil if the client failed
 }
 
 func newDeafClient(t *testing.T, addr net.Addr) *deafClient {
@@ -414,7 +413,7 @@ func newDeafClient(t *testing.T, addr net.Addr) *deafClient {
 
 func (c *deafClient) hear(t *testing.T) { require.NoError(t, setMinTTL(c.raw, 0)) }
 
-// connected is the connection of a client that hears.
+// connected returns the connection of a client for which hear was called.
 func (c *deafClient) connected(t *testing.T) net.Conn {
 	t.Helper()
 	select {
@@ -438,8 +437,8 @@ func setMinTTL(raw syscall.RawConn, n int) (err error) {
 	return errors.Join(cerr, err)
 }
 
-// synReceived counts the unfinished handshakes of a port, in the text file that
-// the kernel has of them. While that changes a row can show twice.
+// synReceived counts the handshakes in flight of a port, in /proc/net/tcp. A row can occur
+// twice if the table changes while it is read.
 func synReceived(t *testing.T, addr net.Addr) int {
 	t.Helper()
 	clients := make(map[string]bool)
@@ -456,13 +455,13 @@ func synReceived(t *testing.T, addr net.Addr) int {
 	return len(clients)
 }
 
-// untilStopped waits until the stop is in force.
+// untilStopped waits until the drain keeps new clients out.
 func untilStopped(t *testing.T, ln *Listener, want way) {
 	t.Helper()
 	require.Eventually(t, func() bool { return wayOf(t, ln.raw) == want }, patience, time.Millisecond)
 }
 
-// requireDropped says that a client was neither let in nor refused.
+// requireDropped requires that a client neither gets in nor is refused.
 func requireDropped(t *testing.T, err error) {
 	t.Helper()
 	var timeout net.Error
@@ -470,7 +469,7 @@ func requireDropped(t *testing.T, err error) {
 	require.True(t, timeout.Timeout(), err)
 }
 
-// talk sends and answers twice over c, whose other end is s.
+// talk sends a message both ways twice between c and its peer s.
 func talk(t *testing.T, c, s net.Conn) {
 	t.Helper()
 	for range 2 {
@@ -486,7 +485,8 @@ func talk(t *testing.T, c, s net.Conn) {
 	}
 }
 
-// requireStillOpen says that a drain waited for everybody and lets new clients in.
+// requireStillOpen requires that a drain has waited for every client and lets new clients
+// in.
 func requireStillOpen(t *testing.T, err error) {
 	t.Helper()
 	require.ErrorIs(t, err, ErrStillOpen)
@@ -509,7 +509,7 @@ func duplicate(t *testing.T, raw syscall.RawConn) net.Listener {
 	return other
 }
 
-// hidden are kernels whose ceiling cannot be read.
+// hidden has kernels whose ceiling cannot be read.
 var hidden = map[string]func(k *kernel){
 	"ENOENT":          ceilingFile("", os.ErrNotExist),
 	"EACCES":          ceilingFile("", os.ErrPermission),
@@ -529,9 +529,9 @@ func ceilingFile(text string, err error) func(k *kernel) {
 	}
 }
 
-// fillOneByOne connects clients until the queue of ln has its capacity, and sees
-// each arrive there before the next comes: at that the kernel is exact. The next
-// client must be turned away.
+// fillOneByOne connects clients until the queue of ln has reached its capacity. It waits
+// until each is in the queue before it connects the next, because only then the kernel
+// enforces the limit exactly. One more client must be turned away.
 func fillOneByOne(t *testing.T, ln net.Listener, capacity int) (clients []net.Conn) {
 	t.Helper()
 	for len(clients) < capacity {
@@ -540,7 +540,7 @@ func fillOneByOne(t *testing.T, ln net.Listener, capacity int) (clients []net.Co
 		clients = append(clients, c)
 		requireKernelQueue(t, ln.Addr(), len(clients))
 	}
-	require.Nil(t, connectOne(t, ln.Addr()), "one more than fits")
+	require.Nil(t, connectOne(t, ln.Addr()), "the client above the capacity must be turned away")
 	return clients
 }
 
@@ -549,7 +549,7 @@ func requireKernelQueue(t *testing.T, addr net.Addr, n int) {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.Now().Add(20 * time.Second); kernelQueue(t, addr) != n; <-tick.C {
-		require.True(t, time.Now().Before(deadline), "the kernel never had %d queued, but %d", n, kernelQueue(t, addr))
+		require.True(t, time.Now().Before(deadline), "want %d queued, the kernel has %d", n, kernelQueue(t, addr))
 	}
 }
 
@@ -560,19 +560,21 @@ func instead(want, plain int) int {
 	return want
 }
 
-// heapInUse is what is live, after what is not was collected.
+// heapInUse returns the size of the live heap after a garbage collection.
 func heapInUse() int64 {
 	runtime.GC()
-	runtime.GC() // what a finalizer or a pool held back
+	runtime.GC() // frees objects that a finalizer or a pool has kept
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
 }
 
-// heapSlack is more than the noise, in bytes, and less than a leak in each of thousands.
+// heapSlack, in bytes, is more than the noise and less than a leak in each of thousands of
+// listeners.
 const heapSlack = 500_000
 
-// exhaust takes every descriptor that this process, a test's own, may have.
+// exhaust opens descriptors until this process, which must be that of one test, has no
+// free one.
 func exhaust(t *testing.T) (files []*os.File) {
 	t.Helper()
 	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 64, Max: 64}))

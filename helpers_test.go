@@ -18,13 +18,13 @@ import (
 	"go.uber.org/goleak"
 )
 
-// most is a capacity of one more than listen(2) can ask for, where int holds it.
+// most is the capacity for the largest argument of listen(2), capped to int.
 var most = saturate(math.MaxInt32 + 1)
 
-// beyond is a number that listen(2) would take for 5, where int holds it.
+// beyond is a number whose lower 32 bits, which listen(2) uses, are 5; capped to int.
 var beyond = saturate(1<<32 + 5)
 
-// A tcpListener is what users do with a *net.TCPListener.
+// A tcpListener has the methods of a *net.TCPListener.
 type tcpListener interface {
 	net.Listener
 	syscall.Conn
@@ -33,10 +33,11 @@ type tcpListener interface {
 	File() (*os.File, error)
 }
 
-// onFakeNet says that net is only played here, without descriptors or hooks.
+// onFakeNet reports that package net is only simulated here, without descriptors and
+// WithControl.
 const onFakeNet = runtime.GOOS == "js" || runtime.GOOS == "wasip1"
 
-// connect makes a client that the end of the test closes.
+// connect connects a client, which is closed when the test ends.
 func connect(t *testing.T, network, address string) net.Conn {
 	t.Helper()
 	c, err := net.Dial(network, address)
@@ -45,7 +46,7 @@ func connect(t *testing.T, network, address string) net.Conn {
 	return c
 }
 
-// accept takes the next connection of ln, and does not wait for ever.
+// accept returns the next connection of ln. It has a time limit.
 func accept(t *testing.T, ln tcpListener) *net.TCPConn {
 	t.Helper()
 	require.NoError(t, ln.SetDeadline(time.Now().Add(20*time.Second)))
@@ -56,10 +57,10 @@ func accept(t *testing.T, ln tcpListener) *net.TCPConn {
 	return c
 }
 
-// patience is longer than anything here takes.
+// patience is longer than any operation in these tests takes.
 const patience = 20 * time.Second
 
-// rounds is n, or a fifth of it in a short run.
+// rounds returns n, or a fifth of it with -short.
 func rounds(n int) int {
 	if testing.Short() {
 		return max(n/5, 1)
@@ -92,7 +93,7 @@ func dialed(t *testing.T, ln *Listener, n int) (clients []net.Conn) {
 	return clients
 }
 
-// inBackground is Drain in a goroutine.
+// inBackground runs Drain in a goroutine.
 func inBackground(t *testing.T, ln *Listener, ctx context.Context) (result chan error) {
 	result = make(chan error, 1)
 	go func() { result <- ln.Drain(ctx) }()
@@ -119,7 +120,7 @@ func refused(t *testing.T, listen func() (*Listener, error)) error {
 	ln, err := listen()
 	require.Error(t, err)
 	require.Nil(t, ln)
-	goleak.VerifyNone(t, goroutines) // first: net's look-ups end behind a call that was canceled
+	goleak.VerifyNone(t, goroutines) // first, because lookups of net end after a canceled call
 	require.Equal(t, descriptors, openDescriptors(), "descriptors left behind")
 
 	var op *net.OpError
@@ -128,8 +129,8 @@ func refused(t *testing.T, listen func() (*Listener, error)) error {
 	return err
 }
 
-// requireSameError compares an error with net's: the same words, the same
-// layers, the same cause.
+// requireSameError requires that an error has the same text, the same layers and the
+// same cause as that of net.
 func requireSameError(t *testing.T, want, got error) {
 	t.Helper()
 	require.EqualError(t, got, want.Error())
@@ -146,8 +147,8 @@ func layers(err error) (types []string, cause error) {
 	return types, cause
 }
 
-// freeAgain checks that nothing holds the address. Another program may have
-// picked the port since; that one lets go of it, a leak does not.
+// freeAgain requires that the address is free. Another program may have used the port
+// meanwhile. It releases the port at some time; a leak does not.
 func freeAgain(t *testing.T, network, address string) {
 	t.Helper()
 	require.Eventually(t, func() bool {
@@ -156,7 +157,7 @@ func freeAgain(t *testing.T, network, address string) {
 	}, 20*time.Second, time.Millisecond, "%s is held", address)
 }
 
-// requireListenError requires what a failed call of listening returns.
+// requireListenError checks the form of the error of a failed Listen.
 func requireListenError(t *testing.T, ln *Listener, err error) {
 	t.Helper()
 	require.Nil(t, ln)
@@ -166,7 +167,7 @@ func requireListenError(t *testing.T, ln *Listener, err error) {
 	require.Equal(t, "tcp", op.Net)
 }
 
-// systemTells says whether this is a system whose accept queue can be read.
+// systemTells reports whether the accept queue can be read on this system.
 func systemTells() bool {
 	_, known := ruleOf(runtime.GOOS)
 	return known
@@ -181,8 +182,8 @@ func listenForStats(t testing.TB, opts ...Option) *Listener {
 	return ln
 }
 
-// queuedBecomes waits until the listener says that n connections are queued. A
-// client may know of the end of its handshake before the server does.
+// queuedBecomes waits until the listener reports n queued connections. The handshake of
+// a client can end before that of the server.
 func queuedBecomes(t testing.TB, n int, stats func() (Stats, error)) Stats {
 	t.Helper()
 	var last Stats
@@ -195,8 +196,8 @@ func queuedBecomes(t testing.TB, n int, stats func() (Stats, error)) Stats {
 	return last
 }
 
-// acceptAndExchange accepts one connection and sends a byte through it to
-// whichever of the clients it belongs to, and back.
+// acceptAndExchange accepts one connection and exchanges a byte with the client that it
+// belongs to.
 func acceptAndExchange(t testing.TB, ln net.Listener, clients []net.Conn) {
 	t.Helper()
 	server, err := ln.Accept()
@@ -219,7 +220,7 @@ func acceptAndExchange(t testing.TB, ln net.Listener, clients []net.Conn) {
 		}
 		return
 	}
-	t.Fatalf("%v was accepted and is none of the clients", server.RemoteAddr())
+	t.Fatalf("%v was accepted but is not one of the clients", server.RemoteAddr())
 }
 
 func mustWrap(t testing.TB, ln net.Listener) *Listener {
@@ -229,9 +230,9 @@ func mustWrap(t testing.TB, ln net.Listener) *Listener {
 	return w
 }
 
-// requireClosed looks for the error of a closed socket. Where nothing can be told
-// of any socket, that may be said instead: net under js does not know which are
-// closed.
+// requireClosed requires the error of a closed socket. On a system that reports nothing
+// about sockets the error may be ErrUnsupported instead: net on js does not know which
+// sockets are closed.
 func requireClosed(t *testing.T, err error) {
 	t.Helper()
 	if !systemTells() && errors.Is(err, errors.ErrUnsupported) {
@@ -240,7 +241,7 @@ func requireClosed(t *testing.T, err error) {
 	require.ErrorIs(t, err, net.ErrClosed)
 }
 
-// requireOp looks for one *net.OpError, of ours, over the cause.
+// requireOp requires exactly one *net.OpError, with the given Op, around the cause.
 func requireOp(t *testing.T, err error, name string) {
 	t.Helper()
 	var op, inner *net.OpError
@@ -249,8 +250,8 @@ func requireOp(t *testing.T, err error, name string) {
 	require.False(t, errors.As(op.Err, &inner), "an OpError in an OpError: %v", err)
 }
 
-// connectAll connects clients, several at a time, all of which must get in. The
-// test closes them when it ends.
+// connectAll connects clients, several at a time. All of them must get in. They are
+// closed when the test ends.
 func connectAll(t *testing.T, addr net.Addr, clients int) []net.Conn {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -270,7 +271,7 @@ func connectAll(t *testing.T, addr net.Addr, clients int) []net.Conn {
 	return conns
 }
 
-// each calls f with 0 to n-1, at most 50 at a time.
+// each calls f with 0 to n-1, with a maximum of 50 calls at a time.
 func each(n int, f func(i int)) {
 	var wait sync.WaitGroup
 	room := make(chan struct{}, 50)

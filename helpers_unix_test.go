@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openDescriptors counts the open descriptors of this process. A leaked one is
-// low: the kernel gives out the lowest that is free.
+// openDescriptors counts the open descriptors of this process. It checks only low
+// numbers, because the kernel always uses the lowest free one.
 func openDescriptors() (n int) {
 	for fd := range 4096 {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil {
@@ -23,7 +23,7 @@ func openDescriptors() (n int) {
 	return n
 }
 
-// A socketOption is one number that getsockopt(2) tells.
+// A socketOption is an option of getsockopt(2) whose value is a number.
 type socketOption struct{ level, name int }
 
 // option reads o from the socket of c.
@@ -41,7 +41,7 @@ func onDescriptor(t testing.TB, c syscall.Conn, f func(fd int) (int, error)) (v 
 	return v
 }
 
-// listen listens until the test ends.
+// listen opens a listener that is closed when the test ends.
 func listen(t *testing.T, opts ...Option) *Listener {
 	t.Helper()
 	ln, err := ListenTCP("127.0.0.1:0", opts...)
@@ -59,7 +59,7 @@ func dial(t *testing.T, addr net.Addr) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-// acceptBy takes one connection, by a method of ln.
+// acceptBy accepts one connection with a method of ln.
 func acceptBy(t *testing.T, ln interface{ SetDeadline(time.Time) error }, method func() (net.Conn, error)) *net.TCPConn {
 	t.Helper()
 	require.NoError(t, ln.SetDeadline(time.Now().Add(10*time.Second)))
@@ -69,7 +69,7 @@ func acceptBy(t *testing.T, ln interface{ SetDeadline(time.Time) error }, method
 	return c.(*net.TCPConn)
 }
 
-// eventually waits for what the kernel is about to do, at most 10 seconds.
+// eventually waits up to 10 seconds for a change in the kernel.
 func eventually(done func() bool) bool {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
@@ -81,8 +81,8 @@ func eventually(done func() bool) bool {
 	return true
 }
 
-// freeDescriptor is the number that the next one gets. One that leaks takes it; one
-// that is closed twice makes it smaller.
+// freeDescriptor returns the number of the next descriptor. A leaked descriptor
+// increases it, and one that is closed twice can decrease it.
 func freeDescriptor() int {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
 	if err == nil {
@@ -91,7 +91,7 @@ func freeDescriptor() int {
 	return fd
 }
 
-// freeNow says whether nothing holds the address.
+// freeNow reports whether the address is free.
 func freeNow(address string) error {
 	var err error
 	if eventually(func() bool {
@@ -106,7 +106,7 @@ func freeNow(address string) error {
 	return err
 }
 
-// aFreeAddress is one on host that nobody holds; "" if there is no such host.
+// aFreeAddress returns a free address on host, or "" if there is no such host.
 func aFreeAddress(network, host string) string {
 	ln, err := net.Listen(network, net.JoinHostPort(host, "0"))
 	if err != nil {
@@ -116,7 +116,7 @@ func aFreeAddress(network, host string) string {
 	return ln.Addr().String()
 }
 
-// noteBound binds, and says to what.
+// noteBound binds and records the address.
 func noteBound(t *testing.T, bound *string) func(fd int, sa unix.Sockaddr) error {
 	return func(fd int, sa unix.Sockaddr) error {
 		if err := realKernel.bind(fd, sa); err != nil {

@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A listener that was adopted is known by its queue, and not by its limit.
+// For a wrapped listener NetBSD reports the length of the queue, but not the limit.
 func TestWrapOnNetBSD(t *testing.T) {
 	original, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Wrap gives a second view of one socket, and the first goes on working.
+// Wrap returns a second listener on the same socket. The first one keeps working.
 func TestWrapLeavesTheOriginalWorking(t *testing.T) {
 	original, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -22,7 +22,7 @@ func TestWrapLeavesTheOriginalWorking(t *testing.T) {
 	ln := mustWrap(t, original)
 	require.Equal(t, before, openDescriptors(), "no descriptor is copied")
 	require.Same(t, original, ln.TCPListener())
-	require.Equal(t, -1, ln.Backlog().Requested, "what the first holder asked for is not known")
+	require.Equal(t, -1, ln.Backlog().Requested, "the request of the first holder is unknown")
 
 	for _, side := range []net.Listener{original, ln, original, ln} {
 		acceptAndExchange(t, side, []net.Conn{connect(t, "tcp", original.Addr().String())})
@@ -35,7 +35,7 @@ func TestWrapLeavesTheOriginalWorking(t *testing.T) {
 
 	require.NoError(t, ln.Close())
 	_, err = original.Accept()
-	require.ErrorIs(t, err, net.ErrClosed, "both have one socket")
+	require.ErrorIs(t, err, net.ErrClosed, "they share one socket")
 }
 
 func TestWrapReturnsAListenerAsItIs(t *testing.T) {
@@ -73,7 +73,7 @@ func TestClosedListener(t *testing.T) {
 	require.Equal(t, account.Effective, ln.EffectiveBacklog())
 }
 
-// An error names the address, so that a log of several listeners can be read.
+// An error names the address, so that a log shows which listener failed.
 func TestErrorsNameTheAddress(t *testing.T) {
 	ln := listenForStats(t)
 	require.NoError(t, ln.Close())
@@ -104,7 +104,7 @@ func TestZeroListener(t *testing.T) {
 	require.Equal(t, unknown, ln.EffectiveBacklog())
 }
 
-// What is no listening TCP socket is refused by both doors.
+// ReadStats and Wrap return an error for anything but a listening TCP socket.
 func TestNoListeningSocket(t *testing.T) {
 	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -134,14 +134,14 @@ func TestNoListeningSocket(t *testing.T) {
 	}
 	unix, err := net.Listen("unix", filepath.Join(t.TempDir(), "socket"))
 	if err != nil {
-		t.Logf("without unix sockets, which this system does not make: %v", err)
+		t.Logf("without Unix sockets, which this system does not have: %v", err)
 	} else {
 		defer unix.Close()
 		conns["a unix listener"] = unix.(syscall.Conn)
 		listeners["a unix listener"] = unix
 	}
 	if systemTells() {
-		// net takes any stream socket for a listener.
+		// net makes a listener of any stream socket.
 		file, err := client.(*net.TCPConn).File()
 		require.NoError(t, err)
 		connected, err := net.FileListener(file)
@@ -173,7 +173,7 @@ func TestNoListeningSocket(t *testing.T) {
 			require.Nil(t, w)
 			requireOp(t, err, "wrap")
 			require.ErrorIs(t, err, syscall.EINVAL)
-			// There may be one that can be wrapped inside it.
+			// The error suggests to wrap a listener inside it.
 			require.Equal(t, name == "one of another type", strings.Contains(err.Error(), "inside it"), "%v", err)
 		})
 	}
@@ -187,15 +187,15 @@ func closedUDP(t *testing.T) syscall.Conn {
 	return c.(syscall.Conn)
 }
 
-// Eight goroutines call everything at once; half-way one of them closes.
+// Eight goroutines call all methods concurrently. Halfway one of them closes the listener.
 func TestEverythingAtOnce(t *testing.T) {
 	const rounds = 60
 	ln := listenForStats(t, WithBacklog(64))
 	clients := make([]net.Conn, 0, rounds)
 
 	var working, half sync.WaitGroup
-	// start calls f in a goroutine of its own. Until Close f must succeed, where
-	// the system can do it at all.
+	// start calls f in a new goroutine. Until Close, f must succeed if the system supports
+	// it.
 	start := func(name string, f func(i int) error) {
 		half.Add(1)
 		working.Go(func() {
@@ -225,7 +225,7 @@ func TestEverythingAtOnce(t *testing.T) {
 		}
 		c, err := net.Dial("tcp", ln.Addr().String())
 		if i == rounds/2 {
-			if err == nil { // from here on Close may have been first
+			if err == nil { // from here on Close may have been called
 				c.Close()
 			}
 			return nil

@@ -10,7 +10,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// TestMain fails the run when it leaves a goroutine or a descriptor behind.
+// TestMain fails the run if it leaves a goroutine or a descriptor behind.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if asked := flag.Lookup("test.parallel"); asked.Value.String() == asked.DefValue {
@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 	before := openDescriptors()
 	code := m.Run()
 	if code == 0 {
-		// On js the runtime handles events in a goroutine of its own.
+		// On js the runtime has its own goroutine for events.
 		if err := goleak.Find(goleak.IgnoreAnyFunction("runtime.handleEvent")); err != nil {
 			fmt.Fprintln(os.Stderr, "goroutines left behind:", err)
 			code = 1

@@ -13,11 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A visited namespace is one that a thread of this test has made, and in which it does
-// what it is told.
+// A visited is a network namespace with a thread of this test in it, which runs functions
+// there.
 type visited struct{ do chan func() }
 
-// newVisited makes a network namespace in which lo is up.
+// newVisited creates a network namespace in which lo is up.
 func newVisited(t *testing.T) *visited {
 	t.Helper()
 	v := &visited{do: make(chan func())}
@@ -43,8 +43,8 @@ func (v *visited) in(f func()) {
 	<-done
 }
 
-// A program that listens in another network namespace calls the Listener from any
-// thread. What the kernel says of listening must be that of the socket's namespace.
+// A program listens in another network namespace and calls the Listener from any
+// thread. The numbers must be those of the namespace of the socket.
 func TestListenerInAnotherNamespace(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -54,13 +54,13 @@ func TestListenerInAnotherNamespace(t *testing.T) {
 			kernel  func() kernel
 			entered bool
 		}{
-			{"that can be entered", func() kernel { return realKernel }, true},
-			{"that cannot be named", func() kernel {
+			{"a namespace that can be entered", func() kernel { return realKernel }, true},
+			{"a namespace without a name", func() kernel {
 				k := realKernel
 				k.namespaceFile = func(int) (*os.File, error) { return nil, unix.EPERM }
 				return k
 			}, false},
-			{"whose file is of no namespace", func() kernel {
+			{"a file that is not a namespace", func() kernel {
 				k := realKernel
 				k.namespaceFile = func(int) (*os.File, error) { return os.Open("/dev/null") }
 				return k
@@ -84,15 +84,16 @@ func TestListenerInAnotherNamespace(t *testing.T) {
 					require.Equal(t, unknown, ln.Backlog().Ceiling)
 				}
 				b, err := ln.SetBacklog(2000)
-				require.NoError(t, err, "the ceiling of 100 is not this socket's")
+				require.NoError(t, err, "the ceiling of 100 belongs to another namespace")
 				require.Equal(t, 2000, b.Limit)
 				_, err = ln.SetBacklog(5000)
 				var clamp *ClampError
 				require.ErrorAs(t, err, &clamp)
 				require.Equal(t, 3000, clamp.Limit)
-				require.Equal(t, 2000, ln.Backlog().Limit, "it is as it was")
+				require.Equal(t, 2000, ln.Backlog().Limit, "the limit must not change")
 
-				// A handshake in flight there, for longer than the drain that cannot see it.
+				// A handshake is in flight there for longer than a drain waits that
+				// cannot read it.
 				var fd int
 				other.in(func() { fd = deafSocket(t, ln.Addr()) })
 				drained := inBackground(t, ln, within(t, patience))
@@ -112,7 +113,8 @@ func TestListenerInAnotherNamespace(t *testing.T) {
 	})
 }
 
-// deafSocket begins a handshake in the calling thread's namespace, and hears no answer.
+// deafSocket starts a handshake in the namespace of the calling thread and drops the
+// answer.
 func deafSocket(t *testing.T, addr net.Addr) (fd int) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	require.NoError(t, err)
@@ -125,7 +127,7 @@ func deafSocket(t *testing.T, addr net.Addr) (fd int) {
 	return fd
 }
 
-// hearing has a deafSocket hear, and waits until it is connected.
+// hearing lets a deafSocket receive, and waits until it is connected.
 func hearing(t *testing.T, fd int) net.Conn {
 	t.Helper()
 	require.NoError(t, unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, 0))
@@ -141,7 +143,7 @@ func hearing(t *testing.T, fd int) net.Conn {
 	return c
 }
 
-// Which namespace a socket is in is found out, or nothing is said of it.
+// The namespace of a socket is either known for certain or unknown.
 func TestNamespaceOf(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -155,7 +157,7 @@ func TestNamespaceOf(t *testing.T) {
 	}
 	ns, err := of(realKernel)
 	require.NoError(t, err)
-	require.Nil(t, ns.file, "the calling thread's")
+	require.Nil(t, ns.file, "the namespace of the calling thread")
 
 	old := realKernel
 	old.getsockopt = func(int, int, int, []byte) (int, error) { return 0, unix.ENOPROTOOPT }
@@ -170,7 +172,8 @@ func TestNamespaceOf(t *testing.T) {
 	require.ErrorIs(t, err, unix.EMFILE)
 }
 
-// A thread that visits a namespace comes back, and an error of what it did is returned.
+// A thread that enters a namespace returns to its own, and the error of the function is
+// returned.
 func TestNamespaceIsLeft(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {

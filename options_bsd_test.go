@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A buffer past the kernel's largest is an error that names the setting, whether the
-// kernel refuses it or cuts it.
-func TestBufferIsNotCut(t *testing.T) {
+// A buffer above the maximum of the kernel is an error that names the setting, whether
+// the kernel refuses or clamps it.
+func TestBufferIsNotClamped(t *testing.T) {
 	for _, opt := range []Option{WithReceiveBuffer(math.MaxInt32), WithSendBuffer(math.MaxInt32)} {
 		before := openDescriptors()
 		ln, err := ListenTCP("127.0.0.1:0", opt)
@@ -26,7 +26,7 @@ func TestBufferIsNotCut(t *testing.T) {
 	}
 }
 
-// Buffers and keep-alive are on the connections, and keep-alive not on the listener.
+// Connections have the buffers and keep-alive. The listener has no keep-alive.
 func TestOptionOnTheSocket(t *testing.T) {
 	const size = 150_000 // more than any default, less than any maximum
 	read := func(c syscall.Conn, level, name int) (int, error) {
@@ -50,7 +50,7 @@ func TestOptionOnTheSocket(t *testing.T) {
 	for _, buffer := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF} {
 		require.Less(t, get(plain, unix.SOL_SOCKET, buffer), size)
 		require.GreaterOrEqual(t, get(ln, unix.SOL_SOCKET, buffer), size)
-		if runtime.GOOS != "darwin" { // which tunes them by itself, past that
+		if runtime.GOOS != "darwin" { // macOS adjusts larger buffers itself
 			require.Less(t, get(plainConn, unix.SOL_SOCKET, buffer), size)
 		}
 		require.GreaterOrEqual(t, get(c, unix.SOL_SOCKET, buffer), size)
@@ -66,7 +66,7 @@ func TestOptionOnTheSocket(t *testing.T) {
 	}
 	if _, err := read(plain, unix.IPPROTO_TCP, names[0]); err != nil {
 		require.ErrorIs(t, err, unix.ENOPROTOOPT)
-		t.Logf("%s does not tell the times of keep-alive", runtime.GOOS)
+		t.Logf("%s does not report the times of keep-alive", runtime.GOOS)
 		return
 	}
 	ln, c = listenAndAccept(t, WithKeepAlive(idle))

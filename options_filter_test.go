@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A filter that cannot be set ends listening, after listen(2), and leaves nothing.
+// If a filter cannot be set, which happens after listen(2), listening fails and leaves
+// nothing behind.
 func TestAcceptFilterFaults(t *testing.T) {
 	if !hasFilters {
 		t.Skipf("%s has no accept filters", runtime.GOOS)
@@ -32,7 +33,7 @@ func TestAcceptFilterFaults(t *testing.T) {
 	}
 }
 
-// holding is a system whose kernel does not ignore filters, by its release.
+// holding returns a system whose release does not ignore filters.
 func holding() kernel {
 	k := realKernel
 	k.sysctl = func(name string) (uint32, error) {
@@ -44,11 +45,11 @@ func holding() kernel {
 	return k
 }
 
-// A kernel that takes filters and ignores them is told by its release, before a
-// port is bound.
+// The library recognizes a kernel that accepts filters and ignores them by its release.
+// It returns an error before it binds a port.
 func TestAcceptFilterIgnored(t *testing.T) {
 	if runtime.GOOS != "freebsd" {
-		t.Skip("FreeBSD alone has kernels that ignore filters")
+		t.Skip("only FreeBSD has kernels that ignore filters")
 	}
 	k := realKernel
 	k.sysctl = func(string) (uint32, error) { return 1400507, nil }
@@ -69,8 +70,8 @@ func TestAcceptFilterIgnored(t *testing.T) {
 	}
 }
 
-// The structure that the kernel is given is that of sys/socket.h: a name of 16
-// bytes and an argument of 240, each with a NUL at its end.
+// The structure for the kernel is that of sys/socket.h: a name of 16 bytes and an
+// argument of 240 bytes, each with a NUL at its end.
 func TestAcceptFilterArgument(t *testing.T) {
 	if !hasFilters {
 		t.Skipf("%s has no accept filters", runtime.GOOS)
@@ -115,12 +116,12 @@ func filterOf(t *testing.T, ln *Listener) (name string) {
 func needFilters(t *testing.T) {
 	t.Helper()
 	if err := realKernel.mustFilter(); err != nil {
-		t.Skip("see TestFiltersAreRefusedWhereTheyDoNothing:", err)
+		t.Skip("see TestFiltersWithoutEffectAreAnError:", err)
 	}
 }
 
-// listenFiltered listens with dataready, or skips: its module may be absent, which is
-// said, with the command that loads it.
+// listenFiltered listens with the filter dataready. If its module is not loaded, it
+// skips the test and names the command that loads it.
 func listenFiltered(t *testing.T, opts ...Option) *Listener {
 	t.Helper()
 	needFilters(t)
@@ -152,8 +153,8 @@ func TestAcceptFilterUnknown(t *testing.T) {
 	require.Equal(t, before, openDescriptors())
 }
 
-// A silent client waits outside of the queue, beside one that speaks. FreeBSD alone
-// tells how many do.
+// With a filter a silent client does not enter the accept queue, but a client that
+// sends data does. Only FreeBSD reports the number of held-back connections.
 func TestAcceptFilterActs(t *testing.T) {
 	tells := runtime.GOOS == "freebsd"
 	for name, opt := range map[string]Option{
@@ -169,7 +170,7 @@ func TestAcceptFilterActs(t *testing.T) {
 			speaker := dial(t, ln.Addr())
 			_, err := speaker.Write([]byte("x"))
 			require.NoError(t, err)
-			require.Equal(t, speaker.LocalAddr(), acceptBy(t, ln, ln.Accept).RemoteAddr(), "who speaks is accepted first")
+			require.Equal(t, speaker.LocalAddr(), acceptBy(t, ln, ln.Accept).RemoteAddr(), "the client that sends data is accepted first")
 			if tells {
 				require.Equal(t, 1, incomplete(t, ln))
 			}
@@ -177,7 +178,7 @@ func TestAcceptFilterActs(t *testing.T) {
 
 			_, err = ln.SetBacklog(7)
 			require.NoError(t, err)
-			require.Equal(t, "dataready", filterOf(t, ln), "listening again keeps it")
+			require.Equal(t, "dataready", filterOf(t, ln), "listening again must keep the filter")
 			_, err = silent.Write([]byte("x"))
 			require.NoError(t, err)
 			require.Equal(t, silent.LocalAddr(), acceptBy(t, ln, ln.Accept).RemoteAddr())

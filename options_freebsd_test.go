@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The numbers that x/sys has for FreeBSD only are those used here.
+// The option numbers in this package match those that x/sys has for FreeBSD.
 func TestOptionNumbers(t *testing.T) {
 	name, err := reusePort()
 	require.NoError(t, err)
@@ -36,8 +36,8 @@ func TestOptionNumbers(t *testing.T) {
 	require.Equal(t, []int{unix.TCP_FASTOPEN, unix.SO_ACCEPTFILTER}, set)
 }
 
-// Whether the setting lets servers use it or not, the answer is true to it.
-func TestFastOpenIsNotTakenInVain(t *testing.T) {
+// The result matches the setting, whether it allows Fast Open for servers or not.
+func TestFastOpenWithoutEffectIsAnError(t *testing.T) {
 	const knob = "net.inet.tcp.fastopen.server_enable"
 	on, err := unix.SysctlUint32(knob)
 	if err != nil || on == 0 {
@@ -53,7 +53,7 @@ func TestFastOpenIsNotTakenInVain(t *testing.T) {
 	require.ErrorIs(t, err, errors.ErrUnsupported, "the kernel's own count is half the limit")
 }
 
-// A buffer may have 8/9 of the setting, and the error names that bound.
+// The largest buffer is 8/9 of the setting, and the error names that bound.
 func TestTheLargestBuffer(t *testing.T) {
 	setting, err := unix.SysctlUint64("kern.ipc.maxsockbuf")
 	if err != nil { // on a processor of 32 bits
@@ -70,8 +70,8 @@ func TestTheLargestBuffer(t *testing.T) {
 	require.ErrorContains(t, err, "more than 8/9 of kern.ipc.maxsockbuf")
 }
 
-// filterHolds sets the filter dataready past the library, and says whether a
-// silent client is accepted before one that came later and speaks.
+// filterHolds sets the filter dataready without the library. It reports whether the
+// filter holds a silent client back, while a later client that sends data is accepted.
 func filterHolds(t *testing.T) bool {
 	t.Helper()
 	ln := listen(t, WithBacklog(5))
@@ -92,9 +92,9 @@ func filterHolds(t *testing.T) bool {
 	return first == speaker.LocalAddr().String()
 }
 
-// The library refuses filters where the kernel ignores them, and only there. It goes
-// by the release, the test by what happens.
-func TestFiltersAreRefusedWhereTheyDoNothing(t *testing.T) {
+// The library returns an error for filters exactly where the kernel ignores them. The
+// library decides by the release; the test measures.
+func TestFiltersWithoutEffectAreAnError(t *testing.T) {
 	holds := filterHolds(t)
 	for name, opt := range map[string]Option{
 		"WithDeferAccept":  WithDeferAccept(time.Second),
@@ -115,8 +115,8 @@ func TestFiltersAreRefusedWhereTheyDoNothing(t *testing.T) {
 	}
 }
 
-// Of 14 silent clients 6 wait at a limit of 5, and the oldest are reset; those 6 come
-// in once they have spoken.
+// At a limit of 5 the kernel holds back 6 of 14 silent clients and resets the older
+// ones. The 6 are accepted once they have sent data.
 func TestAcceptFilterResetsTheOldest(t *testing.T) {
 	ln := listenFiltered(t, WithBacklog(5), WithDeferAccept(time.Second))
 	var clients []*net.TCPConn

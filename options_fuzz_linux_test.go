@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// asked is what a list of Options amounts to, by another build of the same rules.
+// asked describes the effect of a list of Options, by another implementation of the
+// same rules.
 type asked struct {
 	opts      []Option
 	backlog   int
@@ -28,10 +29,10 @@ type asked struct {
 	send      int
 	fastOpen  int
 	keepAlive *net.KeepAliveConfig
-	nonsense  bool // one makes no sense, or none on Linux
+	nonsense  bool // an option is invalid, or invalid on Linux
 }
 
-// decode makes Options of bytes: one for each, and the numbers that it needs.
+// decode makes Options from bytes. A byte chooses an option, and its numbers follow.
 func decode(p []byte) *asked {
 	a := &asked{backlog: -1}
 	number := func() int {
@@ -112,7 +113,7 @@ func (a *asked) explains(err error, ceiling int) error {
 		if a.fastOpen == 0 && a.receive <= 1<<15 && a.send <= 1<<15 && a.deferred <= time.Hour {
 			return fmt.Errorf("nothing is too much: %w", err)
 		}
-	case a.keepAlive != nil && a.keepAlive.Enable && errors.Is(err, unix.EINVAL): // more than the kernel takes
+	case a.keepAlive != nil && a.keepAlive.Enable && errors.Is(err, unix.EINVAL): // more than the kernel accepts
 		if k := a.keepAlive; max(k.Idle, k.Interval) <= math.MaxInt16*time.Second && k.Count <= 127 {
 			return fmt.Errorf("%+v: %w", *k, err)
 		}
@@ -122,8 +123,9 @@ func (a *asked) explains(err error, ceiling int) error {
 	return nil
 }
 
-// Whatever is asked for, it is an error that this explains, with nothing left, or
-// each option holds by the kernel's word, and a client is served.
+// For any options, listening either fails with an error that explains accepts and
+// leaves nothing behind, or the kernel reports the value of each option and a client is
+// served.
 func FuzzOptions(f *testing.F) {
 	varints := func(op byte, numbers ...int64) (p []byte) {
 		p = []byte{op}

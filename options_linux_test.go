@@ -20,12 +20,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An effect is what one option does to the kernel's sockets.
+// An effect describes what one option changes on the sockets of the kernel.
 type effect struct {
 	option               string
 	opt                  Option
 	read                 func(t *testing.T, c syscall.Conn) int
-	onListener, accepted int // what read says; unchanged is as without the option
+	onListener, accepted int // the results of read; unchanged means the same as without the option
 }
 
 const unchanged = -1
@@ -34,12 +34,12 @@ func intOption(level, name int) func(*testing.T, syscall.Conn) int {
 	return func(t *testing.T, c syscall.Conn) int { return option(t, c, socketOption{level, name}) }
 }
 
-// effects is every option that leaves a trace on a socket of Linux. The buffers
-// read back as twice of what was asked, socket(7).
+// effects has every option whose effect can be read from a socket on Linux. The kernel
+// reports twice the requested buffer size, socket(7).
 func effects() []effect {
 	return []effect{
 		{"WithBacklog", WithBacklog(7), func(t *testing.T, c syscall.Conn) int {
-			return int(tcpInfo(t, c).Sacked) // the limit of a listener, 0 of a connection
+			return int(tcpInfo(t, c).Sacked) // the limit on a listener, 0 on a connection
 		}, 7, unchanged},
 		{"WithReusePort", WithReusePort(), intOption(unix.SOL_SOCKET, unix.SO_REUSEPORT), 1, 1},
 		{"WithControl", WithControl(freeBind), intOption(unix.IPPROTO_IP, unix.IP_FREEBIND), 1, 1},
@@ -57,8 +57,8 @@ func freeBind(_, _ string, c syscall.RawConn) (err error) {
 	return errors.Join(cerr, err)
 }
 
-// Each option is on the listening socket and on its connections as the table
-// says, and a listener without it is otherwise.
+// Each option has the effect of the table on the listening socket and on its connections.
+// A listener without the option has other values.
 func TestOptionOnTheSocket(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_fastopen", 3)
@@ -80,7 +80,7 @@ func TestOptionOnTheSocket(t *testing.T) {
 	})
 }
 
-// Any two options hold together.
+// Any two options work together.
 func TestOptionPairs(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_fastopen", 3)
@@ -103,7 +103,7 @@ func TestOptionPairs(t *testing.T) {
 	})
 }
 
-// Of an option that is given twice the later one is in force.
+// If an option is given twice, the later one applies.
 func TestOptionGivenTwice(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_fastopen", 3)
@@ -114,7 +114,7 @@ func TestOptionGivenTwice(t *testing.T) {
 			"WithBacklog":       WithBacklog(3),
 			"WithDeferAccept":   WithDeferAccept(time.Second),
 			"WithFastOpen":      WithFastOpen(3),
-			"WithReceiveBuffer": WithReceiveBuffer(1 << 30), // alone an error
+			"WithReceiveBuffer": WithReceiveBuffer(1 << 30), // an error if given alone
 			"WithSendBuffer":    WithSendBuffer(20_000),
 			"WithKeepAlive":     idle(3),
 		}
@@ -136,8 +136,8 @@ func TestOptionGivenTwice(t *testing.T) {
 	})
 }
 
-// The address is shared by those who have the option, and by no other; each gets
-// clients.
+// Listeners with the option share the address, and each gets clients. A listener without
+// it cannot listen there.
 func TestReusePortSpreads(t *testing.T) {
 	a := listen(t, WithReusePort())
 	b, err := ListenTCP(a.Addr().String(), WithReusePort())
@@ -160,7 +160,7 @@ func TestReusePortSpreads(t *testing.T) {
 	require.Positive(t, queued(b))
 }
 
-// The wait is rounded up, never to nothing, and one that is too long is refused.
+// The duration is rounded up and never becomes 0. A duration that is too long is an error.
 func TestDeferAcceptRounds(t *testing.T) {
 	for d, want := range map[time.Duration]int{
 		1: 1, time.Second: 1, time.Second + 1: 3, 3 * time.Second: 3, 10 * time.Second: 15, 16 * time.Second: 31,
@@ -175,8 +175,8 @@ func TestDeferAcceptRounds(t *testing.T) {
 	}
 }
 
-// A silent client waits outside of the queue, beside one that speaks; without the
-// option it is accepted at once.
+// With the option a silent client does not enter the accept queue, but a client that sends
+// data does. Without the option the silent client is accepted at once.
 func TestDeferAcceptActs(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		plain := listen(t)
@@ -187,12 +187,12 @@ func TestDeferAcceptActs(t *testing.T) {
 		ln := listen(t, WithDeferAccept(time.Minute))
 		silent = dial(t, ln.Addr())
 		require.Eventually(t, func() bool { return kernelCounter(t, "TCPDeferAcceptDrop") == 1 }, 10*time.Second, time.Millisecond,
-			"the kernel was to ignore the bare ACK")
+			"the kernel should ignore the ACK without data")
 		require.Zero(t, kernelQueue(t, ln.Addr()))
 		speaker := dial(t, ln.Addr())
 		_, err := speaker.Write([]byte("x"))
 		require.NoError(t, err)
-		require.Equal(t, speaker.LocalAddr(), acceptBy(t, ln, ln.Accept).RemoteAddr(), "who speaks is accepted first")
+		require.Equal(t, speaker.LocalAddr(), acceptBy(t, ln, ln.Accept).RemoteAddr(), "the client that sends data is accepted first")
 		require.Zero(t, kernelQueue(t, ln.Addr()))
 
 		_, err = silent.Write([]byte("x"))
@@ -201,11 +201,11 @@ func TestDeferAcceptActs(t *testing.T) {
 	})
 }
 
-// A client that has a cookie sends data in its SYN, and the listener takes them.
+// A client with a Fast Open cookie sends data in its SYN, and the listener accepts them.
 func TestFastOpenActs(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_fastopen", 3)
-		// inSYN connects with data, and reports whether they came in the SYN.
+		// inSYN connects and sends data, and reports whether the SYN carried them.
 		inSYN := func(ln *Listener) bool {
 			const data = "in the SYN"
 			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -228,20 +228,20 @@ func TestFastOpenActs(t *testing.T) {
 		require.Zero(t, kernelCounter(t, "TCPFastOpenPassive"))
 		require.True(t, inSYN(ln), "the second one uses it")
 		require.EqualValues(t, 1, kernelCounter(t, "TCPFastOpenPassive"))
-		require.False(t, inSYN(plain), "without the option the data wait for the handshake")
+		require.False(t, inSYN(plain), "without the option the data arrive after the handshake")
 		require.EqualValues(t, 1, kernelCounter(t, "TCPFastOpenPassive"))
 	})
 }
 
-// An option that the kernel would take and not act upon is refused, as is one that
-// it would cut.
-func TestFastOpenIsNotTakenInVain(t *testing.T) {
+// If the kernel would accept the option without effect, or clamp its value, listening
+// fails.
+func TestFastOpenWithoutEffectIsAnError(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		const knob = "net.ipv4.tcp_fastopen"
 		for _, bits := range []int{0, 1, 1 | 0x200 | 0x400} {
 			setSysctl(t, knob, bits)
 			err := refusedWith(t, errors.ErrUnsupported, WithFastOpen(1))
-			require.ErrorContains(t, err, knob+"="+strconv.Itoa(bits|2), "it says what helps")
+			require.ErrorContains(t, err, knob+"="+strconv.Itoa(bits|2), "the error says which setting helps")
 		}
 		for name, readFile := range map[string]func(string) ([]byte, error){
 			"unreadable": func(string) ([]byte, error) { return nil, fs.ErrPermission },
@@ -265,7 +265,7 @@ func TestFastOpenIsNotTakenInVain(t *testing.T) {
 	})
 }
 
-// The buffer is set early enough for the window scale that the client is told.
+// The buffer is set early enough to affect the window scale that the server announces.
 func TestReceiveBufferScalesTheWindow(t *testing.T) {
 	scale := func(opts ...Option) int {
 		ln := listen(t, opts...)
@@ -279,7 +279,7 @@ func TestReceiveBufferScalesTheWindow(t *testing.T) {
 	require.NotEqual(t, small, plain)
 }
 
-func TestBufferIsNotCut(t *testing.T) {
+func TestBufferIsNotClamped(t *testing.T) {
 	for _, b := range []struct {
 		knob string
 		with func(int) Option
@@ -295,12 +295,12 @@ func TestBufferIsNotCut(t *testing.T) {
 			err := refusedWith(t, errors.ErrUnsupported, b.with(n))
 			require.ErrorContains(t, err, "net.core."+b.knob)
 		}
-		// Little is no less than asked for: the kernel has a least of its own.
+		// A small request is not clamped to less: the kernel has a minimum of its own.
 		require.GreaterOrEqual(t, option(t, listen(t, b.with(1)), socketOption{unix.SOL_SOCKET, b.name}), 2)
 	}
 }
 
-// keepAliveValues are what a socket says of its keep-alive.
+// keepAliveValues are the keep-alive options of a socket.
 type keepAliveValues struct{ on, idle, interval, count int }
 
 func keepAliveOf(t *testing.T, c syscall.Conn) keepAliveValues {
@@ -310,9 +310,9 @@ func keepAliveOf(t *testing.T, c syscall.Conn) keepAliveValues {
 	}
 }
 
-// The fields mean what they mean to net.ListenConfig, which is asked for the same;
-// the listening socket is left alone.
-func TestKeepAliveIsNets(t *testing.T) {
+// The fields have the same meaning as in net.ListenConfig, which the test compares
+// with. The options are not set on the listening socket.
+func TestKeepAliveMatchesNet(t *testing.T) {
 	plain := listen(t)
 	system := keepAliveOf(t, plain)
 	require.Zero(t, system.on)
@@ -324,11 +324,11 @@ func TestKeepAliveIsNets(t *testing.T) {
 		config net.KeepAliveConfig
 		want   keepAliveValues
 	}{
-		{"each its own", net.KeepAliveConfig{Enable: true, Idle: 33 * time.Second, Interval: 7 * time.Second, Count: 5}, keepAliveValues{1, 33, 7, 5}},
-		{"zero is net's", net.KeepAliveConfig{Enable: true}, keepAliveValues{1, 15, 15, 9}},
-		{"negative is the system's", net.KeepAliveConfig{Enable: true, Idle: -1, Interval: -1, Count: -1}, keepAliveValues{1, system.idle, system.interval, system.count}},
+		{"all fields given", net.KeepAliveConfig{Enable: true, Idle: 33 * time.Second, Interval: 7 * time.Second, Count: 5}, keepAliveValues{1, 33, 7, 5}},
+		{"zero means net's default", net.KeepAliveConfig{Enable: true}, keepAliveValues{1, 15, 15, 9}},
+		{"negative means the system's value", net.KeepAliveConfig{Enable: true, Idle: -1, Interval: -1, Count: -1}, keepAliveValues{1, system.idle, system.interval, system.count}},
 		{"one negative", net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: -time.Second}, keepAliveValues{1, 60, system.interval, 9}},
-		{"less than a second is one", net.KeepAliveConfig{Enable: true, Idle: 1, Interval: time.Second + 1}, keepAliveValues{1, 1, 2, 9}},
+		{"less than a second is rounded up to one", net.KeepAliveConfig{Enable: true, Idle: 1, Interval: time.Second + 1}, keepAliveValues{1, 1, 2, 9}},
 		{"the kernel's largest", net.KeepAliveConfig{Enable: true, Idle: 32767 * time.Second, Interval: 32767 * time.Second, Count: 127}, keepAliveValues{1, 32767, 32767, 127}},
 	} {
 		t.Run(row.rule, func(t *testing.T) {
@@ -348,14 +348,14 @@ func TestKeepAliveIsNets(t *testing.T) {
 	for _, off := range []net.KeepAliveConfig{{}, {Idle: time.Minute, Count: 1000}} {
 		ln := listen(t, WithKeepAlive(off))
 		require.Equal(t, system, keepAliveOf(t, ln))
-		none := keepAliveValues{0, 15, 15, 9} // the values are net's, and not used
+		none := keepAliveValues{0, 15, 15, 9} // the values of net, which are not in use
 		require.Equal(t, none, keepAliveOf(t, acceptOne(t, ln, ln.Accept)))
 		require.Equal(t, none, keepAliveOf(t, acceptOne(t, ln, func() (net.Conn, error) { return ln.AcceptTCP() })))
 	}
 }
 
-// What would fail on every connection fails at listening.
-func TestKeepAliveIsTriedFirst(t *testing.T) {
+// A value that would fail on every connection makes listening fail.
+func TestKeepAliveFailsAtListen(t *testing.T) {
 	for _, config := range []net.KeepAliveConfig{
 		{Enable: true, Count: 1000},
 		{Enable: true, Idle: 40_000 * time.Second},
@@ -366,9 +366,9 @@ func TestKeepAliveIsTriedFirst(t *testing.T) {
 	}
 }
 
-// The hook sees what net's sees, once, on a socket that has its options and no
-// address yet.
-func TestControlIsNets(t *testing.T) {
+// The WithControl function is called once, with the same arguments as the one of net, for a
+// socket that has its options but no address yet.
+func TestControlMatchesNet(t *testing.T) {
 	type call struct{ network, address string }
 	for _, where := range []call{{"tcp", "127.0.0.1:0"}, {"tcp4", ":0"}, {"tcp", ":0"}, {"tcp", "0.0.0.0:0"}, {"tcp", "localhost:0"}, {"tcp6", "[::1]:0"}, {"tcp", "[::]:0"}} {
 		t.Run(where.network+" "+where.address, func(t *testing.T) {
@@ -407,12 +407,12 @@ func TestControlIsNets(t *testing.T) {
 			require.NoError(t, err)
 			defer ln.Close()
 			require.Equal(t, theirs, ours)
-			require.Error(t, kept.Control(func(uintptr) {}), "valid during the call only")
+			require.Error(t, kept.Control(func(uintptr) {}), "c is valid only during the call")
 		})
 	}
 }
 
-// refusedWith listens with options that must fail with target, and returns the error.
+// refusedWith listens with opts, requires an error that matches target, and returns it.
 func refusedWith(t *testing.T, target error, opts ...Option) error {
 	t.Helper()
 	before := openDescriptors()
@@ -426,7 +426,7 @@ func refusedWith(t *testing.T, target error, opts ...Option) error {
 	return err
 }
 
-// acceptOne accepts a client that speaks at once.
+// acceptOne accepts a client that sends data at once.
 func acceptOne(t *testing.T, ln interface {
 	Addr() net.Addr
 	SetDeadline(time.Time) error
@@ -448,8 +448,8 @@ func tcpInfo(t *testing.T, c syscall.Conn) (info *unix.TCPInfo) {
 	return info
 }
 
-// sendScale is the window scale that the peer of c has offered: tcpi_snd_wscale, the
-// first of two bit fields in a byte that x/sys leaves out.
+// sendScale returns the window scale that the peer of c has announced: tcpi_snd_wscale, the
+// first of two bit fields in a byte that x/sys omits.
 func sendScale(t *testing.T, c syscall.Conn) (scale int) {
 	t.Helper()
 	raw, err := c.SyscallConn()
@@ -477,7 +477,7 @@ func bufferMax(t *testing.T, knob string) int {
 	return min(n, math.MaxInt32/2)
 }
 
-// The recipes of the examples that need a privilege say nothing when they have it.
+// The recipes of the examples that need a privilege log nothing if they have it.
 func TestControlRecipes(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		self, err := os.Executable()
@@ -488,12 +488,12 @@ func TestControlRecipes(t *testing.T) {
 		cmd.Stderr = &stderr
 		stdout, err := cmd.Output()
 		require.NoError(t, err)
-		require.Empty(t, stderr.String(), "what an example logs is an error")
+		require.Empty(t, stderr.String(), "an example logs only errors")
 		require.Equal(t, len(recipes), strings.Count(string(stdout), "--- PASS: ExampleWithControl_"))
 	})
 }
 
-// The recipe for MD5 keeps out a client of the address that does not sign.
+// The recipe for MD5 keeps out a client that does not sign its segments.
 func TestControlMD5(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		sig := unix.TCPMD5Sig{Addr: unix.SockaddrStorage{Family: unix.AF_INET}}
@@ -524,7 +524,7 @@ func TestControlMD5(t *testing.T) {
 		seen := eventually(ignored)
 		cancel()
 		require.Error(t, <-unsigned)
-		require.True(t, seen, "the kernel was to ignore the unsigned SYN")
+		require.True(t, seen, "the kernel should ignore the unsigned SYN")
 
 		address := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}
 		signed := net.Dialer{LocalAddr: address, Timeout: 10 * time.Second, Control: md5}
@@ -535,7 +535,7 @@ func TestControlMD5(t *testing.T) {
 	})
 }
 
-// What the recipes say of connections is so: they inherit the option.
+// Connections inherit the options of the recipes, as the examples say.
 func TestControlIsInherited(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		plain := listen(t)
@@ -561,7 +561,7 @@ func TestControlIsInherited(t *testing.T) {
 			require.Equal(t, o.v, option(t, c, socketOption{o.level, o.opt}), o.name)
 		}
 
-		// The README says that this one is not.
+		// docs/migrating.md says that connections do not inherit this option.
 		ln := listen(t, WithControl(func(_, _ string, c syscall.RawConn) (err error) {
 			cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PRIORITY, 5) })
 			return errors.Join(cerr, err)
@@ -572,8 +572,8 @@ func TestControlIsInherited(t *testing.T) {
 	})
 }
 
-// A thread in another network namespace listens there, as the README has it for
-// HAProxy's namespace.
+// A thread in another network namespace listens in that namespace, as docs/migrating.md
+// says for the parameter namespace of HAProxy.
 func TestListenInTheThreadsNamespace(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		type result struct {
@@ -582,7 +582,7 @@ func TestListenInTheThreadsNamespace(t *testing.T) {
 		}
 		made := make(chan result)
 		go func() {
-			runtime.LockOSThread() // for good: the thread ends with the goroutine
+			runtime.LockOSThread() // never unlocked, so the thread ends with the goroutine
 			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 				made <- result{nil, err}
 				return

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The numbers that x/sys has for some systems only are those used here.
+// The option numbers in this package match those that x/sys has for some systems.
 func TestOptionNumbers(t *testing.T) {
 	names, ok := keepAliveNames()
 	require.True(t, ok)
@@ -23,8 +23,8 @@ func TestOptionNumbers(t *testing.T) {
 	require.Equal(t, unix.SO_ACCEPTFILTER, set)
 }
 
-// At a limit of 5 there is room for 8 silent clients; the ninth pushes the oldest
-// into the queue, without data.
+// At a limit of 5 the kernel holds back 8 silent clients. With the ninth it puts the
+// oldest into the queue, without data.
 func TestAcceptFilterLetsTheOldestThrough(t *testing.T) {
 	ln := listenFiltered(t, WithBacklog(5), WithDeferAccept(time.Second))
 	oldest := dial(t, ln.Addr())

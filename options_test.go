@@ -35,7 +35,7 @@ func page(t *testing.T, name string) string {
 //go:embed example_control_linux_test.go example_control_freebsd_test.go
 var recipes embed.FS
 
-// column is where the table of docs/systems.md has this system.
+// column is the column of this system in the table of docs/systems.md.
 func column() string {
 	switch runtime.GOOS {
 	case "linux", "android":
@@ -77,8 +77,8 @@ func tableRows(t *testing.T, text, title string) (rows [][]string) {
 	return rows
 }
 
-// Each option does on this system what the table of docs/systems.md says: it is honored,
-// or listening fails and says so.
+// On this system each option works or makes listening fail, as the table of docs/systems.md
+// says.
 func TestOptionsAreHonouredOrRefused(t *testing.T) {
 	called := false
 	options := map[string]Option{
@@ -136,7 +136,7 @@ func TestOptionsAreHonouredOrRefused(t *testing.T) {
 	}
 }
 
-// The table of the README names for each option the systems that honor it.
+// For each option the table of the README names the systems that honor it.
 func TestOptionsOfTheREADME(t *testing.T) {
 	matrix := tableRows(t, page(t, "systems.md"), "Which option works where")
 	var want, got [][2]string
@@ -158,7 +158,7 @@ func TestOptionsOfTheREADME(t *testing.T) {
 	require.Equal(t, want, got)
 }
 
-// The ceilings in the tables are those of the rules.
+// The ceilings in the tables match the rules in the code.
 func TestCeilingsOfThePages(t *testing.T) {
 	for title, text := range map[string]string{"Limits by system": readme, "The limit": page(t, "systems.md")} {
 		known := 0
@@ -184,7 +184,7 @@ func TestCeilingsOfThePages(t *testing.T) {
 	}
 }
 
-// Each recipe that docs/migrating.md names is an example.
+// Each recipe in docs/migrating.md has an example of that name.
 func TestRecipesExist(t *testing.T) {
 	var source strings.Builder
 	for _, name := range []string{"example_control_linux_test.go", "example_control_freebsd_test.go"} {
@@ -199,7 +199,7 @@ func TestRecipesExist(t *testing.T) {
 	}
 }
 
-// Values that make no sense are errors on every system, and are named.
+// An invalid value is an error on every system, and the error names the option.
 func TestOptionValues(t *testing.T) {
 	long := strings.Repeat("x", 256)
 	for name, bad := range map[string][]Option{
@@ -213,13 +213,13 @@ func TestOptionValues(t *testing.T) {
 			WithAcceptFilter("dataready", long[:240]), WithAcceptFilter("dataready", "\x00"),
 		},
 		"WithKeepAlive": {
-			WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: (1<<32 + 5) * time.Second}), // 5 s to net
+			WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: (1<<32 + 5) * time.Second}), // net would use 5 s
 			WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: math.MaxInt64}),
 			WithKeepAlive(net.KeepAliveConfig{Enable: true, Interval: math.MaxInt64}),
 		},
 		"nil": {nil},
 	} {
-		if name == "WithKeepAlive" && math.MaxInt > math.MaxInt32 { // else no Count is too large
+		if name == "WithKeepAlive" && math.MaxInt > math.MaxInt32 { // with 32 bits no Count is too large
 			bad = append(bad, WithKeepAlive(net.KeepAliveConfig{Enable: true, Count: beyond}))
 		}
 		for i, opt := range bad {
@@ -229,7 +229,7 @@ func TestOptionValues(t *testing.T) {
 			require.NotErrorIs(t, err, errors.ErrUnsupported, "no system can honor it")
 			requireListenError(t, ln, err)
 
-			// It is an error of the call, so a later one of its kind does not heal it.
+			// The error belongs to this call, so a later valid option does not remove it.
 			_, err = ListenTCP("127.0.0.1:0", opt, WithDeferAccept(time.Second), WithKeepAlive(net.KeepAliveConfig{}))
 			require.ErrorContains(t, err, name)
 		}
@@ -243,7 +243,7 @@ func TestOptionValues(t *testing.T) {
 	}
 }
 
-// Of several options that make no sense, the first is named.
+// If several options are invalid, the error names the first.
 func TestFirstBadOptionIsNamed(t *testing.T) {
 	a, b := WithFastOpen(-1), WithSendBuffer(-2)
 	for want, opts := range map[string][]Option{"WithFastOpen(-1)": {a, b}, "WithSendBuffer(-2)": {WithBacklog(1), b, a}} {
@@ -252,7 +252,7 @@ func TestFirstBadOptionIsNamed(t *testing.T) {
 	}
 }
 
-// A socket has one filter: the error names both that ask for it, in either order.
+// A socket has one filter. If two options need it, the error names both, in either order.
 func TestOptionsThatContradict(t *testing.T) {
 	a, b := WithDeferAccept(time.Second), WithAcceptFilter("httpready", "")
 	for _, opts := range [][]Option{{a, b}, {b, a}} {
@@ -263,7 +263,8 @@ func TestOptionsThatContradict(t *testing.T) {
 	}
 }
 
-// A later option replaces an earlier one of its kind; hooks are called in order.
+// A later option replaces an earlier one of its kind. WithControl functions are called in
+// order.
 func TestLaterOptionWins(t *testing.T) {
 	var order []int
 	hook := func(n int) Option {
@@ -285,7 +286,7 @@ func TestLaterOptionWins(t *testing.T) {
 	require.Equal(t, &acceptFilter{"b", ""}, o.acceptFilter)
 }
 
-// An Option has no state: two listeners made with one do not meet.
+// An Option has no state: two listeners made with the same Option do not affect each other.
 func TestOptionIsReusable(t *testing.T) {
 	config := net.KeepAliveConfig{Count: 1}
 	opts := []Option{WithKeepAlive(config), WithBacklog(3)}
@@ -296,7 +297,7 @@ func TestOptionIsReusable(t *testing.T) {
 	require.Equal(t, []int{3, 4}, []int{a.backlog, b.backlog})
 }
 
-// OpenBSD has keep-alive and no times for it. NetBSD sets them and may not tell them.
+// OpenBSD has keep-alive without times. NetBSD can set the times, but may not report them.
 func TestKeepAliveTimes(t *testing.T) {
 	ln, err := ListenTCP("127.0.0.1:0", WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: -1, Interval: -1, Count: -1}))
 	timed, timedErr := ListenTCP("127.0.0.1:0", WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: time.Minute}))
@@ -321,16 +322,16 @@ func TestKeepAliveTimes(t *testing.T) {
 	}
 }
 
-// What the options ask for is honored by net, or beyondNet names it. An option that is
-// added fails here until it is judged. Options are judged by their fields, one by one.
-func TestEachOptionIsJudgedWhereNetListens(t *testing.T) {
+// Each option is either honored by net or named by beyondNet. A new option fails this test
+// until beyondNet handles it. The test sets one field of the options at a time.
+func TestEachOptionIsHandledByBeyondNet(t *testing.T) {
 	withNet := map[string]bool{
 		"backlog":   true, // a hint
-		"steers":    true, // comes with reusePort
-		"unsteered": true, // says what not to do
-		"controls":  true, // whether net calls them is seen when it listens
+		"steers":    true, // used only with reusePort
+		"unsteered": true, // only prevents an action
+		"controls":  true, // listening shows whether net calls them
 		"keepAlive": !onFakeNet && runtime.GOOS != "plan9",
-		"err":       true, // ends before that
+		"err":       true, // listening fails before that
 	}
 	asked := reflect.TypeFor[options]()
 	require.GreaterOrEqual(t, asked.NumField(), len(withNet))
@@ -338,7 +339,7 @@ func TestEachOptionIsJudgedWhereNetListens(t *testing.T) {
 		var o options
 		require.Empty(t, o.beyondNet())
 		field := reflect.ValueOf(&o).Elem().Field(i)
-		field = reflect.NewAt(field.Type(), field.Addr().UnsafePointer()).Elem() // which may be set
+		field = reflect.NewAt(field.Type(), field.Addr().UnsafePointer()).Elem() // so that it can be set
 		switch name := asked.Field(i).Name; field.Kind() {
 		case reflect.Bool:
 			field.SetBool(true)
@@ -351,6 +352,6 @@ func TestEachOptionIsJudgedWhereNetListens(t *testing.T) {
 		default:
 			require.Equal(t, "err", name, "this test cannot set a %v", field.Type())
 		}
-		require.Equal(t, withNet[asked.Field(i).Name], o.beyondNet() == "", "%s: does beyondNet judge it?", asked.Field(i).Name)
+		require.Equal(t, withNet[asked.Field(i).Name], o.beyondNet() == "", "%s: does beyondNet handle it?", asked.Field(i).Name)
 	}
 }

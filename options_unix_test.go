@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A hook that fails, or panics, leaves nothing behind; those after it are not called.
+// If a WithControl function fails or panics, nothing is left behind, and later ones are not
+// called.
 func TestControlFails(t *testing.T) {
 	before := openDescriptors()
 	for name, fail := range map[string]func() error{
@@ -45,11 +46,11 @@ func TestControlFails(t *testing.T) {
 	}
 }
 
-// A host may refuse sockets of the other family: the values are tried on a socket of
-// the listener's own.
+// Keep-alive values are checked on a socket of the same family as the listener, because
+// a host may have no other family.
 func TestKeepAliveNeedsNoOtherFamily(t *testing.T) {
 	if _, timed := keepAliveNames(); !timed {
-		t.Skip("there is nothing to try here")
+		t.Skip("this system checks no values")
 	}
 	for host, family := range map[string]int{"127.0.0.1": unix.AF_INET, "::1": unix.AF_INET6} {
 		if aFreeAddress("tcp", host) == "" {
@@ -70,12 +71,12 @@ func TestKeepAliveNeedsNoOtherFamily(t *testing.T) {
 	}
 }
 
-// A kernel that does not tell its own value, as NetBSD may not, cannot leave a
-// connection with it.
-func TestKeepAliveValueThatIsNotTold(t *testing.T) {
+// A negative field stands for the system's own value. It is an error if the kernel does not
+// report that value, as can happen on NetBSD.
+func TestKeepAliveValueThatCannotBeRead(t *testing.T) {
 	names, timed := keepAliveNames()
 	if !timed {
-		t.Skip("no value is asked for here")
+		t.Skip("this system reads no value")
 	}
 	k := realKernel
 	k.getsockoptInt = func(fd, level, name int) (int, error) {
@@ -96,8 +97,8 @@ func TestKeepAliveValueThatIsNotTold(t *testing.T) {
 	require.NoError(t, ln.Close())
 }
 
-// Where the kernel says itself that a buffer is too large, as the BSDs do, the error
-// is that of one that is cut.
+// If the kernel refuses a buffer that is too large, as on the BSDs, the error is the
+// same as for a clamped buffer.
 func TestBufferThatTheKernelRefuses(t *testing.T) {
 	k := realKernel
 	k.setsockoptInt = func(fd, level, name, value int) error {
@@ -122,8 +123,8 @@ func TestSeconds(t *testing.T) {
 	}
 }
 
-// The system's own value of keep-alive that net would take for "not given" is an
-// error and not net's default.
+// If the system's own keep-alive value is so short that net would treat it as "not given",
+// listening fails. It does not silently use the default of net.
 func TestKeepAliveTooShortToSetAgain(t *testing.T) {
 	if _, timed := keepAliveNames(); !timed {
 		t.Skip("this system has no times of keep-alive")

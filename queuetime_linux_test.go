@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tick is the period in which the kernel counts time (CONFIG_HZ).
+// tick is the period of the kernel's clock (CONFIG_HZ).
 func tick(t testing.TB) time.Duration {
 	t.Helper()
 	var ts unix.Timespec
@@ -28,8 +28,8 @@ func tick(t testing.TB) time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// now is the time as of the kernel's last tick, which is what it stamps connections
-// with. On a busy virtual machine that tick can be late by more than its period.
+// now returns the time of the kernel's last tick. The kernel uses it for the timestamps of
+// connections. On a busy virtual machine the tick can be late by more than its period.
 func now() time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
@@ -38,12 +38,13 @@ func now() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// A wait is what a test knows of the time of a connection in the queue: the handshake
-// ended between the two moments.
+// A wait is the interval in which the handshake of a queued connection ended, as far as the
+// test knows.
 type wait struct{ after, before time.Duration }
 
-// requireTime asks c how long it waited and compares that with w, to a tick and a half.
-// Both clocks are read around the call, so a busy machine changes nothing.
+// requireTime reads how long c waited and compares it with w, with a tolerance of a
+// tick and a half. It reads both clocks before and after the call, so a busy machine
+// does not matter.
 func (w wait) requireTime(t *testing.T, c net.Conn) (got time.Duration) {
 	t.Helper()
 	least := now() - w.before
@@ -56,8 +57,8 @@ func (w wait) requireTime(t *testing.T, c net.Conn) (got time.Duration) {
 	return got
 }
 
-// join connects by dial and waits until the kernel has put the connection into the
-// queue, as number n in it.
+// join connects with dial and waits until the kernel has put the connection into the
+// queue, as number n.
 func joinQueue(t *testing.T, addr net.Addr, n int, dial func() (net.Conn, error)) (net.Conn, wait) {
 	t.Helper()
 	var w wait
@@ -76,13 +77,13 @@ func write(t *testing.T, c net.Conn) {
 	require.NoError(t, err)
 }
 
-// awaitState waits until the other end of c is in a state of TCP.
+// awaitState waits until the peer of c is in the given TCP state.
 func awaitState(t *testing.T, s *net.TCPConn, state uint8) {
 	t.Helper()
 	require.Eventually(t, func() bool { return tcpInfo(t, s).State == state }, patience, time.Millisecond)
 }
 
-// The time is the wait, whatever the client does meanwhile.
+// QueueTime returns the wait, whatever the client does while it waits.
 func TestQueueTimeIsTheWait(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -91,7 +92,7 @@ func TestQueueTimeIsTheWait(t *testing.T) {
 				"silent": func(*testing.T, net.Conn) {},
 				"sends":  write,
 				"sends late": func(t *testing.T, c net.Conn) {
-					time.Sleep(d / 2) // the wait is the subject
+					time.Sleep(d / 2) // the test needs a wait
 					write(t, c)
 				},
 				"closes": func(t *testing.T, c net.Conn) { require.NoError(t, c.Close()) },
@@ -124,7 +125,7 @@ func TestQueueTimeIsTheWait(t *testing.T) {
 						c, w := joinQueue(t, ln.Addr(), 1, func() (net.Conn, error) { return net.DialTimeout("tcp", to, patience) })
 						begun := time.Now()
 						do(t, c)
-						time.Sleep(d - time.Since(begun)) // the wait is the subject
+						time.Sleep(d - time.Since(begun)) // the test needs a wait
 						s, err := ln.AcceptTCP()
 						require.NoError(t, err)
 						defer s.Close()
@@ -137,7 +138,7 @@ func TestQueueTimeIsTheWait(t *testing.T) {
 						got := w.requireTime(t, s)
 						t.Logf("waited %v, read %v", now()-w.before, got)
 
-						// By a wrapper, as of TLS before its handshake.
+						// Through a wrapper, such as TLS before its handshake.
 						w.requireTime(t, tls.Server(s, &tls.Config{}))
 						w.requireTime(t, struct{ *net.TCPConn }{s})
 					})
@@ -147,7 +148,7 @@ func TestQueueTimeIsTheWait(t *testing.T) {
 	})
 }
 
-// A connection that is held back until data comes begins to wait then.
+// With WithDeferAccept a connection begins to wait when its data arrive.
 func TestQueueTimeOfDeferredAccept(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -155,7 +156,7 @@ func TestQueueTimeOfDeferredAccept(t *testing.T) {
 		c, err := net.Dial("tcp", ln.Addr().String())
 		require.NoError(t, err)
 		defer c.Close()
-		time.Sleep(50 * time.Millisecond) // the wait is the subject
+		time.Sleep(50 * time.Millisecond) // the test needs a wait
 		require.Zero(t, kernelQueue(t, ln.Addr()), "it is held back")
 		_, w := joinQueue(t, ln.Addr(), 1, func() (net.Conn, error) {
 			write(t, c)
@@ -169,7 +170,7 @@ func TestQueueTimeOfDeferredAccept(t *testing.T) {
 	})
 }
 
-// A connection that was made by a SYN cookie.
+// A connection whose handshake used a SYN cookie.
 func TestQueueTimeOfACookie(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -177,7 +178,7 @@ func TestQueueTimeOfACookie(t *testing.T) {
 		ln := listen4(t, realKernel)
 		_, w := joinQueue(t, ln.Addr(), 1, func() (net.Conn, error) { return net.Dial("tcp", ln.Addr().String()) })
 		require.NotZero(t, kernelCounter(t, "SyncookiesRecv"))
-		time.Sleep(50 * time.Millisecond) // the wait is the subject
+		time.Sleep(50 * time.Millisecond) // the test needs a wait
 		s, err := ln.AcceptTCP()
 		require.NoError(t, err)
 		defer s.Close()
@@ -185,9 +186,9 @@ func TestQueueTimeOfACookie(t *testing.T) {
 	})
 }
 
-// A connection whose listener closed, and which the kernel moved to another one's
-// queue, has waited since it came.
-func TestQueueTimeOfAMigrated(t *testing.T) {
+// If a listener closes and the kernel moves its connection to the queue of another
+// listener, the time includes the wait in the first queue.
+func TestQueueTimeOfAMigratedConnection(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_migrate_req", 1)
@@ -196,10 +197,10 @@ func TestQueueTimeOfAMigrated(t *testing.T) {
 		heir, err := ListenTCP(first.Addr().String(), WithReusePort())
 		require.NoError(t, err)
 		defer heir.Close()
-		time.Sleep(50 * time.Millisecond) // the wait is the subject
+		time.Sleep(50 * time.Millisecond) // the test needs a wait
 		require.NoError(t, first.Close())
 		all := waitingBecomes(t, 1, heir.Waiting)
-		require.False(t, all[0].Shared, "its former listener is gone")
+		require.False(t, all[0].Shared, "the former listener is closed")
 		s, err := heir.AcceptTCP()
 		require.NoError(t, err)
 		defer s.Close()
@@ -207,13 +208,13 @@ func TestQueueTimeOfAMigrated(t *testing.T) {
 	})
 }
 
-// fastOpen connects with data in the SYN. Without deaf the handshake ends at once.
+// fastOpen connects with data in the SYN. If deaf is set, the handshake does not end.
 func fastOpen(t *testing.T, addr net.Addr, deaf bool) (fd int) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	require.NoError(t, err)
 	t.Cleanup(func() { unix.Close(fd) })
-	if deaf { // a minimum TTL of its own drops the SYN-ACK
+	if deaf { // the minimum TTL of the client drops the SYN-ACK
 		require.NoError(t, unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, maxTTL))
 	}
 	err = unix.Sendto(fd, []byte("data"), unix.MSG_FASTOPEN, &unix.SockaddrInet4{Port: addr.(*net.TCPAddr).Port, Addr: [4]byte{127, 0, 0, 1}})
@@ -221,8 +222,8 @@ func fastOpen(t *testing.T, addr net.Addr, deaf bool) (fd int) {
 	return fd
 }
 
-// A fast-open connection is queued when its SYN comes. Its clock begins again when its
-// handshake ends.
+// A fast-open connection enters the queue when its SYN arrives. The kernel sets its
+// timestamp again when its handshake ends.
 func TestQueueTimeOfFastOpen(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -232,7 +233,7 @@ func TestQueueTimeOfFastOpen(t *testing.T) {
 		fd := fastOpen(t, ln.Addr(), true)
 		require.Eventually(t, func() bool { return kernelQueue(t, ln.Addr()) == 1 }, patience, time.Millisecond)
 		w := wait{after: after, before: now()}
-		time.Sleep(30 * time.Millisecond) // the wait is the subject
+		time.Sleep(30 * time.Millisecond) // the test needs a wait
 		s, err := ln.AcceptTCP()
 		require.NoError(t, err)
 		defer s.Close()
@@ -273,7 +274,7 @@ func TestQueueTimeOfMPTCP(t *testing.T) {
 				d.SetMultipathTCP(client)
 				c, w := joinQueue(t, ln.Addr(), 1, func() (net.Conn, error) { return d.Dial("tcp", ln.Addr().String()) })
 				write(t, c)
-				time.Sleep(30 * time.Millisecond) // the wait is the subject
+				time.Sleep(30 * time.Millisecond) // the test needs a wait
 				s, err := ln.AcceptTCP()
 				require.NoError(t, err)
 				defer s.Close()
@@ -297,8 +298,8 @@ func requireQueueTimeError(t *testing.T, err, target error) {
 	require.ErrorIs(t, err, target)
 }
 
-// What the kernel's clock does not tell is an error, and not a short time.
-func TestQueueTimeOfOthers(t *testing.T) {
+// If the kernel does not report the wait, QueueTime returns an error and not a short time.
+func TestQueueTimeErrors(t *testing.T) {
 	ln := listen4(t, realKernel)
 	dial := func(t *testing.T) (client, server *net.TCPConn) {
 		c, err := net.Dial("tcp", ln.Addr().String())
@@ -356,8 +357,7 @@ func (c *selfWrapped) NetConn() net.Conn  { return c }
 func (*selfWrapped) LocalAddr() net.Addr  { return nil }
 func (*selfWrapped) RemoteAddr() net.Addr { return nil }
 
-// A kernel that is older answers with less, and another system under the name of Linux
-// with zeros.
+// An older kernel returns a shorter structure, and gVisor returns zeros.
 func TestQueueTimeOfOtherKernels(t *testing.T) {
 	ln := listen4(t, realKernel)
 	c, err := net.Dial("tcp", ln.Addr().String())
@@ -389,17 +389,17 @@ func TestQueueTimeOfOtherKernels(t *testing.T) {
 		{"Linux 4.1: data_segs_out is missing", infoDataSegsOut, sent, nil},
 		{"Linux 4.1, acknowledged", infoDataSegsOut, acked, syscall.EINVAL},
 		{"Linux 3.2: bytes_acked is missing", 104, acked, nil},
-		{"the least", infoLastDataSent + 4, info, nil},
-		{"less than that", infoLastDataSent + 3, info, errors.ErrUnsupported},
+		{"the shortest usable answer", infoLastDataSent + 4, info, nil},
+		{"one byte less than that", infoLastDataSent + 3, info, errors.ErrUnsupported},
 		{"nothing", 0, info, errors.ErrUnsupported},
 		{"negative", -1, info, errors.ErrUnsupported},
-		{"longer than the room", 1 << 20, info, nil},
+		{"longer than the buffer", 1 << 20, info, nil},
 		{"zeros", infoConnEnd, make([]byte, infoConnEnd), errors.ErrUnsupported},
 		{"gVisor's: a state and zeros", infoConnEnd, with(func(p []byte) { p[infoSendMSS], p[infoSendMSS+1] = 0, 0 }), errors.ErrUnsupported},
 		{"sent, not yet acknowledged", infoConnEnd, sent, syscall.EINVAL},
 		{"a listener", infoConnEnd, with(func(p []byte) { p[infoState] = tcpListen }), errors.ErrUnsupported},
 		{"connecting", infoConnEnd, with(func(p []byte) { p[infoState] = tcpSynSent }), syscall.EINVAL},
-		{"a state that is not known", infoConnEnd, with(func(p []byte) { p[infoState] = 77 }), errors.ErrUnsupported},
+		{"an unknown state", infoConnEnd, with(func(p []byte) { p[infoState] = 77 }), errors.ErrUnsupported},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			k := realKernel
@@ -443,7 +443,7 @@ func FuzzQueueTime(f *testing.F) {
 	})
 }
 
-// Under load each of many connections tells its own time.
+// Under load QueueTime returns the right time for each of many connections.
 func TestQueueTimeUnderLoad(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -521,7 +521,7 @@ func TestQueueTimeDoesNotAllocate(t *testing.T) {
 	}
 }
 
-// BenchmarkQueueTime compares QueueTime with its system call by itself.
+// BenchmarkQueueTime compares QueueTime with the bare system call.
 func BenchmarkQueueTime(b *testing.B) {
 	const calls = 1000
 	ln := listenForStats(b)

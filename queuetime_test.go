@@ -12,7 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Where the time is not known QueueTime says so, and bad input is told from it.
+// On a system without the time QueueTime returns ErrUnsupported. Bad input gives
+// another error.
 func TestQueueTimeElsewhere(t *testing.T) {
 	ln := listenForStats(t)
 	c, err := net.Dial("tcp", ln.Addr().String())

@@ -11,10 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What SECURITY.md says of other parties, where no other test shows it.
+// Tests of the statements in SECURITY.md that no other test shows.
 
-// comeRaw has n clients begin to connect, of whom this process holds nothing but a
-// descriptor each.
+// comeRaw starts n connections. Each costs this process only a descriptor.
 func comeRaw(t *testing.T, ln *Listener, n int, opts ...socketOption) {
 	t.Helper()
 	to := &unix.SockaddrInet4{Port: ln.Addr().(*net.TCPAddr).Port, Addr: [4]byte{127, 0, 0, 1}}
@@ -35,8 +34,8 @@ func comeRaw(t *testing.T, ln *Listener, n int, opts ...socketOption) {
 	}
 }
 
-// A flood of clients costs a stalled process no descriptor and no memory: they are
-// the kernel's until Accept, and no more of them than the capacity.
+// A flood of clients costs a stalled process no descriptor and no memory. Until Accept the
+// kernel holds the connections, up to the capacity.
 func TestFloodStaysInTheKernel(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		ln := listen(t, WithBacklog(100))
@@ -49,20 +48,20 @@ func TestFloodStaysInTheKernel(t *testing.T) {
 			s, err = ln.Stats()
 			return err == nil && s.Queued >= s.Capacity
 		}))
-		require.LessOrEqual(t, s.Queued, s.Capacity+8, "at one moment a few more may come")
-		require.Equal(t, descriptors+n, openDescriptors(), "those of the clients, which are here too")
+		require.LessOrEqual(t, s.Queued, s.Capacity+8, "clients that connect at the same moment can exceed the capacity")
+		require.Equal(t, descriptors+n, openDescriptors(), "only the descriptors of the clients, which are in this process too")
 		require.Less(t, heapInUse()-heap, int64(n*64))
 	})
 }
 
-// Unfinished handshakes are held up to the limit and one more; who finishes his
-// comes in all the same, by a cookie, and not without them.
+// The kernel holds one unfinished handshake more than the limit. With SYN cookies a client
+// that finishes its handshake still gets in. Without them it does not.
 func TestHalfOpenFlood(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		for _, cookies := range []int{1, 0} {
 			setSysctl(t, "net.ipv4.tcp_syncookies", cookies)
 			ln := listen(t, WithBacklog(4))
-			comeRaw(t, ln, 50, socketOption{unix.IPPROTO_IP, unix.IP_MINTTL}) // they hear no answer
+			comeRaw(t, ln, 50, socketOption{unix.IPPROTO_IP, unix.IP_MINTTL}) // they drop the SYN-ACK
 			require.True(t, eventually(func() bool { return synReceived(t, ln.Addr()) >= 4 }))
 			require.LessOrEqual(t, synReceived(t, ln.Addr()), 5)
 			d := net.Dialer{Timeout: patience}
@@ -81,8 +80,8 @@ func TestHalfOpenFlood(t *testing.T) {
 	})
 }
 
-// What a client sends while it waits is held up to the receive buffer.
-func TestWhoWaitsFillsABuffer(t *testing.T) {
+// The kernel holds the data of a queued client, up to the receive buffer.
+func TestQueuedClientFillsABuffer(t *testing.T) {
 	const size = 50_000
 	ln := listen(t, WithReceiveBuffer(size))
 	c := dial(t, ln.Addr())
@@ -103,10 +102,10 @@ func TestWhoWaitsFillsABuffer(t *testing.T) {
 	require.LessOrEqual(t, held, 2*size)
 }
 
-// executedEnv is set in a program that the test starts to look at what it got.
+// executedEnv is set in a program that the test starts to check its descriptors.
 const executedEnv = "ACCEPTQ_TEST_EXECUTED"
 
-// A program that the process starts holds none of its sockets.
+// A program that the process starts inherits none of its sockets.
 func TestExecutedProgramHoldsNoSocket(t *testing.T) {
 	if os.Getenv(executedEnv) != "" {
 		for fd := 3; fd < 1024; fd++ {
@@ -131,7 +130,7 @@ func TestExecutedProgramHoldsNoSocket(t *testing.T) {
 	require.Contains(t, string(out), "--- PASS: TestExecutedProgramHoldsNoSocket")
 }
 
-// A client that resets while it waits keeps its place, and Accept returns it.
+// A queued connection that its client resets keeps its place, and Accept returns it.
 func TestResetWhileQueued(t *testing.T) {
 	ln, err := ListenTCP("127.0.0.1:0", WithBacklog(5))
 	require.NoError(t, err)
@@ -147,7 +146,8 @@ func TestResetWhileQueued(t *testing.T) {
 	require.ErrorIs(t, err, unix.ECONNRESET)
 }
 
-// By the minimum TTL who sends with 255 is let in all through a drain, and served.
+// With the minimum TTL a client that sends with a TTL of 255 gets in during the whole
+// drain, and is served.
 func TestDrainLetsTheHighestTTLIn(t *testing.T) {
 	k := withoutFilter()
 	ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", nil)

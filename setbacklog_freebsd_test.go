@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What waits stays when the queue is made shorter, and clients are let in again
-// when it is made longer; see also TestListenAgain.
+// Queued connections stay when the queue is shortened, and new clients get in again
+// when it is lengthened. See also TestListenAgain.
 func TestListeningAgainWithClientsQueued(t *testing.T) {
 	needReset(t)
 	ln := bsdListen(t, "127.0.0.1:0", WithBacklog(10))
@@ -46,7 +46,7 @@ func TestStrictSetBacklogOnFreeBSD(t *testing.T) {
 	require.Equal(t, 100, queueOption(t, ln, unix.SO_LISTENQLIMIT))
 }
 
-// Listening again grows and shrinks the queue at once.
+// Listening again lengthens and shortens the queue at once.
 func TestListenAgain(t *testing.T) {
 	ceiling, _, err := realKernel.bounds()
 	require.NoError(t, err)
@@ -58,8 +58,8 @@ func TestListenAgain(t *testing.T) {
 	}
 }
 
-// A shorter queue would take the count of fast open with it: SetBacklog refuses that
-// and changes nothing.
+// A shorter queue would also reduce the number of WithFastOpen. SetBacklog returns an
+// error and changes nothing.
 func TestSetBacklogKeepsFastOpen(t *testing.T) {
 	k := willing()
 	ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(10), WithFastOpen(5)})

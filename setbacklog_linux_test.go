@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The queue grows and shrinks under the clients that wait in it, and loses none.
+// SetBacklog lengthens and shortens a queue with clients, and loses none of them.
 func TestSetBacklogLosesNobody(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		ln, err := ListenTCP("127.0.0.1:0", WithBacklog(5))
@@ -57,11 +57,11 @@ func TestSetBacklogLosesNobody(t *testing.T) {
 		}
 		s, err := ln.Stats()
 		require.NoError(t, err)
-		require.Zero(t, s.Queued, "all were delivered")
+		require.Zero(t, s.Queued, "all queued connections were accepted")
 	})
 }
 
-// A ceiling that was raised helps a listener at once when it asks again.
+// After the ceiling was raised, SetBacklog takes effect at once.
 func TestSetBacklogAfterTheCeilingWasRaised(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.core.somaxconn", 3)
@@ -85,7 +85,7 @@ func TestSetBacklogAfterTheCeilingWasRaised(t *testing.T) {
 		requireKernelQueue(t, ln.Addr(), 5)
 		b, err = ln.SetBacklog(-1)
 		require.NoError(t, err)
-		require.Equal(t, 196602, b.Limit, "no 16 bits anywhere")
+		require.Equal(t, 196602, b.Limit, "the limit has more than 16 bits")
 		b, err = ln.SetBacklog(math.MaxInt)
 		require.NoError(t, err)
 		require.Equal(t, 196602, b.Limit)
@@ -96,7 +96,7 @@ func TestSetBacklogAfterTheCeilingWasRaised(t *testing.T) {
 	})
 }
 
-// A strict listener is left as it was when it would get less than it asks.
+// With WithStrictBacklog, SetBacklog changes nothing if the kernel would grant less.
 func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.core.somaxconn", 16)
@@ -116,7 +116,7 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 			require.Equal(t, before, ln.Backlog())
 			s, err := ReadStats(ln.TCPListener())
 			require.NoError(t, err)
-			require.Equal(t, before.Limit, s.Limit, "the kernel's own word")
+			require.Equal(t, before.Limit, s.Limit, "the limit of the kernel")
 		}
 		listen := func(t *testing.T, k *kernel, n int) *Listener {
 			t.Helper()
@@ -132,13 +132,13 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 			ln := listen(t, &k, 8)
 			calls = 0
 			keeps(t, ln, 16, command)
-			require.Zero(t, calls, "the socket is not touched")
+			require.Zero(t, calls, "listen(2) must not be called")
 			b, err := ln.SetBacklog(16)
 			require.NoError(t, err)
 			require.Equal(t, 16, b.Limit)
 			keeps(t, ln, 16, command)
 			b, err = ln.SetBacklog(-1)
-			require.NoError(t, err, "as much as allowed is never too little")
+			require.NoError(t, err, "a request for the maximum is never clamped")
 			require.Equal(t, 16, b.Limit)
 		})
 		t.Run("by read-back, where the ceiling cannot be read", func(t *testing.T) {
@@ -149,19 +149,19 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 			ln := listen(t, &k, 8)
 			calls = nil
 			keeps(t, ln, unknown, command)
-			require.Equal(t, []int{17, 8}, calls, "there and back")
+			require.Equal(t, []int{17, 8}, calls, "the limit must be changed and restored")
 			b, err := ln.SetBacklog(16)
 			require.NoError(t, err)
 			require.Equal(t, 16, b.Limit)
 		})
-		t.Run("by read-back, where no number was asked and the ceiling moved", func(t *testing.T) {
+		t.Run("by read-back, without a requested number, after a change of the ceiling", func(t *testing.T) {
 			k := realKernel
 			k.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
 			ln := listen(t, &k, -1)
 			before := ln.Backlog()
 			require.Equal(t, []int{-1, 16}, []int{before.Requested, before.Limit})
 			defer setSysctl(t, "net.core.somaxconn", 16)
-			for ceiling, limit := range map[int]int{1000: 16, 16: 16, 9: 9} { // a lower one cannot be undone
+			for ceiling, limit := range map[int]int{1000: 16, 16: 16, 9: 9} { // a lower ceiling cannot be undone
 				setSysctl(t, "net.core.somaxconn", 16)
 				_, err := ln.SetBacklog(-1)
 				require.NoError(t, err)
@@ -175,31 +175,31 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 				require.Equal(t, want, ln.Backlog())
 				s, err := ReadStats(ln.TCPListener())
 				require.NoError(t, err)
-				require.Equal(t, limit, s.Limit, "the kernel's own word")
+				require.Equal(t, limit, s.Limit, "the limit of the kernel")
 			}
 		})
-		t.Run("by read-back, where the file lies", func(t *testing.T) {
+		t.Run("by read-back, with a wrong number in the file", func(t *testing.T) {
 			k := realKernel
 			k.readFile = func(string) ([]byte, error) { return []byte("4096\n"), nil }
-			keeps(t, listen(t, &k, 8), 4096, "") // what it says would do
+			keeps(t, listen(t, &k, 8), 4096, "") // the number in the file would be enough
 		})
-		t.Run("nothing can be read any more", func(t *testing.T) {
+		t.Run("nothing can be read after listening", func(t *testing.T) {
 			k := realKernel
 			ln := listen(t, &k, 8)
 			k.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
 			k.getsockopt = func(int, int, int, []byte) (int, error) { return 0, syscall.EPERM }
 			setSysctl(t, "net.core.somaxconn", 1000)
 			defer setSysctl(t, "net.core.somaxconn", 16)
-			for range 2 { // at the second there is no known limit to go back to
+			for range 2 { // the second time there is no known limit to restore
 				b, err := ln.SetBacklog(16)
 				require.ErrorIs(t, err, errors.ErrUnsupported)
 				require.Equal(t, unknown, b.Limit)
 			}
 			s, err := ReadStats(ln.TCPListener())
 			require.NoError(t, err)
-			require.Equal(t, 16, s.Limit, "never the ceiling, by taking unknown for a request")
+			require.Equal(t, 16, s.Limit, "the unknown limit must not be used as a request")
 		})
-		t.Run("the way back is shut", func(t *testing.T) {
+		t.Run("the limit cannot be restored", func(t *testing.T) {
 			k := realKernel
 			k.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
 			ln := listen(t, &k, 8)
@@ -214,7 +214,7 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 			s, err := ln.Stats()
 			require.NoError(t, err)
 			require.Equal(t, 16, s.Limit)
-			require.Equal(t, s.Limit, ln.Backlog().Limit, "the account is the truth all the same")
+			require.Equal(t, s.Limit, ln.Backlog().Limit, "Backlog must report the real limit")
 		})
 	})
 }

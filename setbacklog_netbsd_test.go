@@ -36,7 +36,7 @@ func TestListeningAgainOnNetBSD(t *testing.T) {
 	}
 }
 
-// Listening again grows the queue at once, and shrinks it without loss.
+// Listening again lengthens the queue at once, and shortens it without losing connections.
 func TestListenAgain(t *testing.T) {
 	ln := bsdListen(t, "127.0.0.1:0", WithBacklog(1))
 	connectQueued(t, ln, 1)

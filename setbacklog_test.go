@@ -33,8 +33,8 @@ func TestSetBacklogKeepsTheAccount(t *testing.T) {
 	require.Equal(t, b.Ceiling, b.Limit)
 }
 
-// Listening again is granted what listening is, and loses nobody who waits.
-func TestListeningAgainKeepsWhatWaits(t *testing.T) {
+// SetBacklog is granted the same limit as listening, and loses no queued client.
+func TestListeningAgainKeepsTheQueue(t *testing.T) {
 	if !systemTells() {
 		t.Skip("this system has no second listen, see TestSetBacklogKeepsTheAccount")
 	}

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// When listening again fails, what was granted before is granted still.
-func TestSetBacklogThatFailsKeepsTheAccount(t *testing.T) {
+// If listen(2) fails in SetBacklog, Backlog still reports the former limit.
+func TestFailedSetBacklogKeepsTheBacklog(t *testing.T) {
 	k := realKernel
 	calls := 0
 	k.listenCall = func(fd, backlog int) error {
@@ -35,9 +35,9 @@ func TestSetBacklogThatFailsKeepsTheAccount(t *testing.T) {
 	require.Equal(t, before.Effective, ln.EffectiveBacklog())
 }
 
-// Of two calls of SetBacklog one waits for the other, or the account of one would be
-// kept with the limit of the other. The first is held in listen(2) until the second
-// waits for the lock or, if there is none, is in listen(2) too.
+// Two calls of SetBacklog run one after the other. Otherwise Backlog could mix the
+// request of one with the limit of the other. The test blocks the first in listen(2)
+// until the second waits for the lock or, if there is no lock, is in listen(2) too.
 func TestSetBacklogOneAtATime(t *testing.T) {
 	k := realKernel
 	ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(2)})

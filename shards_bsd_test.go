@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// groupOption is the option with which the kernel may spread connections, past the
-// library.
+// groupOption is the socket option with which the kernel can spread connections, set
+// without the library.
 func groupOption() int {
 	if runtime.GOOS == "freebsd" {
 		return 0x10000 // SO_REUSEPORT_LB
@@ -25,8 +25,8 @@ func groupOption() int {
 	return unix.SO_REUSEPORT
 }
 
-// groupShares has two listeners of one address with the option of groupOption, and
-// counts what each is given of some clients.
+// groupShares opens two listeners on one address with groupOption, and counts the
+// clients that each gets.
 func groupShares(network, host string) (shares [2]int, err error) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
 		cerr := c.Control(func(fd uintptr) {
@@ -81,9 +81,10 @@ var kernelSpreads = sync.OnceValue(func() bool {
 	return err == nil && shares[0] > 0 && shares[1] > 0
 })
 
-// The library refuses shards where the kernel gives all connections to one, and
-// only there. It goes by the release and by the jail, the test by what happens.
-func TestShardsAreRefusedWhereTheyGetNothing(t *testing.T) {
+// The library returns an error for shards exactly where the kernel gives all
+// connections to one listener. The library decides by the release and the jail; the
+// test measures.
+func TestShardsWithoutSpreadingAreAnError(t *testing.T) {
 	for _, row := range []struct{ network, host string }{{"tcp4", "127.0.0.1"}, {"tcp6", "::1"}} {
 		t.Run(row.host, func(t *testing.T) {
 			shares, err := groupShares(row.network, row.host)
@@ -101,7 +102,7 @@ func TestShardsAreRefusedWhereTheyGetNothing(t *testing.T) {
 			} else {
 				require.ErrorIs(t, err, errors.ErrUnsupported)
 				require.ErrorContains(t, err, "more than one shard")
-				require.NotContains(t, err.Error(), "WithReusePort", "which nobody gave")
+				require.NotContains(t, err.Error(), "WithReusePort", "the caller did not pass it")
 			}
 			ln, err := Listen(t.Context(), row.network, net.JoinHostPort(row.host, "0"), WithReusePort())
 			if spread {

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The wildcard of both families is refused, and for the reason given: with the
-// option on it all clients go to one socket.
+// The wildcard of both families is an error, because there the kernel gives all clients
+// to one socket. The test shows both.
 func TestNoShardsOfBothFamilies(t *testing.T) {
 	needSpread(t)
 	for _, n := range []int{1, 2} {
@@ -29,7 +29,7 @@ func TestNoShardsOfBothFamilies(t *testing.T) {
 	require.Nil(t, s)
 	require.ErrorIs(t, err, errors.ErrUnsupported)
 	require.ErrorContains(t, err, "more than one shard")
-	require.NotContains(t, err.Error(), "WithReusePort", "which nobody gave")
+	require.NotContains(t, err.Error(), "WithReusePort", "the caller did not pass it")
 	for _, network := range []string{"tcp4", "tcp6"} {
 		s, err := ListenShards(t.Context(), network, ":0", 2)
 		require.NoError(t, err, network)
@@ -67,8 +67,8 @@ func TestNoShardsOfBothFamilies(t *testing.T) {
 	}, patience, time.Millisecond, "the kernel spreads them: the library need not refuse")
 }
 
-// FreeBSD spreads over 256 sockets, and lets more be bound.
-func TestTheMostShards(t *testing.T) {
+// FreeBSD spreads over a maximum of 256 sockets, but lets more be bound.
+func TestMaximumOfShards(t *testing.T) {
 	needSpread(t)
 	s, err := ListenTCPShards("127.0.0.1:0", 256)
 	require.NoError(t, err)
@@ -82,10 +82,10 @@ func TestTheMostShards(t *testing.T) {
 	require.NoError(t, again.Close())
 }
 
-// Another user cannot join shards of one address. Those of all addresses he can,
-// until it was mended in 15.
-func TestWhoMayJoinShards(t *testing.T) {
-	if addr := os.Getenv(childEnv); addr != "" { // as the other user
+// Another user cannot join shards on a single address. On a wildcard address another
+// user can join them before FreeBSD 15, which fixed this.
+func TestJoinShardsAsAnotherUser(t *testing.T) {
+	if addr := os.Getenv(childEnv); addr != "" { // this process runs as the other user
 		ln, err := Listen(t.Context(), "tcp4", addr, WithReusePort())
 		switch {
 		case err == nil:
@@ -118,7 +118,7 @@ func TestWhoMayJoinShards(t *testing.T) {
 	require.NoError(t, err)
 	defer one.Close()
 	same, err := ListenTCP(one.Addr().String(), WithReusePort())
-	require.NoError(t, err, "the same user may")
+	require.NoError(t, err, "the same user can join")
 	require.NoError(t, same.Close())
 	if os.Geteuid() != 0 {
 		t.Skip("only root can be another user: run this test as root")
@@ -126,7 +126,7 @@ func TestWhoMayJoinShards(t *testing.T) {
 	require.False(t, joins(one.Addr().String()))
 
 	if jailed, err := unix.SysctlUint32("security.jail.jailed"); err == nil && jailed == 1 {
-		t.Skip("all addresses may be one address in a jail: run this test outside of it")
+		t.Skip("in a jail the wildcard can mean a single address: run this test outside of it")
 	}
 	all, err := ListenShards(t.Context(), "tcp4", "0.0.0.0:0", 2)
 	require.NoError(t, err)
@@ -136,9 +136,9 @@ func TestWhoMayJoinShards(t *testing.T) {
 	require.NoError(t, err)
 	switch {
 	case release < 1303000, release >= 1400097 && release <= 1400507:
-		require.True(t, joined, "SECURITY.md says that he can")
+		require.True(t, joined, "SECURITY.md says that another user can join")
 	case release >= 1500068:
-		require.False(t, joined, "SECURITY.md says that he cannot")
+		require.False(t, joined, "SECURITY.md says that another user cannot join")
 	default:
 		t.Logf("%d: joined: %t; no other release of this branch has been tried", release, joined)
 	}

@@ -23,8 +23,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernelQueues reads the listeners' rows of /proc/net/tcp and tcp6: what waits on
-// each socket, by its inode.
+// kernelQueues reads the rows of the listeners in /proc/net/tcp and tcp6. It returns the
+// number of queued connections of each socket, by inode.
 func kernelQueues(t *testing.T) map[uint64]int {
 	t.Helper()
 	queues := make(map[uint64]int)
@@ -56,7 +56,7 @@ func inode(t *testing.T, l *Listener) uint64 {
 	return stat.Ino
 }
 
-// agrees compares each shard's numbers with the kernel's, and the sums with theirs.
+// agrees requires that the numbers of each shard and their sums match those of the kernel.
 func agrees(t *testing.T, s *Shards) (sum Stats) {
 	t.Helper()
 	kernel := kernelQueues(t)
@@ -79,8 +79,8 @@ func agrees(t *testing.T, s *Shards) (sum Stats) {
 	return sum
 }
 
-// Under a ceiling that cannot be changed a stalled server keeps 129 clients with
-// one listener, and all of 1200 with 16 shards.
+// With a fixed ceiling a stalled server keeps 129 of 1200 clients with one listener,
+// and all of them with 16 shards.
 func TestMoreQueueThanTheCeiling(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.core.somaxconn", 128)
@@ -122,7 +122,7 @@ func askAll(conns []net.Conn) error {
 	return errors.Join(errs...)
 }
 
-// The same with a process that really stands still.
+// The same with a process that is stopped by a signal.
 func TestShardsOfAStoppedProcess(t *testing.T) {
 	if os.Getenv(childEnv) != "" {
 		serveShards(t)
@@ -168,7 +168,7 @@ func TestShardsOfAStoppedProcess(t *testing.T) {
 		require.NoError(t, server.Process.Signal(unix.SIGCONT))
 		require.NoError(t, askAll(conns))
 		require.NoError(t, in.Close())
-		require.True(t, lines.Scan(), "no last word")
+		require.True(t, lines.Scan(), "no last line")
 		require.Equal(t, "drops 0, queued 0", lines.Text())
 		for lines.Scan() { // the child's own PASS
 		}
@@ -177,8 +177,8 @@ func TestShardsOfAStoppedProcess(t *testing.T) {
 	})
 }
 
-// serveShards is the server that is stopped: it says its address, and what it has
-// lost once its standard input ends.
+// serveShards is the server that is stopped. It prints its address. When its standard input
+// ends, it prints its drops.
 func serveShards(t *testing.T) {
 	s, err := ListenTCPShards("127.0.0.1:0", 16)
 	require.NoError(t, err)
@@ -194,7 +194,7 @@ func serveShards(t *testing.T) {
 	require.ErrorIs(t, <-served, net.ErrClosed)
 }
 
-// A full shard turns clients away while another has room, and the drops say which.
+// A full shard drops clients while another shard has room. The drops show which shard.
 func TestAFullShardDrops(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		const n, limit = 8, 4
@@ -216,8 +216,8 @@ func TestAFullShardDrops(t *testing.T) {
 	})
 }
 
-// All have one port, which the kernel chose, the option, and clients of every
-// family that the address has.
+// All shards have the same port, which the kernel chose, and the option. Clients of every
+// family of the address can connect.
 func TestShardsAddresses(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		const v4, v6 = "127.0.0.1", "::1"
@@ -228,7 +228,7 @@ func TestShardsAddresses(t *testing.T) {
 			{"tcp", "127.0.0.1:0", []string{v4}},
 			{"tcp", "[::1]:0", []string{v6}},
 			{"tcp", ":0", []string{v4, v6}},
-			{"tcp", "0.0.0.0:0", []string{v4, v6}}, // as net.Listen's
+			{"tcp", "0.0.0.0:0", []string{v4, v6}}, // the same as net.Listen
 			{"tcp", "[::]:0", []string{v4, v6}},
 			{"tcp", "localhost:0", []string{v4}},
 			{"tcp4", ":0", []string{v4}},
@@ -250,7 +250,7 @@ func TestShardsAddresses(t *testing.T) {
 					want.Port = s.Addr().(*net.TCPAddr).Port
 					require.NotZero(t, want.Port)
 					for l := range s.All() {
-						require.Equal(t, want.String(), l.Addr().String(), "net.Listen's, but for the port")
+						require.Equal(t, want.String(), l.Addr().String(), "the address of net.Listen, except for the port")
 						require.NotZero(t, option(t, l.TCPListener(), socketOption{unix.SOL_SOCKET, unix.SO_REUSEPORT}))
 					}
 					const clients = 60
@@ -269,7 +269,7 @@ func TestShardsAddresses(t *testing.T) {
 	})
 }
 
-// The first shard claims the address and nothing else is opened for that.
+// The first shard reserves the address. No other socket is opened for that.
 func TestShardsControl(t *testing.T) {
 	calls := 0
 	stop := errors.New("stop")
@@ -293,7 +293,7 @@ func TestShardsControl(t *testing.T) {
 	require.ErrorIs(t, err, stop)
 	require.Equal(t, before, openDescriptors())
 
-	// A context that ends on the way.
+	// A context that ends while the shards are opened.
 	calls = 0
 	ctx, cancel := context.WithCancel(t.Context())
 	s, err = ListenShards(ctx, "tcp", "127.0.0.1:0", 3, WithControl(func(string, string, syscall.RawConn) error {
@@ -308,7 +308,8 @@ func TestShardsControl(t *testing.T) {
 	require.Equal(t, before, openDescriptors())
 }
 
-// A single shard is exclusive as any listener is, and shares only when told to.
+// A single shard is exclusive like any listener. It shares the address only with
+// WithReusePort.
 func TestOneShardHasNoReusePort(t *testing.T) {
 	for _, opts := range [][]Option{nil, {WithReusePort()}} {
 		s, err := ListenTCPShards("127.0.0.1:0", 1, opts...)
@@ -318,8 +319,8 @@ func TestOneShardHasNoReusePort(t *testing.T) {
 	}
 }
 
-// The same user may join shards by asking for SO_REUSEPORT, another may not.
-func TestWhoMayJoinShards(t *testing.T) {
+// The same user can join shards with SO_REUSEPORT. Another user cannot.
+func TestJoinShardsAsAnotherUser(t *testing.T) {
 	s, err := ListenTCPShards("127.0.0.1:0", 2)
 	require.NoError(t, err)
 	defer s.Close()
@@ -327,11 +328,11 @@ func TestWhoMayJoinShards(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, joined.Close())
 	if os.Geteuid() != 0 {
-		return // who is not root cannot be another
+		return // only root can change to another user
 	}
 	errs := make(chan error)
 	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked, so the thread ends with the goroutine
 		_, _, errno := unix.RawSyscall(unix.SYS_SETREUID, math.MaxUint, 65534, 0)
 		if errno != 0 {
 			errs <- errno
@@ -346,7 +347,7 @@ func TestWhoMayJoinShards(t *testing.T) {
 	require.ErrorIs(t, <-errs, syscall.EADDRINUSE)
 }
 
-// When descriptors run out, all those taken are given back.
+// If the descriptors run out, those already opened are closed again.
 func TestMoreShardsThanDescriptors(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		var former unix.Rlimit
@@ -384,7 +385,7 @@ func TestShardsSetBacklog(t *testing.T) {
 			require.Equal(t, n*limit, agrees(t, s).Limit)
 		}
 		require.ErrorAs(t, s.SetBacklog(4096), &clamp)
-		require.Equal(t, n*128, agrees(t, s).Limit, "a strict one keeps what it has")
+		require.Equal(t, n*128, agrees(t, s).Limit, "with WithStrictBacklog the limit must stay")
 
 		require.NoError(t, s.listeners[2].Close())
 		require.ErrorIs(t, s.SetBacklog(7), net.ErrClosed)
@@ -393,12 +394,12 @@ func TestShardsSetBacklog(t *testing.T) {
 		require.Equal(t, noStats, q)
 		require.ErrorIs(t, s.Close(), net.ErrClosed)
 		for l := range s.All() {
-			require.ErrorIs(t, l.Close(), net.ErrClosed, "the others are closed all the same")
+			require.ErrorIs(t, l.Close(), net.ErrClosed, "the other shards must be closed too")
 		}
 	})
 }
 
-// A sum of which one part is unknown: the drops of an MPTCP listener.
+// A sum with an unknown part is unknown: here the drops of an MPTCP listener.
 func TestShardsStatsWithAnUnknownPart(t *testing.T) {
 	s := apart(t, 2)
 	lc := net.ListenConfig{}
@@ -418,7 +419,7 @@ func TestShardsStatsWithAnUnknownPart(t *testing.T) {
 	require.Positive(t, q.Limit)
 }
 
-// A drain that is cut short tells of all shards together.
+// The error of a drain whose ctx ends has the sums of all shards.
 func TestShardsDrainError(t *testing.T) {
 	const n, clients = 4, 100
 	s, err := ListenTCPShards("127.0.0.1:0", n)
@@ -435,7 +436,7 @@ func TestShardsDrainError(t *testing.T) {
 	require.Equal(t, 0, cut.InFlight)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 
-	// Nobody was lost by that: they are served, and then the drain ends well.
+	// No client was lost by that: all are served, and then a drain succeeds.
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(echo) }()
 	require.NoError(t, s.Drain(t.Context()))
@@ -447,9 +448,9 @@ func TestShardsDrainError(t *testing.T) {
 	require.Error(t, s.Drain(none))
 }
 
-// Generations of a web server follow each other on one address, and no client of a
-// steady crowd has an error. Clients that come to a shard that drains try again
-// after a second: that is all they see.
+// Generations of a web server follow each other on one address under constant load, and
+// no client gets an error. If a client connects to a draining shard, its kernel retries
+// after a second. That is the only effect.
 func TestShardsDrainUnderLoad(t *testing.T) {
 	const shards, generations, crowd = 4, 4, 8
 	var answered atomic.Int64
@@ -501,8 +502,8 @@ func TestShardsDrainUnderLoad(t *testing.T) {
 	t.Logf("%d answers, none lost in %d restarts", answered.Load(), generations)
 }
 
-// webServer is a web server that stops without loss: it drains its shards, waits
-// for the first answer on each connection, and then shuts down.
+// webServer is a web server that stops without losing a client: it drains its shards, waits
+// for the first answer on each connection, and then calls Shutdown.
 type webServer struct {
 	http.Server
 	shards *Shards

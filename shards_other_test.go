@@ -2,5 +2,5 @@
 
 package acceptq
 
-// kernelSpreads: what the others do does not depend on the release or on a jail.
+// kernelSpreads: on the other systems the result does not depend on the release or a jail.
 func kernelSpreads() bool { return false }

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// needSpread skips a test that needs shards.
+// needSpread skips a test if the kernel does not spread connections over shards.
 func needSpread(t *testing.T) {
 	t.Helper()
 	if !spreads() {
@@ -25,23 +25,23 @@ func needSpread(t *testing.T) {
 	}
 }
 
-// childEnv is set in a process that a test has started as another instance; it
-// holds the address.
+// childEnv is set in a process that a test starts as another instance. Its value is the
+// address.
 const childEnv = "ACCEPTQ_TEST_CHILD"
 
-// child is this test in a process of its own, to run beside the test.
+// child returns a command that runs this test in a second process.
 func child(t *testing.T, addr string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
 	require.NoError(t, err)
 	cmd := exec.Command(self, "-test.run=^"+t.Name()+"$", "-test.timeout=55s")
 	cmd.Env = append(os.Environ(), childEnv+"="+addr,
-		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")) // or it ends a second later under -race
+		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")) // otherwise it ends a second later under -race
 	cmd.Stderr = os.Stderr
 	return cmd
 }
 
-// otherInstances are ways in which another program may listen on addr.
+// otherInstances are the ways in which another program can listen on addr.
 func otherInstances(addr string) map[string]func() (io.Closer, error) {
 	return map[string]func() (io.Closer, error){
 		"net.Listen": func() (io.Closer, error) { return net.Listen("tcp", addr) },
@@ -51,13 +51,13 @@ func otherInstances(addr string) map[string]func() (io.Closer, error) {
 	}
 }
 
-// A second instance gets EADDRINUSE, in this process and in another, and leaves
-// nothing behind that would let the next one in.
+// A second instance gets EADDRINUSE, in this process and in another one. It leaves nothing
+// behind that would allow a further instance.
 func TestShardsAreExclusive(t *testing.T) {
 	if addr := os.Getenv(childEnv); addr != "" {
 		for name, listen := range otherInstances(addr) {
 			if _, err := listen(); err == nil {
-				t.Errorf("%s listens on it too", name)
+				t.Errorf("%s can listen on the same address", name)
 			} else {
 				require.ErrorIs(t, err, syscall.EADDRINUSE, name)
 			}
@@ -84,7 +84,7 @@ func TestShardsAreExclusive(t *testing.T) {
 	require.True(t, strings.HasPrefix(out.String(), "PASS"), "%s", &out)
 }
 
-// Of instances that start at the same moment one at most gets the address.
+// If instances start at the same moment, a maximum of one gets the address.
 func TestShardsStartedTogether(t *testing.T) {
 	needSpread(t)
 	first, err := ListenTCP("127.0.0.1:0")
@@ -123,8 +123,8 @@ func TestShardsStartedTogether(t *testing.T) {
 	}
 }
 
-// With WithReusePort instances share the address, and all their queues get
-// clients; one that is exclusive has no place there.
+// With WithReusePort instances share the address, and all their queues get clients. An
+// instance without it gets EADDRINUSE.
 func TestShardsOfTwoInstances(t *testing.T) {
 	needSpread(t)
 	a, err := ListenTCPShards("127.0.0.1:0", 2, WithReusePort())
@@ -151,8 +151,8 @@ func TestShardsOfTwoInstances(t *testing.T) {
 	}
 }
 
-// Whichever call of whichever shard fails, the error is that of the call, nothing
-// is left open, and the address is free.
+// If any call of any shard fails, the result is the error of that call. All shards are
+// closed, and the address is free.
 func TestShardsAllOrNothing(t *testing.T) {
 	needSpread(t)
 	const n = 4
@@ -222,7 +222,7 @@ func TestShardsAllOrNothing(t *testing.T) {
 				})
 				before := openDescriptors()
 				s, err := k.shards(t.Context(), "tcp", "127.0.0.1:0", n, opts)
-				if calls < nth { // it is not called as often as that
+				if calls < nth { // there are fewer than nth calls
 					require.NoError(t, err)
 					require.NoError(t, s.Close())
 					require.GreaterOrEqual(t, calls, n)

@@ -19,17 +19,17 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// spreads says whether this system spreads connections over shards, by its name
-// or by what its kernel does, and not by the library.
+// spreads reports whether this system spreads connections over shards. It goes by the
+// name of the system or by the behavior of the kernel, not by the library.
 func spreads() bool {
 	return slices.Contains([]string{"linux", "android"}, runtime.GOOS) || kernelSpreads()
 }
 
-// shardClients is how many clients may wait in four shards so that each has some and the
+// shardClients is a number of clients with which each of four shards gets some and the
 // length of each queue is known.
 func shardClients() int {
 	if runtime.GOOS == "dragonfly" {
-		return 60 // of which a queue tells no more than 31
+		return 60 // DragonFly reports a maximum of 31 for each queue
 	}
 	return 200
 }
@@ -50,10 +50,10 @@ func TestShardsAreCounted(t *testing.T) {
 	require.Error(t, err, "no TCP")
 }
 
-// The errors of an address are those of Listen, whatever the number of shards.
+// A bad address gives the same error as Listen, for any number of shards.
 func TestShardsOfABadAddress(t *testing.T) {
 	if !spreads() {
-		t.Skip("there are no shards here")
+		t.Skip("shards are unsupported here")
 	}
 	for _, address := range []string{"127.0.0.1", "127.0.0.1:65536", "192.0.2.1:0"} {
 		_, want := ListenTCP(address)
@@ -68,7 +68,7 @@ func TestShardsOfABadAddress(t *testing.T) {
 // Only FreeBSD bounds the number of shards.
 func TestManyShards(t *testing.T) {
 	if !spreads() {
-		t.Skip("there are no shards here")
+		t.Skip("shards are unsupported here")
 	}
 	const n = 258
 	before := openDescriptors()
@@ -112,8 +112,8 @@ func TestOneShard(t *testing.T) {
 	require.Equal(t, only[0].EffectiveBacklog(), s.EffectiveBacklog(), "works after Close")
 }
 
-// Several shards share one address and each gets clients; where the system gives
-// them all to one, there are no shards.
+// Several shards share one address, and each gets clients. If the system would give all
+// clients to one, listening fails.
 func TestShardsEachGetClients(t *testing.T) {
 	const n = 4
 	clients := shardClients()
@@ -140,12 +140,12 @@ func TestShardsEachGetClients(t *testing.T) {
 	for l := range s.All() {
 		q, err := l.Stats()
 		require.NoError(t, err)
-		require.Positive(t, q.Queued, "a shard got none of %d clients", clients)
+		require.Positive(t, q.Queued, "one shard got none of %d clients", clients)
 	}
 }
 
-// apart are shards of one address each: what is one thing for all of them can so
-// be tried where the system has no others.
+// apart returns Shards whose listeners have different addresses. With it the tests of
+// common methods run on systems without real shards.
 func apart(t *testing.T, n int, opts ...Option) *Shards {
 	t.Helper()
 	s := new(Shards)
@@ -170,18 +170,18 @@ func TestShardsOrder(t *testing.T) {
 func TestSumWithAnUnknownPart(t *testing.T) {
 	const known = 5
 	itself := func(n int64) int64 { return n }
-	require.EqualValues(t, unknown, sumOf(nil, itself), "of none")
+	require.EqualValues(t, unknown, sumOf(nil, itself), "a sum without parts")
 	require.EqualValues(t, 0, sumOf([]int64{0, 0}, itself))
 	require.EqualValues(t, known+2, sumOf([]int64{known, 2}, itself))
 	require.EqualValues(t, unknown, sumOf([]int64{known, unknown, 2}, itself))
-	require.EqualValues(t, unknown, sumOf([]int64{unknown, unknown}, itself), "and not their sum")
+	require.EqualValues(t, unknown, sumOf([]int64{unknown, unknown}, itself), "not the sum of two -1")
 
 	s := apart(t, 2, WithBacklog(known))
 	s.listeners[1].granted.Store(&Backlog{Requested: known, Limit: unknown, Effective: unknown, Capacity: unknown})
 	require.Equal(t, unknown, s.EffectiveBacklog())
 }
 
-// The account of all shards is one line, and their address is another.
+// The text of Shards is one line: the address and the number of shards.
 func TestShardsInALog(t *testing.T) {
 	s := apart(t, 3, WithBacklog(7))
 	require.Equal(t, s.listeners[0].String()+", 3 shards", fmt.Sprint(s))
@@ -226,7 +226,7 @@ func TestShardsInALog(t *testing.T) {
 	}
 }
 
-// The error of Close is that of the first shard that has one, and all are closed.
+// Close closes all shards and returns the first error.
 func TestShardsCloseReturnsTheFirstError(t *testing.T) {
 	if onFakeNet {
 		t.Skip("a second Close does not fail here")
@@ -234,7 +234,7 @@ func TestShardsCloseReturnsTheFirstError(t *testing.T) {
 	s := apart(t, 4)
 	require.NoError(t, s.listeners[1].Close())
 	require.NoError(t, s.listeners[2].Close())
-	want := s.listeners[2].Close() // they are closed from the last one on
+	want := s.listeners[2].Close() // shards are closed from the last to the first
 	require.ErrorIs(t, want, net.ErrClosed)
 	require.NotEqual(t, want, s.listeners[1].Close())
 	require.Equal(t, want, s.Close())
@@ -263,8 +263,8 @@ func zeroShards(t *testing.T, s *Shards) {
 	require.ErrorIs(t, s.Serve(func(net.Listener) error { panic("there is none to serve") }), errNotListening)
 }
 
-// Serve returns what serve returned first, itself, and not before all have
-// returned. The others are ended by a close.
+// Serve returns the first error of the serve functions unchanged, after all have
+// returned. It closes the listeners to end the others.
 func TestServeReturnsTheFirstError(t *testing.T) {
 	first := errors.New("first")
 	for _, want := range []error{first, nil} {
@@ -296,8 +296,7 @@ func TestServeReturnsTheFirstError(t *testing.T) {
 	}
 }
 
-// The server's own word for a shutdown comes back as it is, so that the usual
-// comparison holds.
+// Serve returns http.ErrServerClosed unchanged, so that the usual comparison works.
 func TestServeHTTP(t *testing.T) {
 	n := 3
 	if !spreads() {
@@ -316,7 +315,7 @@ func TestServeHTTP(t *testing.T) {
 			})}
 			served := make(chan error, 1)
 			go func() { served <- s.Serve(srv.Serve) }()
-			if runtime.GOOS != "js" && runtime.GOOS != "wasip1" { // their http has a client of its own
+			if runtime.GOOS != "js" && runtime.GOOS != "wasip1" { // their net/http uses another client
 				client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 				for range 20 {
 					resp, err := client.Get("http://" + s.Addr().String())
@@ -350,7 +349,7 @@ func echo(ln net.Listener) error {
 		go func() {
 			defer c.Close()
 			c.SetDeadline(time.Now().Add(patience))
-			p := make([]byte, 1) // io.Copy would splice, and keep a pipe for the next time
+			p := make([]byte, 1) // io.Copy would use splice(2) and keep a pipe
 			if n, _ := c.Read(p); n == 1 {
 				c.Write(p)
 			}
@@ -358,7 +357,7 @@ func echo(ln net.Listener) error {
 	}
 }
 
-// askEcho sends a byte and waits for it, and for the server's close.
+// askEcho sends a byte and waits for its echo and for the server's close.
 func askEcho(c net.Conn) error {
 	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err

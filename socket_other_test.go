@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The first line of the README runs here too, and serves.
+// Listening as in the README works here too, and serves clients.
 func TestNetListensHere(t *testing.T) {
 	for _, n := range []int{-1, 0, 128} {
 		ln, err := ListenTCP(":0", WithBacklog(n))
@@ -67,7 +67,7 @@ func TestZeroListenerKnowsNothing(t *testing.T) {
 	require.Equal(t, Backlog{Requested: -1, Ceiling: unknown, Limit: unknown, Effective: unknown, Capacity: unknown}, ln.Backlog())
 }
 
-// controlCalled says whether net calls a Control hook on this system at all.
+// controlCalled reports whether net calls a Control function on this system.
 func controlCalled(t *testing.T) (called bool) {
 	t.Helper()
 	lc := net.ListenConfig{Control: func(string, string, syscall.RawConn) error {
@@ -80,7 +80,7 @@ func controlCalled(t *testing.T) (called bool) {
 	return called
 }
 
-// An option that cannot be honored is an error, and nothing stays bound.
+// An option that cannot be honored is an error, and no port stays bound.
 func TestOptionsThatCannotBeHonoured(t *testing.T) {
 	options := map[string]Option{
 		"strict":    WithStrictBacklog(),

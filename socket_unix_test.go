@@ -12,9 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Where the kernel does not answer SO_ACCEPTCONN, a socket that cannot be listening
-// is refused all the same.
-func TestWhatMaySeemListening(t *testing.T) {
+// If the kernel has no SO_ACCEPTCONN, a socket that cannot be listening is still an error.
+func TestSocketsThatDoNotListen(t *testing.T) {
 	look := func(k *kernel, c syscall.Conn) (err error) {
 		raw, rawErr := c.SyscallConn()
 		require.NoError(t, rawErr)

@@ -8,13 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kqueue(2) tells no more than kern.ipc.soavailconn connections. From there on the
-// length is unknown, and known again once Accept has taken some.
+// kqueue(2) reports a maximum of kern.ipc.soavailconn connections. From that number on the
+// length is unknown. It is known again once Accept has returned some.
 func TestQueuedPastTheBoundIsUnknown(t *testing.T) {
 	const backlog = 100
 	bound, err := unix.SysctlUint32("kern.ipc.soavailconn")
 	if errors.Is(err, unix.ENOENT) {
-		t.Skip("this kernel has no kern.ipc.soavailconn, and tells every length")
+		t.Skip("this kernel has no kern.ipc.soavailconn, and reports every length")
 	}
 	require.NoError(t, err)
 	most := int(int32(bound))
@@ -39,8 +39,8 @@ func TestQueuedPastTheBoundIsUnknown(t *testing.T) {
 	queuedBecomes(t, most-1, ln.Stats)
 }
 
-// A bound that cannot be read makes every length but 0 unknown, unless the kernel
-// does not know its name.
+// If the bound cannot be read, every length except 0 is unknown, unless the kernel has
+// no such sysctl.
 func TestBoundOfTheLengthUnreadable(t *testing.T) {
 	for name, row := range map[string]struct {
 		n    int

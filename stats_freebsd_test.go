@@ -24,7 +24,7 @@ func listenOn(t *testing.T, host string, opts ...Option) *Listener {
 	return ln
 }
 
-// A queue runs over: who survives is what Stats says.
+// When a queue overflows, the number of connections that survive matches Stats.
 func TestOverflowOfFreeBSD(t *testing.T) {
 	needCeiling(t, 128)
 	needReset(t)
@@ -65,14 +65,14 @@ func TestOverflowOfFreeBSD(t *testing.T) {
 	}
 }
 
-// Clients that an accept filter holds back are Incomplete, and not Queued.
+// Connections that an accept filter holds back count as Incomplete, not as Queued.
 func TestIncompleteOfFreeBSD(t *testing.T) {
 	ln := listenFiltered(t, WithBacklog(5), WithAcceptFilter("dataready", ""))
 	var clients []net.Conn
 	for range 14 {
 		clients = append(clients, connect(t, "tcp", ln.Addr().String()))
 	}
-	for _, c := range clients[:8] { // the oldest make room
+	for _, c := range clients[:8] { // the kernel resets the oldest
 		require.NoError(t, c.SetReadDeadline(time.Now().Add(tooLong)))
 		_, err := c.Read(make([]byte, 1))
 		require.ErrorIs(t, err, syscall.ECONNRESET)

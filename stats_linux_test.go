@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A queue runs over: what the listener says, what the kernel counts and what the
-// clients see are one.
+// When a queue overflows, Stats, the counters of the kernel and the number of failed
+// clients agree.
 func TestOverflow(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		for _, host := range []string{"127.0.0.1", "[::1]"} {
@@ -60,8 +60,8 @@ func TestOverflow(t *testing.T) {
 	})
 }
 
-// A final ACK that meets a full queue counts twice in Drops, and once among the
-// overflows: the number is no count of clients.
+// A final ACK that the kernel drops because the queue is full counts twice in Drops,
+// and once as an overflow. So Drops does not count clients.
 func TestDropsCountFinalACKsTwice(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		ln, err := ListenTCP("127.0.0.1:0", WithBacklog(2), WithDeferAccept(30*time.Second))
@@ -75,7 +75,7 @@ func TestDropsCountFinalACKsTwice(t *testing.T) {
 		for i := range 4 {
 			clients = append(clients, connect(t, "tcp", ln.Addr().String()))
 			if i < 2 {
-				speak(i) // out of the SYN queue, whose limit is the backlog too
+				speak(i) // leave the SYN queue, whose limit is also the backlog
 				requireKernelQueue(t, ln.Addr(), i+1)
 			}
 		}
@@ -87,7 +87,7 @@ func TestDropsCountFinalACKsTwice(t *testing.T) {
 		require.Zero(t, kernelCounter(t, "ListenOverflows"))
 		require.Equal(t, kernelCounter(t, "TCPDeferAcceptDrop"), s.Drops, "ACKs without data are dropped too")
 
-		// Its retries come to the same sum.
+		// For its retries the sum must hold too.
 		speak(3)
 		require.Eventually(t, func() bool {
 			s, err := ln.Stats()
@@ -97,7 +97,7 @@ func TestDropsCountFinalACKsTwice(t *testing.T) {
 	})
 }
 
-// Drops of an MPTCP listener do not move, so they are unknown and not 0.
+// The kernel does not count the drops of an MPTCP listener, so they are unknown and not 0.
 func TestDropsOfMultipathTCPAreUnknown(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		for _, multipath := range []bool{true, false} {
@@ -143,10 +143,11 @@ func TestDropsOfMultipathTCPAreUnknown(t *testing.T) {
 	})
 }
 
-// The queue of net.Listen's listener, with the ceiling of this namespace.
+// ReadStats reads the queue of a listener from net.Listen, with the ceiling of this
+// namespace.
 func TestReadStatsOfNetListen(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
-		setSysctl(t, "net.core.somaxconn", 3) // whatever net has read, the kernel clamps to it
+		setSysctl(t, "net.core.somaxconn", 3) // the kernel clamps to it, whatever ceiling net has read
 		ln, err := net.Listen("tcp", "[::1]:0")
 		require.NoError(t, err)
 		defer ln.Close()
@@ -164,9 +165,9 @@ func TestReadStatsOfNetListen(t *testing.T) {
 	})
 }
 
-// gVisor answers TCP_INFO with zeros, older kernels with less or not at all. None
-// of that is a queue of 0.
-func TestQueueThatIsNotTold(t *testing.T) {
+// gVisor answers TCP_INFO with zeros. Older kernels return a shorter answer or an error. In
+// all these cases the queue is unknown, not 0.
+func TestQueueThatCannotBeRead(t *testing.T) {
 	answers := map[string]func(p []byte) (int, error){
 		"zeros":   func(p []byte) (int, error) { clear(p); return len(p), nil },
 		"too few": func(p []byte) (int, error) { p[0] = tcpListen; return infoQueueEnd - 1, nil },
@@ -195,7 +196,7 @@ func TestQueueThatIsNotTold(t *testing.T) {
 
 			s, err := ln.Stats()
 			require.NoError(t, err)
-			require.Equal(t, Stats{Queued: unknown, Incomplete: unknown, Limit: 5, Capacity: 6}, s, "the rest is of the account")
+			require.Equal(t, Stats{Queued: unknown, Incomplete: unknown, Limit: 5, Capacity: 6}, s, "the limit and capacity come from Backlog")
 			_, known := s.Utilization()
 			require.False(t, known)
 
@@ -207,7 +208,7 @@ func TestQueueThatIsNotTold(t *testing.T) {
 			require.Equal(t, Stats{Queued: unknown, Incomplete: unknown, Limit: unknown, Capacity: unknown}, s)
 			b, err := w.SetBacklog(9)
 			require.NoError(t, err)
-			require.Equal(t, Backlog{Requested: 9, Ceiling: 128, Limit: 9, Effective: 9, Capacity: 10}, b, "by the rule")
+			require.Equal(t, Backlog{Requested: 9, Ceiling: 128, Limit: 9, Effective: 9, Capacity: 10}, b, "the numbers follow the rule")
 
 			require.NoError(t, ln.Close())
 			_, err = w.Stats()
@@ -216,7 +217,8 @@ func TestQueueThatIsNotTold(t *testing.T) {
 	}
 }
 
-// The kernel's numbers have 32 bits without a sign; an int may have 32 with one.
+// The numbers of the kernel are unsigned with 32 bits. They must not overflow an int of 32
+// bits.
 func TestConnectionsSaturate(t *testing.T) {
 	for _, n := range []uint32{0, 1, 4096, math.MaxInt32, math.MaxInt32 + 1, math.MaxUint32} {
 		want := min(uint64(n), math.MaxInt)
@@ -224,8 +226,8 @@ func TestConnectionsSaturate(t *testing.T) {
 	}
 }
 
-// Drops are the kernel's 32 bits, and unknown where it does not tell.
-func TestDropsThatAreNotTold(t *testing.T) {
+// Drops are a kernel counter of 32 bits, and unknown if the kernel does not report it.
+func TestDropsThatCannotBeRead(t *testing.T) {
 	for name, row := range map[string]struct {
 		answer func(p []byte) (int, error)
 		want   int64
@@ -253,8 +255,8 @@ func TestDropsThatAreNotTold(t *testing.T) {
 	}
 }
 
-// A socket whose protocol cannot be asked for has unknown drops, and all else.
-func TestProtocolThatIsNotTold(t *testing.T) {
+// If the protocol of a socket cannot be read, its drops are unknown and all else is known.
+func TestProtocolThatCannotBeRead(t *testing.T) {
 	ln := listenForStats(t, WithBacklog(5))
 	k := realKernel
 	k.getsockoptInt = func(fd, level, option int) (int, error) {
@@ -269,14 +271,14 @@ func TestProtocolThatIsNotTold(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, Stats{Incomplete: unknown, Limit: 5, Capacity: 6, Drops: unknown}, s)
 
-	k.getsockoptInt = realKernel.getsockoptInt // it is asked for again
+	k.getsockoptInt = realKernel.getsockoptInt // the protocol is read again
 	s, err = w.Stats()
 	require.NoError(t, err)
 	require.Equal(t, Stats{Incomplete: unknown, Limit: 5, Capacity: 6, Drops: 0}, s)
 }
 
-// Stats of a listener makes two system calls, and the limit in them is the socket's,
-// whoever has set it.
+// Stats of a listener makes two system calls. The limit is that of the socket, even if
+// another holder has changed it.
 func TestStatsAsksTheSocket(t *testing.T) {
 	k := realKernel
 	ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(5)})
@@ -301,7 +303,7 @@ func TestStatsAsksTheSocket(t *testing.T) {
 	require.Equal(t, 2, calls)
 }
 
-// A refused getsockopt is an error, and not what the buffer held before.
+// If getsockopt fails, the result is an error, not the former contents of the buffer.
 func TestGetsockoptFails(t *testing.T) {
 	n, err := getsockopt(-1, unix.IPPROTO_TCP, unix.TCP_INFO, make([]byte, infoQueueEnd))
 	require.ErrorIs(t, err, unix.EBADF)

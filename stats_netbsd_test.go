@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A queue runs over. Clients that come one at a time find room for one more than
-// the limit; bursts, which find more, are not for this test.
+// A queue overflows. If clients connect one at a time, one more than the limit fits.
+// More fit in a burst, which this test does not cover.
 func TestOverflowOfNetBSD(t *testing.T) {
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		for _, b := range []int{0, 1, 2, 5, 10, 128} {
@@ -40,7 +40,7 @@ func TestOverflowOfNetBSD(t *testing.T) {
 				part, known := s.Utilization()
 				require.True(t, known)
 				require.Equal(t, 1.0, part)
-				want.Limit, want.Capacity = unknown, unknown // no socket option tells them
+				want.Limit, want.Capacity = unknown, unknown // no socket option reports them
 				s, err = ReadStats(ln.TCPListener())
 				require.NoError(t, err)
 				require.Equal(t, want, s)
@@ -55,7 +55,7 @@ func TestOverflowOfNetBSD(t *testing.T) {
 	}
 }
 
-// What the kernel refuses is an error, and no number of connections.
+// If the kernel refuses the call, the result is an error and not a number.
 func TestKqueueOfNoListener(t *testing.T) {
 	before := openDescriptors()
 	n, err := readable(-1)

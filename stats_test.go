@@ -134,34 +134,35 @@ func TestStatsInExpvar(t *testing.T) {
 		require.NotNil(t, got["queued"])
 		require.Zero(t, *got["queued"])
 	} else {
-		require.Nil(t, got["queued"], "what is not told is null, never 0")
+		require.Nil(t, got["queued"], "an unknown number is null, never 0")
 	}
 }
 
-// A monitor may look at the queue as often as it likes.
+// Reading the queue is cheap: it hardly allocates.
 func TestAllocations(t *testing.T) {
 	if raceDetector {
-		t.Skip("the race detector makes sync.Pool forget at random: run it without -race")
+		t.Skip("the race detector drops objects of sync.Pool at random: run it without -race")
 	}
 	ln := listenForStats(t, WithBacklog(5))
 	require.Zero(t, testing.AllocsPerRun(200, func() { ln.EffectiveBacklog() }), "EffectiveBacklog")
 	if !systemTells() {
-		t.Skip("the rest needs a system that tells its queue, as Linux, the BSDs and macOS do")
+		t.Skip("the rest needs a system that reports its queue: Linux, a BSD or macOS")
 	}
 	require.Zero(t, testing.AllocsPerRun(200, func() { ln.Stats() }), "Stats")
 	adopted := mustWrap(t, ln.TCPListener())
 	require.Zero(t, testing.AllocsPerRun(200, func() { adopted.Stats() }), "Stats after Wrap")
-	most := 1.0 // the RawConn that net makes for each caller
+	most := 1.0 // the RawConn that net allocates for each caller
 	if runtime.GOOS != "linux" && runtime.GOOS != "android" {
-		most = 2 // and the address by which a TCP socket is told from others
+		most = 2 // and the address that shows that it is a TCP socket
 	}
 	if runtime.GOOS == "dragonfly" {
-		most = 3 // and the question whether there is a peer
+		most = 3 // and the check for a peer
 	}
 	require.LessOrEqual(t, testing.AllocsPerRun(200, func() { ReadStats(ln.TCPListener()) }), most, "ReadStats")
 }
 
-// A type that embeds a Listener is read as one: the descriptor is not shown.
+// ReadStats reads a type that embeds a Listener like a Listener, without marking its socket
+// as shared.
 func TestReadStatsOfAnEmbeddedListener(t *testing.T) {
 	ln, err := ListenTCP("127.0.0.1:0")
 	require.NoError(t, err)

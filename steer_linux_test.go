@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// run interprets a program of the kind that steering makes, with every number that may
-// be drawn, and counts the results.
+// run interprets a BPF program made by steering, for every possible random number, and
+// counts the results.
 func run(t *testing.T, p []unix.SockFilter) map[uint32]int {
 	t.Helper()
 	results := map[uint32]int{}
@@ -57,8 +57,8 @@ func run(t *testing.T, p []unix.SockFilter) map[uint32]int {
 	return results
 }
 
-// Every member that is not excluded has the same share, and an excluded one has none.
-func TestProgramPicksAllButTheExcluded(t *testing.T) {
+// Every member has the same share, except the excluded ones, which have none.
+func TestProgramPicksAllExceptTheExcluded(t *testing.T) {
 	for n := 1; n <= 10; n++ {
 		for set := range 1 << n {
 			var excluded, left []int
@@ -90,27 +90,27 @@ func TestProgramPicksAllButTheExcluded(t *testing.T) {
 	require.Nil(t, program(4096, append(many, 2046)))
 }
 
-// The closes of all that drain, the last one first: before each and after it the program
-// leads nobody to a listener that drains. An index past the end is the kernel's hash,
-// which is fine when none drains any more. Who is where among those that drain need not
-// be known as long as enough others are there.
-func TestLastProgramHoldsOnBothSidesOfAClose(t *testing.T) {
+// All draining listeners close, the last one first. Before and after each close the program
+// must send no client to a draining listener. For an index past the end the kernel uses its
+// hash, which is correct once no listener drains. As long as there are enough other
+// listeners, the order of the draining ones need not be known.
+func TestProgramIsRightBeforeAndAfterAClose(t *testing.T) {
 	for m := 1; m <= 8; m++ {
 		for others := 1; others <= 8; others++ {
 			for _, known := range []bool{true, others < m} {
-				array := make([]bool, m+others) // who drains
+				array := make([]bool, m+others) // whether the listener at this index drains
 				var region []int
 				for i := range m {
 					array[i] = true
 					region = append(region, i)
 				}
-				own := slices.Clone(region) // as believed
+				own := slices.Clone(region) // the order that steering assumes
 				for range m {
 					what := fmt.Sprintf("%d drain, %d others, known %v: %v", m, others, known, array)
 					n := len(array)
 					believed := own[len(own)-1]
 					closing := believed
-					if !known { // the truth is the other way round
+					if !known { // the real order is the reverse
 						closing = slices.Index(array, true)
 					}
 					p := lastProgram(n, region, own, believed)
@@ -123,7 +123,8 @@ func TestLastProgramHoldsOnBothSidesOfAClose(t *testing.T) {
 						if int(target) < n-1 {
 							require.False(t, after[target], what)
 						} else {
-							// Of two that drain beside one other, the first leaves a moment.
+							// Two listeners drain and one does not: during the close of
+							// the first a few clients may go wrong.
 							require.True(t, len(own) == 1 || others == 1, what)
 						}
 					}
@@ -135,7 +136,7 @@ func TestLastProgramHoldsOnBothSidesOfAClose(t *testing.T) {
 	}
 }
 
-// The array is followed through closes and newcomers, as the kernel keeps it.
+// Steering follows the kernel's array of sockets when listeners join and close.
 func TestSteeringFollowsTheGroup(t *testing.T) {
 	s := new(steering)
 	for _, step := range []struct {
@@ -154,13 +155,13 @@ func TestSteeringFollowsTheGroup(t *testing.T) {
 	}
 }
 
-// A generation is what one process of a rolling restart has.
+// A generation has the listeners of one process of a rolling restart.
 type generation struct {
 	shards *Shards
 	done   chan error
 }
 
-// newGeneration has n listeners at address, which answer with one byte.
+// newGeneration opens n listeners at address. They answer each client with one byte.
 func newGeneration(t *testing.T, k *kernel, network, address string, n int, opts ...Option) *generation {
 	t.Helper()
 	s, err := k.shards(t.Context(), network, address, n, append([]Option{WithReusePort(), WithBacklog(1024)}, opts...))
@@ -198,7 +199,7 @@ func (g *generation) close(t *testing.T) {
 	require.ErrorIs(t, <-g.done, net.ErrClosed)
 }
 
-// A throng is clients that connect to an address again and again.
+// A throng is a number of clients that connect to an address repeatedly.
 type throng struct {
 	stop     chan struct{}
 	wait     sync.WaitGroup
@@ -228,7 +229,7 @@ func newThrong(n int, address string) *throng {
 	return th
 }
 
-// ask is one client.
+// ask runs one client.
 func ask(address string) error {
 	c, err := net.DialTimeout("tcp", address, patience)
 	if err != nil {
@@ -248,15 +249,15 @@ func (th *throng) end(t *testing.T) (answered int64) {
 	return th.ok.Load()
 }
 
-// answers waits until n more clients were answered.
+// answers waits until n more clients have their answer.
 func (th *throng) answers(t *testing.T, n int64) {
 	t.Helper()
 	want := th.ok.Load() + n
 	require.Eventually(t, func() bool { return th.ok.Load() >= want || th.lost.Load() > 0 }, patience, time.Millisecond)
 }
 
-// Generation after generation takes over, under clients that come all the time: none is
-// lost, and hardly any has to send its SYN again. The kernel counts those.
+// Generations replace each other under constant load. No client is lost, and very few have
+// to retransmit their SYN. The kernel counts the retransmissions.
 func TestSteeredGenerations(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, way way) {
@@ -265,7 +266,7 @@ func TestSteeredGenerations(t *testing.T) {
 			sizes                        []int
 			generations                  int
 			opts                         []Option
-			most                         int64 // SYNs that may be sent again
+			most                         int64 // the maximum of retransmitted SYNs
 		}{
 			{"control: without steering", "tcp4", "127.0.0.1:0", "127.0.0.1", []int{1}, 3, []Option{WithoutSteering()}, 0},
 			{"IPv4", "tcp4", "127.0.0.1:0", "127.0.0.1", []int{1}, 50, nil, 5},
@@ -310,7 +311,7 @@ func TestSteeredGenerations(t *testing.T) {
 	})
 }
 
-// A counted listens in a group, and counts the clients that it is given.
+// A counted is a listener of a group that counts its clients.
 type counted struct {
 	*Listener
 	clients atomic.Int64
@@ -334,7 +335,7 @@ func newMembers(t *testing.T, k *kernel, address string, n int, opts ...Option) 
 	return all
 }
 
-// shares is what part of n clients each member was given.
+// shares connects n clients and returns how many each member got.
 func shares(t *testing.T, members []*counted, n int) (parts []float64) {
 	t.Helper()
 	before := make([]int64, len(members))
@@ -350,7 +351,7 @@ func shares(t *testing.T, members []*counted, n int) (parts []float64) {
 	return parts
 }
 
-// requireEven says that each of them has about what the kernel's hash gives.
+// requireEven requires that each share is about what the hash of the kernel gives.
 func requireEven(t *testing.T, parts []float64) {
 	t.Helper()
 	for _, part := range parts {
@@ -358,8 +359,8 @@ func requireEven(t *testing.T, parts []float64) {
 	}
 }
 
-// A program that a process left when it was killed gives all clients to one. The next
-// that listens takes it off; with WithoutSteering it stays.
+// A process was killed and left a BPF program that gives all clients to one listener. The
+// next listener removes the program; with WithoutSteering it stays.
 func TestListenHealsAGroup(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -386,8 +387,8 @@ func TestListenHealsAGroup(t *testing.T) {
 	})
 }
 
-// While one drains the others share its clients, and after its close, and when it
-// resumes, the kernel's hash decides again.
+// While one listener drains, the others share its clients. After its close, or after
+// Resume, the hash of the kernel decides again.
 func TestSharesAroundADrain(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, _ way) {
@@ -402,7 +403,7 @@ func TestSharesAroundADrain(t *testing.T) {
 			require.NoError(t, members[drains].Drain(within(t, patience)))
 			requireEven(t, shares(t, others, 200))
 			require.NoError(t, members[drains].Close())
-			if drains < 3 { // the last leaves a program, which gives the others all the same
+			if drains < 3 { // the last drain leaves a program, which gives the others equal shares
 				requireEven(t, shares(t, others, 200))
 			}
 			newcomers := newMembers(t, &k, members[drains].Addr().String(), 1)
@@ -412,7 +413,8 @@ func TestSharesAroundADrain(t *testing.T) {
 	})
 }
 
-// A wrong idea of the group shows by dropped SYNs, and the next guess is tried.
+// If steering assumes a wrong order of the group, the listener drops SYNs. Steering then
+// tries the next possible order.
 func TestSteeringGuessesAgain(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, _ way) {
@@ -446,7 +448,7 @@ func TestSteeringGuessesAgain(t *testing.T) {
 		clients.answers(t, 300)
 		after, err := l.Stats()
 		require.NoError(t, err)
-		require.Equal(t, s.Drops, after.Drops, "its index is known now")
+		require.Equal(t, s.Drops, after.Drops, "steering must know the right index now")
 		require.NoError(t, l.SetDeadline(time.Time{}))
 		go answerEach(l, func() {})
 		require.NoError(t, received(t, drained))
@@ -477,12 +479,12 @@ func dialUntil(t *testing.T, l *Listener) net.Conn {
 		}
 		c.Close()
 	}
-	t.Fatal("no client fell to it")
+	t.Fatal("l got no client")
 	return nil
 }
 
-// The successor dies while the old one drains: nobody is left to steer to, the program
-// comes off, and whoever listens next has the clients.
+// The successor dies while the old listener drains. No listener is left to steer to, so the
+// library removes the program, and the next listener gets the clients.
 func TestSuccessorDies(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, _ way) {
@@ -511,8 +513,8 @@ func TestSuccessorDies(t *testing.T) {
 	})
 }
 
-// Where no program can be attached, and where the group cannot be listed, a drain is
-// what it is without steering.
+// If no program can be attached, or the group cannot be listed, a drain works as without
+// steering.
 func TestDrainWithoutAProgram(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {

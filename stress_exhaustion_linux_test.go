@@ -11,11 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// With no descriptor left, what needs one says so, what needs none goes on, and who
-// waits in the queue waits on: once there are descriptors again all is as it was.
+// Without a free descriptor, calls that need one return EMFILE and the other calls
+// work. The queued clients stay queued. When descriptors are free again, everything
+// works as before.
 func TestOutOfDescriptors(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
-		freeAgain(t, "tcp", ":0") // net looks at the families once
+		freeAgain(t, "tcp", ":0") // package net probes the address families once
 		ln := listen(t, WithBacklog(8))
 		s, err := ListenTCPShards("127.0.0.1:0", 2)
 		require.NoError(t, err)
@@ -34,7 +35,7 @@ func TestOutOfDescriptors(t *testing.T) {
 			err = refused(t, func() (*Listener, error) { return ListenTCP("[::1%lo]:0") })
 			require.ErrorIs(t, err, unix.EMFILE)
 			_, err = endpoint{network: "tcp6", at: netip.MustParseAddrPort("[::1%lo]:80")}.sockaddr()
-			require.ErrorIs(t, err, unix.EMFILE, "whether the zone exists is unknown")
+			require.ErrorIs(t, err, unix.EMFILE, "the zone cannot be checked without a descriptor")
 			more, err := ListenTCPShards("127.0.0.1:0", 3)
 			require.Nil(t, more)
 			require.ErrorIs(t, err, unix.EMFILE)
@@ -58,7 +59,7 @@ func TestOutOfDescriptors(t *testing.T) {
 			_, err = Wrap(ln.TCPListener())
 			require.NoError(t, err)
 
-			// The handshakes in flight cannot be looked up.
+			// The handshakes in flight cannot be read.
 			ctx, cancel := context.WithCancel(t.Context())
 			cancel()
 			var drained *DrainError
@@ -87,12 +88,12 @@ func TestOutOfDescriptors(t *testing.T) {
 		}
 		require.NotNil(t, taken)
 		talk(t, c, taken)
-		require.Equal(t, before+5, openDescriptors(), "three accepted, one that came and was accepted")
+		require.Equal(t, before+5, openDescriptors(), "three accepted, and one that connected and was accepted")
 	})
 }
 
-// Listeners that come and go by the thousand leave nothing, whatever was done with
-// them.
+// Thousands of listeners are opened, used in every way and closed. They leave no
+// descriptor, goroutine or memory behind.
 func TestThousandsOfListeners(t *testing.T) {
 	round := func(i int) {
 		ln, err := ListenTCP("127.0.0.1:0", WithBacklog(i%64))
@@ -109,7 +110,7 @@ func TestThousandsOfListeners(t *testing.T) {
 		require.NoError(t, err)
 		defer c.Close()
 		if i%20 > 0 {
-			return // it is reset
+			return // the connection is reset
 		}
 		s, err := ln.Accept()
 		require.NoError(t, err)

@@ -17,7 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// seedEnv repeats what a run of a test did in a random order.
+// seedEnv has the seed with which a test in random order repeats an earlier run.
 const seedEnv = "ACCEPTQ_SEED"
 
 func seedOf(t *testing.T) uint64 {
@@ -32,7 +32,7 @@ func seedOf(t *testing.T) uint64 {
 	return seed
 }
 
-// A subject is a Listener or Shards, to a random crowd of users.
+// A subject is a Listener or Shards that random users call.
 type subject struct {
 	listeners  []*Listener
 	stats      func() (Stats, error)
@@ -41,17 +41,17 @@ type subject struct {
 	close      func() error
 }
 
-// A model is what must be true of a subject.
+// A model holds what must be true of a subject.
 type model struct {
 	subject
 	ceiling   int
-	last      []int // of each user, the number of its last SetBacklog
+	last      []int // for each user, the number of its last SetBacklog
 	connected atomic.Int64
 	served    atomic.Int64
 	refused   atomic.Int64
 }
 
-// granted is the limit for a request of n.
+// granted returns the limit for a request of n.
 func (m *model) granted(n int) int {
 	if n < 0 || n > m.ceiling {
 		return m.ceiling
@@ -59,12 +59,12 @@ func (m *model) granted(n int) int {
 	return n
 }
 
-// accepts answers clients, until the listener is closed. Deadlines are other users'.
+// accepts answers clients until the listener is closed. Other users set the deadlines.
 func (m *model) accepts(t *testing.T, l *Listener, accept func() (net.Conn, error), answers *sync.WaitGroup) {
 	for {
 		c, err := accept()
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			l.SetDeadline(time.Time{}) // fails when it is closed meanwhile, as Accept will
+			l.SetDeadline(time.Time{}) // fails if the listener was closed, as Accept will
 			continue
 		}
 		if err != nil {
@@ -82,7 +82,7 @@ func (m *model) accepts(t *testing.T, l *Listener, accept func() (net.Conn, erro
 	}
 }
 
-// comes has one client come, and who is let in must be served.
+// comes connects one client. A client that gets in must be served.
 func (m *model) comes(t *testing.T) {
 	c, err := net.DialTimeout("tcp", m.listeners[0].Addr().String(), patience)
 	if err != nil {
@@ -99,7 +99,7 @@ func (m *model) comes(t *testing.T) {
 	}
 }
 
-// use calls one method. Until the end each must succeed.
+// use calls one method, which must succeed until the end.
 func (m *model) use(t *testing.T, user int, r *rand.Rand) {
 	l := m.listeners[r.IntN(len(m.listeners))]
 	switch op := r.IntN(14); op {
@@ -146,7 +146,7 @@ func (m *model) use(t *testing.T, user int, r *rand.Rand) {
 		assert.NoError(t, err)
 		assert.NotNil(t, l.Addr())
 	case 13:
-		if r.IntN(4) > 0 { // a client that meets a drain comes again a second later
+		if r.IntN(4) > 0 { // a client that connects during a drain retries a second later
 			return
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(r.IntN(10))*time.Millisecond)
@@ -157,8 +157,8 @@ func (m *model) use(t *testing.T, user int, r *rand.Rand) {
 	}
 }
 
-// run lets users do as they like, then drains and closes while clients go on to
-// come.
+// run lets users call methods at random. Then it drains and closes while clients still
+// connect.
 func (m *model) run(t *testing.T, seed uint64) {
 	const users, uses = 8, 60
 	b, err := PredictBacklog(-1)
@@ -171,7 +171,7 @@ func (m *model) run(t *testing.T, seed uint64) {
 	}
 	var loops, answers sync.WaitGroup
 	for _, l := range m.listeners {
-		// Another holder may exist, so a drain is undone when it ends.
+		// The socket may have another holder, so a drain is undone when it ends.
 		f, err := l.File()
 		require.NoError(t, err)
 		require.NoError(t, f.Close())
@@ -213,8 +213,8 @@ func (m *model) run(t *testing.T, seed uint64) {
 	}
 	was := m.served.Load()
 	assert.True(t, eventually(func() bool { return m.served.Load() >= was+users }))
-	// The socket is shared: a client between the end of the drain and Close would be
-	// lost. So for the last drain it is made one that is not.
+	// The socket is shared, so a client that connects between the end of the drain and
+	// Close would be lost. For the last drain it is marked as not shared.
 	for _, l := range m.listeners {
 		l.intake.mu.Lock()
 		l.intake.shared = false
@@ -230,7 +230,7 @@ func (m *model) run(t *testing.T, seed uint64) {
 	assert.Equal(t, m.connected.Load(), m.served.Load())
 	t.Logf("%d clients served, %d came too late", m.served.Load(), m.refused.Load())
 
-	// Closed stays closed, for everyone at once.
+	// After Close every method returns net.ErrClosed, also with concurrent callers.
 	each(users, func(int) {
 		for _, l := range m.listeners {
 			for name, err := range map[string]error{
@@ -258,8 +258,8 @@ func (m *model) run(t *testing.T, seed uint64) {
 
 func second[T any](_ T, err error) error { return err }
 
-// Whoever calls what in whatever order: the limit is as the last one set it, no
-// client is lost, and what is closed stays closed.
+// Users call methods in any order. The limit must be that of the last SetBacklog, no client
+// may be lost, and a closed listener must stay closed.
 func TestModel(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {

@@ -15,10 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// soakEnv says for how long TestSoak runs.
+// soakEnv has the duration of TestSoak.
 const soakEnv = "ACCEPTQ_SOAK"
 
-// A soak is one listener and those who wear it out.
+// A soak is one listener and its clients, with their counters.
 type soak struct {
 	t    *testing.T
 	ln   *Listener
@@ -28,7 +28,7 @@ type soak struct {
 	accepted, answered, turnedAway, abandoned, wereReset, ended, read, resized atomic.Int64
 }
 
-// every calls f again and again until the soak stops, at most once in d.
+// every calls f repeatedly until the soak stops, with a maximum of one call in d.
 func (s *soak) every(d time.Duration, f func()) {
 	s.wait.Go(func() {
 		tick := time.NewTicker(d)
@@ -44,9 +44,9 @@ func (s *soak) every(d time.Duration, f func()) {
 	})
 }
 
-// dial is a client that does not wait for the second try of its SYN; nil if it
-// was turned away. It ends with a reset, whenever it ends, so that the kernel goes
-// on with nothing on its behalf.
+// dial connects a client that does not wait for a retransmission of its SYN. It returns nil
+// if the client was turned away. The connection is closed with a reset, so that the kernel
+// keeps no state for it.
 func (s *soak) dial(timeout time.Duration, control func(_, _ string, c syscall.RawConn) error) *net.TCPConn {
 	d := net.Dialer{Timeout: timeout, Control: func(network, address string, c syscall.RawConn) (err error) {
 		cerr := c.Control(func(fd uintptr) {
@@ -66,7 +66,7 @@ func (s *soak) dial(timeout time.Duration, control func(_, _ string, c syscall.R
 	return c.(*net.TCPConn)
 }
 
-// storm is many that come at one moment and speak once.
+// storm connects many clients at the same moment. Each sends data once.
 func (s *soak) storm() {
 	var storm sync.WaitGroup
 	for range 32 {
@@ -80,8 +80,8 @@ func (s *soak) storm() {
 	storm.Wait()
 }
 
-// ask sends a byte and waits for it to come back. It may not: who was let in by
-// its own account only is told nothing.
+// ask sends a byte and waits for its echo. There may be none: if the final ACK was dropped,
+// only the client believes that it is connected.
 func (s *soak) ask(c net.Conn) bool {
 	var b [1]byte
 	if _, err := c.Write([]byte{'x'}); err != nil {
@@ -94,15 +94,15 @@ func (s *soak) ask(c net.Conn) bool {
 	return true
 }
 
-// flood is clients that never finish their handshake: some hear no answer and
-// give up, some hold their last ACK back and go.
+// flood starts clients that never finish their handshake. Some drop the SYN-ACK and
+// give up. Others delay their final ACK and close.
 func (s *soak) flood() {
 	var flood sync.WaitGroup
 	for range 8 {
 		flood.Go(func() {
 			deaf := func(_, _ string, c syscall.RawConn) error { return setMinTTL(c, maxTTL) }
 			if c := s.dial(30*time.Millisecond, deaf); c != nil {
-				s.t.Error("a deaf client has heard an answer")
+				s.t.Error("a client that drops the SYN-ACK got an answer")
 				c.Close()
 			}
 		})
@@ -116,14 +116,14 @@ func (s *soak) flood() {
 	flood.Wait()
 }
 
-// reset is a client that goes with a reset as soon as it is in the queue.
+// reset is a client that resets its connection as soon as it is in the queue.
 func (s *soak) reset() {
 	if c := s.dial(100*time.Millisecond, nil); c != nil {
 		c.Close()
 	}
 }
 
-// slow is a client that takes its time over each byte.
+// slow is a client that waits before each byte.
 func (s *soak) slow() {
 	c := s.dial(100*time.Millisecond, nil)
 	if c == nil {
@@ -140,7 +140,7 @@ func (s *soak) slow() {
 	}
 }
 
-// silent is a client that waits for the server to lose its patience.
+// silent is a client that sends nothing until the server closes the connection.
 func (s *soak) silent() {
 	if c := s.dial(100*time.Millisecond, nil); c != nil {
 		defer c.Close()
@@ -193,7 +193,7 @@ func (s *soak) serve(c net.Conn) {
 	}
 }
 
-// soakLimits are the backlogs that the soak goes through, up and down.
+// soakLimits are the backlogs that the soak sets in turn, up and down.
 var soakLimits = []int{1, 64, 0, 8, 1, 2}
 
 func (s *soak) resize() {
@@ -205,8 +205,8 @@ func (s *soak) resize() {
 	}
 }
 
-// look returns a function that reads the queue and compares it with what it has
-// read before.
+// look returns a function that reads the queue and compares the result with the previous
+// one.
 func (s *soak) look() func() {
 	var drops int64
 	allowed := map[int]bool{}
@@ -215,7 +215,8 @@ func (s *soak) look() func() {
 	}
 	return func() {
 		st, err := s.ln.Stats()
-		// Arrivals at one moment exceed the capacity by a few; twice as many do not.
+		// Clients that connect at the same moment can exceed the capacity by a few, but
+		// not by a factor of two.
 		sound := err == nil && allowed[st.Limit] && st.Capacity == st.Limit+1 &&
 			st.Queued >= 0 && st.Queued <= 2*(64+1) && st.Drops >= drops && st.Incomplete == unknown
 		if !sound {
@@ -226,7 +227,7 @@ func (s *soak) look() func() {
 	}
 }
 
-// lookAtSystem is the same for the namespace.
+// lookAtSystem does the same for the counters of the namespace.
 func (s *soak) lookAtSystem() func() {
 	var before System
 	return func() {
@@ -239,8 +240,8 @@ func (s *soak) lookAtSystem() func() {
 	}
 }
 
-// TestSoak wears a listener out for as long as the environment says, and then
-// settles the accounts with the kernel.
+// TestSoak puts load on a listener for the time in soakEnv. Then it compares the totals
+// with the counters of the kernel.
 func TestSoak(t *testing.T) {
 	text := os.Getenv(soakEnv)
 	if text == "" {
@@ -249,12 +250,12 @@ func TestSoak(t *testing.T) {
 	length, err := time.ParseDuration(text)
 	require.NoError(t, err, soakEnv)
 	require.GreaterOrEqual(t, length, time.Second, soakEnv)
-	const settling = 2 * time.Minute // far more than the accounts take
+	const settling = 2 * time.Minute // far more than the comparison takes
 	if end, bounded := t.Deadline(); bounded {
 		require.Greater(t, time.Until(end), length, "%s is longer than this test may take: see -timeout", soakEnv)
 	}
 	inNamespaceFor(t, length+settling, func(t *testing.T) {
-		setSysctl(t, "net.ipv4.tcp_synack_retries", 2) // a dead client is forgotten after 7 s
+		setSysctl(t, "net.ipv4.tcp_synack_retries", 2) // the kernel drops a dead client after 7 s
 		setSysctl(t, "net.core.somaxconn", 128)
 		goroutines, descriptors, heap := goleak.IgnoreCurrent(), openDescriptors(), heapInUse()
 		ln, err := ListenTCP("127.0.0.1:0", WithBacklog(1))
@@ -278,7 +279,7 @@ func TestSoak(t *testing.T) {
 		s.every(100*time.Millisecond, s.resize)
 		<-time.After(length)
 
-		// The server stops first, so that there is a queue to account for.
+		// The server stops first, so that connections stay in the queue for the comparison.
 		require.NoError(t, ln.SetDeadline(time.Unix(1, 0)))
 		<-server
 		full := eventually(func() bool {
@@ -290,7 +291,7 @@ func TestSoak(t *testing.T) {
 		require.True(t, full, "no client filled the queue")
 		require.Eventually(t, func() bool { return synReceived(t, ln.Addr()) == 0 }, patience, 10*time.Millisecond)
 
-		// The kernel's counters, while nothing moves them.
+		// Read the counters of the kernel while they do not change.
 		overflows := func() [2]int64 {
 			return [2]int64{kernelCounter(t, "ListenOverflows"), kernelCounter(t, "ListenDrops")}
 		}
@@ -310,7 +311,7 @@ func TestSoak(t *testing.T) {
 		require.Equal(t, counted, [2]int64{said.ListenOverflows, said.ListenDrops})
 		require.Positive(t, said.ListenOverflows)
 		require.GreaterOrEqual(t, said.ListenDrops, said.ListenOverflows)
-		// Drops has each of those, and again the final ACKs among them.
+		// Drops counts each of those, and the final ACKs among them twice.
 		require.GreaterOrEqual(t, st.Drops, said.ListenDrops)
 		require.LessOrEqual(t, st.Drops, 2*said.ListenDrops)
 		for what, n := range map[string]*atomic.Int64{
@@ -320,7 +321,7 @@ func TestSoak(t *testing.T) {
 			require.Positive(t, n.Load(), "nobody was %s", what)
 		}
 
-		// All who wait have gone, with a reset, and wait still.
+		// All queued clients have reset their connections, which are still in the queue.
 		require.Equal(t, kernelQueue(t, ln.Addr()), st.Queued)
 		require.Positive(t, st.Queued)
 		require.NoError(t, ln.SetDeadline(time.Now().Add(patience)))

@@ -27,9 +27,9 @@ const (
 	lifeEnv   = "ACCEPTQ_TEST_LIFE" // set in the program that is tampered with
 )
 
-// tampering is what becomes of each system call of a life: an errno of its manual
-// page, or an answer without meaning. close is left out: tampered with it does not
-// close, which the real one always does.
+// tampering has the results that strace injects for each system call of a life: an errno of
+// its manual page, or a wrong answer. close is left out: with an injected result it would
+// not close, but the real one always does.
 var tampering = map[string][]string{
 	"socket":      errnos("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EACCES", "EPERM", "EAFNOSUPPORT"),
 	"bind":        errnos("EADDRINUSE", "EADDRNOTAVAIL", "EACCES", "EINVAL"),
@@ -53,15 +53,15 @@ func errnos(names ...string) (expressions []string) {
 	return expressions
 }
 
-// always says whether a kernel may answer so time and again: net tries the others
-// until they end.
+// always reports whether a kernel may return this result every time. For the other
+// errors net retries until they end.
 func always(call, expression string) bool {
 	return expression != "error=EINTR" && !(call == "accept4" && expression == "error=ECONNABORTED") &&
 		!(call == "getsockopt" && !strings.HasPrefix(expression, "error="))
 }
 
-// misled says that a success was made up of which nobody can know better: net was
-// told that a socket is of no type, at which it panics on its own (newFileFD in
+// misled reports whether an injected success cannot be detected. Either net was told
+// that a socket has no type, and then net itself panics (newFileFD in
 // net/file_posix.go), or a stop was not lifted.
 func misled(injected string) bool {
 	return !strings.Contains(injected, "= -1 ") && slices.ContainsFunc(
@@ -69,10 +69,10 @@ func misled(injected string) bool {
 		func(option string) bool { return strings.Contains(injected, option) })
 }
 
-// A program lives on one thread while each system call of that thread goes wrong
-// in turn, and then all of a kind: the kernel's side of the seam, with net below.
-// It must end with an error of ours or none, in time, with nothing left, and whoever
-// waits in the queue must be served.
+// A program runs on one thread. strace changes the result of each system call of that
+// thread in turn, and then of all calls of a kind. This includes the calls of package
+// net. The program must end in time, without an error or with one of this package. It
+// must leave nothing behind, and it must serve the queued clients.
 func TestTamperedKernel(t *testing.T) {
 	if os.Getenv(lifeEnv) != "" {
 		liveOnCommand(t)
@@ -108,7 +108,7 @@ func TestTamperedKernel(t *testing.T) {
 				}
 			}
 			if injected == "" || misled(injected) {
-				return // a drain looks more or less often
+				return // the number of looks of a drain varies
 			}
 			faults++
 			if problem == "" {
@@ -119,7 +119,7 @@ func TestTamperedKernel(t *testing.T) {
 		}
 		wrong := tampering[call]
 		for nth := 1; nth <= calls[call]; nth++ {
-			for i := range 2 { // each call in two of the ways, neighbors in others
+			for i := range 2 { // two results for each call, other results for the next call
 				try(wrong[(2*nth+i)%len(wrong)], strconv.Itoa(nth))
 			}
 		}
@@ -134,7 +134,7 @@ func TestTamperedKernel(t *testing.T) {
 	require.Equal(t, faults, survived)
 }
 
-// A tampered program, which is started again when it does not survive.
+// A tampered is the program under strace. It is started again if it does not survive.
 type tampered struct {
 	t       *testing.T
 	cmd     *exec.Cmd
@@ -180,8 +180,7 @@ func (p *tampered) end() {
 	p.cmd = nil
 }
 
-// live has the program live once, with strace looking on, and says what was not as
-// it should be.
+// live runs the life of the program once under strace, and describes what went wrong.
 func (p *tampered) live(trace, inject string) (traced, problem string) {
 	if p.cmd == nil {
 		p.begin()
@@ -210,7 +209,7 @@ func (p *tampered) live(trace, inject string) (traced, problem string) {
 		}
 	case <-time.After(patience):
 		p.cmd.Process.Signal(unix.SIGQUIT)
-		strace.Process.Kill() // the program cannot end before
+		strace.Process.Kill() // the program cannot end while strace is attached
 		for range p.replies {
 		}
 		p.cmd.Wait()
@@ -225,13 +224,13 @@ func (p *tampered) live(trace, inject string) (traced, problem string) {
 	return string(text), problem
 }
 
-// firstLines are as many of a crash as one wants to see.
+// firstLines returns the first lines of a crash.
 func firstLines(text string) string {
 	return strings.Join(strings.SplitN(text, "\n", 40)[:min(39, strings.Count(text, "\n"))], "\n")
 }
 
-// liveOnCommand is the program. One thread lives, and nothing else happens on it;
-// clients and counting are on others.
+// liveOnCommand is the program. One thread runs lives and nothing else. The clients and the
+// checks run on other threads.
 func liveOnCommand(t *testing.T) {
 	commands, results, thread := make(chan *life), make(chan bool), make(chan int)
 	go func() {
@@ -245,7 +244,7 @@ func liveOnCommand(t *testing.T) {
 	reply := func(format string, args ...any) {
 		fmt.Println("life: " + strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", " "))
 	}
-	freeNow("127.0.0.1:0") // net looks at the families once
+	freeNow("127.0.0.1:0") // package net probes the address families once
 	reply("%d", <-thread)
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
@@ -288,7 +287,7 @@ func liveOnCommand(t *testing.T) {
 	close(commands)
 }
 
-// A life is all that a server does.
+// A life runs all operations of a server.
 type life struct {
 	dials   chan net.Addr
 	clients chan net.Conn
@@ -296,7 +295,7 @@ type life struct {
 	heard   chan bool
 	addrs   []string
 	steps   int
-	errs    []error // clean ones
+	errs    []error // errors of the expected form
 	failure error
 }
 
@@ -306,7 +305,7 @@ func (l *life) broken(err error) {
 	}
 }
 
-// did notes one step and reports whether it went well.
+// did records the result of one step and reports whether it succeeded.
 func (l *life) did(err error) bool {
 	l.steps++
 	if err == nil {
@@ -315,12 +314,12 @@ func (l *life) did(err error) bool {
 	l.errs = append(l.errs, err)
 	op, drained := new(net.OpError), new(DrainError)
 	if !errors.As(err, &op) && !errors.As(err, &drained) {
-		l.broken(fmt.Errorf("not a clean error: %T %w", err, err))
+		l.broken(fmt.Errorf("not an error of the expected form: %T %w", err, err))
 	}
 	return false
 }
 
-// dial has a client connect; nil if it cannot.
+// dial connects a client. It returns nil if that fails.
 func (l *life) dial(addr net.Addr) net.Conn {
 	l.dials <- addr
 	return <-l.clients
@@ -344,10 +343,10 @@ func (l *life) live() {
 	}
 	_, err = ReadSystem()
 	l.did(err)
-	PredictBacklog(3) // its error is of a file
+	PredictBacklog(3) // its error comes from reading a file
 }
 
-// one is the life of one listener.
+// one runs the life of one listener.
 func (l *life) one(addr string, opts ...Option) {
 	ln, err := Listen(context.Background(), "tcp4", addr, append(opts, WithBacklog(16))...)
 	if !l.did(err) {
@@ -378,17 +377,17 @@ func (l *life) one(addr string, opts ...Option) {
 		l.did(err)
 	}
 
-	l.drain(ln, 1) // in vain: two wait
+	l.drain(ln, 1) // this fails: two clients wait
 	for _, c := range clients {
 		l.serve(ln, c)
 	}
-	ln.SetDeadline(time.Unix(1, 0)) // so that Accept has been called again
+	ln.SetDeadline(time.Unix(1, 0)) // so that Accept is called again
 	if _, err := ln.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {
 		l.did(err)
 	}
 	ln.SetDeadline(time.Time{})
 	l.drain(ln, 50)
-	if f, err := ln.File(); l.did(err) { // the intake is open again
+	if f, err := ln.File(); l.did(err) { // File lets new clients in again
 		f.Close()
 		if c := l.dial(at); c != nil {
 			c.Write([]byte("x"))
@@ -412,8 +411,8 @@ func (l *life) drain(ln *Listener, milliseconds time.Duration) {
 	}
 }
 
-// patience is for a client that must come; one that net has lost by an error in
-// Accept is not waited for.
+// patience is the time limit for a client that must be accepted. A client that net has lost
+// through an error in Accept is not waited for.
 func (l *life) patience() time.Duration {
 	if len(l.errs) > 0 {
 		return 100 * time.Millisecond
@@ -421,8 +420,8 @@ func (l *life) patience() time.Duration {
 	return 5 * time.Second
 }
 
-// serve takes a client from the queue, which must hear of it. One that could not be
-// taken is there still.
+// serve accepts a client from the queue and answers it; the client must get the answer. A
+// client that could not be accepted must still be in the queue.
 func (l *life) serve(ln *Listener, client net.Conn) {
 	for range 2 {
 		ln.SetDeadline(time.Now().Add(l.patience()))
@@ -433,7 +432,7 @@ func (l *life) serve(ln *Listener, client net.Conn) {
 		c.Write([]byte("ok"))
 		l.hear <- client
 		heard := <-l.heard
-		if !heard && len(l.errs) == 0 { // one of the errors may have been net's in Accept
+		if !heard && len(l.errs) == 0 { // one of the errors may have come from net in Accept
 			l.broken(errors.New("a client that waited was not served"))
 		}
 		c.Close()

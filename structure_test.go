@@ -16,8 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// netListens are the systems on which net makes the socket. What is built there
-// has no business with golang.org/x/sys, and a portable file is built there.
+// netListens has the systems on which package net creates the socket. A file that is built
+// there, such as a portable file, must not import golang.org/x/sys.
 var netListens = []string{"windows", "solaris", "illumos", "aix", "plan9", "js", "wasip1"}
 
 // source is a file of the package, as parsed.
@@ -26,7 +26,7 @@ type source struct {
 	*ast.File
 }
 
-// imports are the paths that the file imports, and the names given to them.
+// imports has the paths that the file imports, with their local names.
 func (f source) imports() map[string]string {
 	paths := map[string]string{}
 	for _, spec := range f.Imports {
@@ -39,7 +39,7 @@ func (f source) imports() map[string]string {
 	return paths
 }
 
-// parse parses the Go files of dir whatever system they are for.
+// parse parses the Go files of dir for all systems.
 func parse(t *testing.T, dir string) (files []source) {
 	t.Helper()
 	names, err := filepath.Glob(filepath.Join(dir, "*.go"))
@@ -52,11 +52,11 @@ func parse(t *testing.T, dir string) (files []source) {
 	return files
 }
 
-// parsePackage is the package's files outside tests, and those of its tests.
+// parsePackage returns the files of the package, and those of its tests.
 func parsePackage(t *testing.T) (files, tests []source) {
 	t.Helper()
 	if _, err := os.Stat("backlog.go"); err != nil {
-		t.Skipf("the source is not here (%v): a test binary was taken elsewhere; run go test in the source tree", err)
+		t.Skipf("the source is not here (%v): run go test in the source tree", err)
 	}
 	for _, f := range parse(t, ".") {
 		if strings.HasSuffix(f.name, "_test.go") {
@@ -68,7 +68,7 @@ func parsePackage(t *testing.T) (files, tests []source) {
 	return files, tests
 }
 
-func TestPortableFilesDoWithoutSys(t *testing.T) {
+func TestPortableFilesDoNotImportSys(t *testing.T) {
 	files, tests := parsePackage(t)
 	confined := 0
 	for _, f := range append(files, tests...) {
@@ -86,10 +86,10 @@ func TestPortableFilesDoWithoutSys(t *testing.T) {
 			}
 		}
 	}
-	require.NotZero(t, confined, "no file imports x/sys: this test has lost its subject")
+	require.NotZero(t, confined, "no file imports x/sys: this test checks nothing")
 }
 
-func TestModuleDependsOnSysAlone(t *testing.T) {
+func TestModuleDependsOnlyOnSys(t *testing.T) {
 	parsePackage(t) // or skip
 	const module = "github.com/acceptq/acceptq"
 	err := filepath.WalkDir(".", func(dir string, d fs.DirEntry, err error) error {
@@ -117,7 +117,7 @@ func TestModuleDependsOnSysAlone(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// What SECURITY.md says is shown by the tests that it names.
+// The tests that SECURITY.md names exist.
 func TestSecurityNamesTests(t *testing.T) {
 	_, tests := parsePackage(t)
 	text, err := os.ReadFile("SECURITY.md")
@@ -131,7 +131,7 @@ func TestSecurityNamesTests(t *testing.T) {
 		}
 	}
 	names := regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllSubmatch(text, -1)
-	require.Greater(t, len(names), 10, "this test has lost its subject")
+	require.Greater(t, len(names), 10, "this test checks nothing")
 	for _, name := range names {
 		require.True(t, there[string(name[1])], "%s", name[1])
 	}
@@ -166,7 +166,7 @@ func TestNoPackageStateOfFunctions(t *testing.T) {
 					require.False(t, isFunc, "%s: %s is a variable function", f.name, v.Names[0])
 					for _, value := range v.Values {
 						switch value.(type) {
-						case *ast.FuncLit, *ast.SelectorExpr, *ast.Ident: // the last two may name one
+						case *ast.FuncLit, *ast.SelectorExpr, *ast.Ident: // the last two may refer to a function
 							t.Errorf("%s: %s may be a variable function", f.name, v.Names[0])
 						}
 					}
@@ -176,8 +176,9 @@ func TestNoPackageStateOfFunctions(t *testing.T) {
 	}
 }
 
-// A type of x/sys in an exported declaration would make its versions ours.
-func TestNothingExportedIsOfSys(t *testing.T) {
+// With a type of x/sys in an exported declaration, the API would depend on the version
+// of x/sys.
+func TestExportedAPIHasNoSysTypes(t *testing.T) {
 	files, _ := parsePackage(t)
 	s := surface{types: map[string][]typeIn{}, methods: map[string][]funcIn{}, seen: map[string]bool{}}
 	for _, f := range files {
@@ -221,7 +222,7 @@ func TestNothingExportedIsOfSys(t *testing.T) {
 			}
 		}
 	}
-	require.True(t, s.seen["Listener"] && s.seen["Backlog"], "this test has lost its subject")
+	require.True(t, s.seen["Listener"] && s.seen["Backlog"], "this test checks nothing")
 	require.Empty(t, s.found)
 }
 
@@ -236,17 +237,17 @@ type (
 	}
 )
 
-// surface is what a user of the package can reach.
+// surface collects the types and methods that a user of the package can reach.
 type surface struct {
-	types   map[string][]typeIn // each once a system
+	types   map[string][]typeIn // one declaration for each system
 	methods map[string][]funcIn // by the type of their receiver
-	seen    map[string]bool     // types looked at
-	found   []string            // what is of x/sys
+	seen    map[string]bool     // types already checked
+	found   []string            // uses of x/sys
 }
 
-// look follows a declaration in f to all that can be reached from it: the types
-// of the package that it names, exported or not, their exported fields and
-// methods, and what is embedded in them.
+// look follows a declaration in f to everything that can be reached from it: the types
+// of the package that it names, exported or not, their exported fields and methods, and
+// their embedded types.
 func (s *surface) look(f source, node ast.Node) {
 	ast.Inspect(node, func(n ast.Node) bool {
 		switch n := n.(type) {
@@ -287,7 +288,7 @@ func (s *surface) look(f source, node ast.Node) {
 	})
 }
 
-// receiver is the name of the type whose method d is.
+// receiver returns the name of the receiver type of d.
 func receiver(d *ast.FuncDecl) string {
 	expr := d.Recv.List[0].Type
 	if star, ok := expr.(*ast.StarExpr); ok {

@@ -18,7 +18,7 @@ func TestBoundsAreReadable(t *testing.T) {
 	require.Equal(t, runtime.GOOS == "openbsd", floor > 0, "only OpenBSD has a floor: %d", floor)
 }
 
-// Bounds that cannot be read leave unknown what rests on them, and no more.
+// If a bound cannot be read, only the numbers that depend on it are unknown.
 func TestBoundsUnreadable(t *testing.T) {
 	r := hostRule()
 	k := realKernel
@@ -39,13 +39,13 @@ func TestBoundsUnreadable(t *testing.T) {
 	require.NoError(t, err)
 	defer ln.Close()
 	want := nothing
-	if runtime.GOOS == "freebsd" { // whose socket tells
+	if runtime.GOOS == "freebsd" { // where the socket reports the limit
 		want = Backlog{Requested: 100, Ceiling: unknown, Limit: 100, Effective: 150, Capacity: 151, Measured: true}
 	}
 	require.Equal(t, want, ln.Backlog())
 
 	_, err = k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(math.MaxInt32), WithStrictBacklog()})
-	require.Error(t, err, "strict, and what was granted is too little or unknown")
+	require.Error(t, err, "WithStrictBacklog must fail if the limit is too small or unknown")
 }
 
 func TestCeilingByItsFormerName(t *testing.T) {

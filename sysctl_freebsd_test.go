@@ -10,11 +10,11 @@ import (
 func TestReadSystemOfFreeBSD(t *testing.T) {
 	s, err := ReadSystem()
 	require.NoError(t, err)
-	sysctl := func(name string) (n int) { // past the library, and of whatever width
+	sysctl := func(name string) (n int) { // without the library, for a number of any width
 		raw, err := unix.SysctlRaw(name)
 		require.NoError(t, err, name)
 		require.NotEmpty(t, raw, name)
-		for i, b := range raw { // little-endian, as each port of Go to FreeBSD is
+		for i, b := range raw { // every port of Go to FreeBSD is little-endian
 			n |= int(b) << (8 * i)
 		}
 		return n

@@ -14,8 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A ceiling that cannot be read is unknown, the error says which, and listening
-// works all the same.
+// If the ceiling cannot be read, it is unknown and the error names the file. Listening
+// still works.
 func TestCeilingUnreadable(t *testing.T) {
 	for _, tt := range []struct {
 		rule string
@@ -84,7 +84,7 @@ func TestReadSystem(t *testing.T) {
 			Ceiling: 77, Knob: "net.core.somaxconn", SYNBacklog: 4321, SYNCookies: 2, AbortOnOverflow: 1, MigrateRequests: 1,
 		}, read(), "nothing of the first reading is kept")
 
-		// Each counter by what moves it.
+		// Each counter is tested with an event that increments it.
 		setSysctl(t, "net.ipv4.tcp_syncookies", 1)
 		ln, err := ListenTCP("127.0.0.1:0", WithBacklog(0))
 		require.NoError(t, err)
@@ -103,8 +103,8 @@ func TestReadSystem(t *testing.T) {
 	})
 }
 
-// fillSYNQueue starts one handshake more than a SYN queue has room for, whose
-// limit is the backlog too, until full says so. The listener holds them back.
+// fillSYNQueue starts handshakes that the listener does not finish, until full reports that
+// the SYN queue is full. The limit of the SYN queue is the backlog too.
 func fillSYNQueue(t *testing.T, full func() bool) System {
 	t.Helper()
 	ln, err := ListenTCP("127.0.0.1:0", WithBacklog(1), WithDeferAccept(30*time.Second))
@@ -114,7 +114,7 @@ func fillSYNQueue(t *testing.T, full func() bool) System {
 	var clients sync.WaitGroup
 	defer clients.Wait()
 	defer cancel()
-	for range 3 { // kernels before 2025 hold one, those since then two
+	for range 3 { // kernels before 2025 hold one, later kernels two
 		clients.Go(func() {
 			if c, err := new(net.Dialer).DialContext(ctx, "tcp", ln.Addr().String()); err == nil {
 				<-ctx.Done()
@@ -133,7 +133,7 @@ func fillSYNQueue(t *testing.T, full func() bool) System {
 	return s
 }
 
-// What cannot be read is unknown, one by one, and no failure.
+// Each number that cannot be read is unknown. This is not an error.
 func TestReadSystemWithoutFiles(t *testing.T) {
 	whole := map[string]string{
 		"/proc/sys/net/core/somaxconn":             "4096\n",

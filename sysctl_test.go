@@ -21,20 +21,20 @@ func TestParseSysctl(t *testing.T) {
 		want int
 		err  error
 	}{
-		{"the kernel's newline is no part of it", "4096\n", 4096, nil},
-		{"none is needed", "128", 128, nil},
-		{"space around it is no part of it", " \t128 \n\n", 128, nil},
+		{"the newline of the kernel is ignored", "4096\n", 4096, nil},
+		{"no newline", "128", 128, nil},
+		{"surrounding space is ignored", " \t128 \n\n", 128, nil},
 		{"zero is a number", "0\n", 0, nil},
-		{"the largest is an int's", "2147483647\n", math.MaxInt32, nil},
-		{"more is out of range", "2147483648\n", unknown, strconv.ErrRange},
+		{"the largest int is accepted", "2147483647\n", math.MaxInt32, nil},
+		{"one more is out of range", "2147483648\n", unknown, strconv.ErrRange},
 		{"much more is out of range", "99999999999999999999\n", unknown, strconv.ErrRange},
-		{"less than nothing is out of range", "-1\n", unknown, strconv.ErrRange},
-		{"nothing is no number", "", unknown, strconv.ErrSyntax},
-		{"a line of nothing is no number", "\n", unknown, strconv.ErrSyntax},
-		{"two numbers are not one", "4096\t87380\n", unknown, strconv.ErrSyntax},
-		{"hexadecimal is not read", "0x80\n", unknown, strconv.ErrSyntax},
-		{"words are no number", "net.core.somaxconn = 128\n", unknown, strconv.ErrSyntax},
-		{"a NUL is no space", "128\x00", unknown, strconv.ErrSyntax},
+		{"a negative number is out of range", "-1\n", unknown, strconv.ErrRange},
+		{"an empty text is not a number", "", unknown, strconv.ErrSyntax},
+		{"an empty line is not a number", "\n", unknown, strconv.ErrSyntax},
+		{"two numbers are an error", "4096\t87380\n", unknown, strconv.ErrSyntax},
+		{"hexadecimal is an error", "0x80\n", unknown, strconv.ErrSyntax},
+		{"a text is not a number", "net.core.somaxconn = 128\n", unknown, strconv.ErrSyntax},
+		{"a NUL is not space", "128\x00", unknown, strconv.ErrSyntax},
 	} {
 		t.Run(tt.rule, func(t *testing.T) {
 			n, err := parseSysctl(tt.text)
@@ -60,7 +60,7 @@ func FuzzParseSysctl(f *testing.F) {
 			return
 		}
 		require.True(t, 0 <= n && n <= math.MaxInt32, "%d", n)
-		again, err := parseSysctl(strconv.Itoa(n) + "\n") // as the kernel would write it
+		again, err := parseSysctl(strconv.Itoa(n) + "\n") // in the form of the kernel
 		require.NoError(t, err)
 		require.Equal(t, n, again)
 		require.Equal(t, strconv.Itoa(n), digits(text))
@@ -119,14 +119,14 @@ func TestNetstatCounter(t *testing.T) {
 	}
 	require.EqualValues(t, 5, netstatCounter(tables, "IpExt", "ListenDrops"))
 
-	// Wider than any kernel's, and the last column asked for.
+	// A table that is wider than that of any kernel; the test reads its last column.
 	wide := strings.Repeat("Column ", 100_000) + "ListenDrops"
 	values := strings.Repeat("1 ", 100_000) + "42"
 	require.EqualValues(t, 42, netstatCounter("TcpExt: "+wide+"\nTcpExt: "+values+"\n", "TcpExt", "ListenDrops"))
 }
 
-// FuzzNetstatCounter holds the parser to a slower one of another build, and to
-// what must not matter: where the column stands, and what other tables say.
+// FuzzNetstatCounter compares the parser with a slower one that works differently. The
+// position of the column and the contents of other tables must not matter.
 func FuzzNetstatCounter(f *testing.F) {
 	f.Add("TcpExt: SyncookiesSent ListenOverflows ListenDrops\nTcpExt: 1 22 333\nIpExt: ListenDrops\nIpExt: 4\n")
 	f.Add("TcpExt: ListenDrops\nTcpExt: -1\n")
@@ -153,8 +153,8 @@ func FuzzNetstatCounter(f *testing.F) {
 	})
 }
 
-// plainCounter is netstatCounter over again: all lines of the table first, then
-// its first two as columns.
+// plainCounter is another implementation of netstatCounter. It collects all lines of
+// the table, then splits the first two into columns.
 func plainCounter(text, table, column string) int64 {
 	var lines []string
 	for line := range strings.SplitSeq(text, "\n") {
@@ -238,8 +238,8 @@ func TestSysctlCount(t *testing.T) {
 		{"a number is kept", 128, 128},
 		{"FreeBSD's highest is kept", math.MaxUint32 / 3, 1431655765},
 		{"the largest int is kept", math.MaxInt32, math.MaxInt32},
-		{"what an int cannot hold is the largest", math.MaxInt32 + 1, math.MaxInt32},
-		{"a negative int is never -1, which is unknown", math.MaxUint32, math.MaxInt32},
+		{"a larger number becomes the largest int", math.MaxInt32 + 1, math.MaxInt32},
+		{"the largest uint32 does not become -1, which means unknown", math.MaxUint32, math.MaxInt32},
 	} {
 		t.Run(tt.rule, func(t *testing.T) {
 			require.Equal(t, tt.want, sysctlCount(tt.n))

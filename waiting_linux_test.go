@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// waitingBecomes waits until n connections are listed. A client may know of the end of
-// its handshake before the server does.
+// waitingBecomes waits until n connections are listed. The handshake of a client can end
+// before that of the server.
 func waitingBecomes(t *testing.T, n int, list func(context.Context) ([]Waiting, error)) (all []Waiting) {
 	t.Helper()
 	require.Eventually(t, func() bool {
@@ -46,8 +46,8 @@ func addressesOf(conns ...net.Conn) (addresses []string) {
 	return addresses
 }
 
-// A hundred clients wait, of which thirty have closed. Each is listed with its time and
-// its bytes, the longest wait first, and the thirty are marked.
+// A hundred clients wait, and thirty of them have closed. Each is listed with its time and
+// its bytes, the longest wait first. The thirty are marked as closed.
 func TestWaitingListsTheQueue(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -69,7 +69,7 @@ func TestWaitingListsTheQueue(t *testing.T) {
 			}
 			clients[c.LocalAddr().String()] = client{w, len(sent), i%10 < 10*closed/n}
 		}
-		// What the clients did last may be under way.
+		// The last packets of the clients may still be in flight.
 		var all []Waiting
 		var before, after time.Duration
 		require.Eventually(t, func() bool {
@@ -101,7 +101,7 @@ func TestWaitingListsTheQueue(t *testing.T) {
 		}
 		require.Empty(t, clients)
 
-		// What is accepted is listed no longer.
+		// Accepted connections are no longer listed.
 		s, err := ln.Accept()
 		require.NoError(t, err)
 		defer s.Close()
@@ -112,8 +112,8 @@ func TestWaitingListsTheQueue(t *testing.T) {
 	})
 }
 
-// Handshakes in flight, connections that are held back, and those of other ports are
-// not listed. One that was reset is in the queue, but the kernel does not list it.
+// Handshakes in flight, held-back connections and connections of other ports are not
+// listed. A connection that was reset is in the queue, but the kernel does not list it.
 func TestWaitingListsNothingElse(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -141,7 +141,7 @@ func TestWaitingListsNothingElse(t *testing.T) {
 	})
 }
 
-// Clients of both families, on sockets for one and for both.
+// Clients of both families, on sockets for one family and for both.
 func TestWaitingFamilies(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -175,7 +175,7 @@ func TestWaitingFamilies(t *testing.T) {
 			require.NoError(t, err)
 			addLinkLocal(t, net.ParseIP("fe80::77"), int32(lo.Index))
 			var ln *Listener
-			require.Eventually(t, func() bool { // the kernel may still look for a duplicate of the address
+			require.Eventually(t, func() bool { // the kernel may still check for a duplicate address
 				ln, err = ListenTCP("[fe80::77%lo]:0")
 				return err == nil
 			}, patience, time.Millisecond)
@@ -188,7 +188,7 @@ func TestWaitingFamilies(t *testing.T) {
 	})
 }
 
-// What may be in another listener's queue is marked.
+// A connection that may be in the queue of another listener is marked as shared.
 func TestWaitingShared(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -260,7 +260,7 @@ func TestWaitingShared(t *testing.T) {
 	})
 }
 
-// A fast-open connection is queued before its handshake ends.
+// A fast-open connection is listed before its handshake ends.
 func TestWaitingFastOpen(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -305,7 +305,7 @@ func TestWaitingMPTCP(t *testing.T) {
 	})
 }
 
-// A listener in another network namespace is asked there.
+// For a listener in another network namespace, Waiting reads the queue in that namespace.
 func TestWaitingInAnotherNamespace(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -323,7 +323,8 @@ func TestWaitingInAnotherNamespace(t *testing.T) {
 		defer c.Close()
 		require.Equal(t, addressesOf(c), clientsOf(waitingBecomes(t, 1, ln.Waiting)))
 
-		// Without the privilege to go there the list is not empty but unknown.
+		// Without the privilege to enter it, Waiting returns an error and not an empty
+		// list.
 		k := realKernel
 		k.namespaceFile = func(int) (*os.File, error) { return nil, unix.EPERM }
 		ln.kernel = &k
@@ -334,7 +335,7 @@ func TestWaitingInAnotherNamespace(t *testing.T) {
 	})
 }
 
-// Waiting goes on beside Accept, Stats and other calls of it.
+// Waiting works concurrently with Accept, Stats and other calls of Waiting.
 func TestWaitingUnderLoad(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -380,14 +381,14 @@ func TestWaitingUnderLoad(t *testing.T) {
 	})
 }
 
-// It needs no privilege. This test runs in no namespace, so it can be run as anyone.
+// Waiting needs no privilege. This test uses no namespace, so any user can run it.
 func TestWaitingUnprivileged(t *testing.T) {
 	ln := listen4(t, realKernel)
 	clients := dialed(t, ln, 3)
 	require.Equal(t, addressesOf(clients...), clientsOf(waitingBecomes(t, 3, ln.Waiting)))
 }
 
-// ctx is obeyed, also while the kernel is silent.
+// Waiting ends with ctx, even if the kernel does not answer.
 func TestWaitingObeysContext(t *testing.T) {
 	ln := listen4(t, realKernel)
 	ended, cancel := context.WithCancel(t.Context())
@@ -406,7 +407,7 @@ func TestWaitingObeysContext(t *testing.T) {
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 }
 
-// A listener that is bound to a device takes the connections of that device only.
+// A listener that is bound to a device gets only connections of that device.
 func TestWaitingMayHave(t *testing.T) {
 	at := func(address string, iface uint32) diagRow {
 		return diagRow{local: netip.AddrPortFrom(netip.MustParseAddr(address), 80), iface: iface}
@@ -453,7 +454,7 @@ func queueRow(state uint8, inode uint32, cookie uint64, n int) []byte {
 	return append(row, append(attr, info...)...)
 }
 
-// What the kernel answers is not taken for more than it says.
+// Incomplete or malformed answers of the kernel.
 func TestWaitingOfOtherAnswers(t *testing.T) {
 	ln := listen4(t, realKernel)
 	inode := uint32(inode(t, ln))
@@ -466,15 +467,15 @@ func TestWaitingOfOtherAnswers(t *testing.T) {
 		want []Waiting
 		err  error
 	}{
-		{"nothing at all", nil, nil, errors.ErrUnsupported},
+		{"no rows", nil, nil, errors.ErrUnsupported},
 		{"the listener is missing", [][]byte{queueRow(tcpEstablished, 0, 2, 200)}, nil, errors.ErrUnsupported},
 		{"nobody", [][]byte{listener}, nil, nil},
 		{"one", [][]byte{listener, queueRow(tcpEstablished, 0, 2, 200)}, []Waiting{whole}, nil},
-		{"one twice", [][]byte{listener, queueRow(tcpEstablished, 0, 2, 200), queueRow(tcpEstablished, 0, 2, 200)}, []Waiting{whole}, nil},
+		{"one connection twice", [][]byte{listener, queueRow(tcpEstablished, 0, 2, 200), queueRow(tcpEstablished, 0, 2, 200)}, []Waiting{whole}, nil},
 		{"accepted", [][]byte{listener, queueRow(tcpEstablished, 5, 2, 200)}, nil, nil},
 		{"a handshake in flight", [][]byte{listener, queueRow(tcpSynRecv, 0, 2, -1)}, nil, nil},
 		{"an old kernel", [][]byte{listener, queueRow(tcpEstablished, 0, 2, 104)}, []Waiting{{Client: client, Waited: 9 * time.Millisecond, Received: -1}}, nil},
-		{"no times", [][]byte{listener, queueRow(tcpEstablished, 0, 2, 20)}, []Waiting{{Client: client, Waited: -1, Received: -1}}, nil},
+		{"a TCP_INFO without times", [][]byte{listener, queueRow(tcpEstablished, 0, 2, 20)}, []Waiting{{Client: client, Waited: -1, Received: -1}}, nil},
 		{"a short row", [][]byte{listener, make([]byte, diagMsgSize-1)}, nil, unix.EBADMSG},
 		{"a short attribute", [][]byte{listener, append(queueRow(tcpEstablished, 0, 2, -1), 3, 0, 2, 0)}, nil, unix.EBADMSG},
 		{"an attribute longer than the row", [][]byte{listener, append(queueRow(tcpEstablished, 0, 2, -1), 0xff, 0xff, 2, 0)}, nil, unix.EBADMSG},
@@ -512,16 +513,16 @@ func FuzzParseRow(f *testing.F) {
 		whole := string(p)
 		row, err := parseRow(p)
 		if string(p) != whole {
-			t.Fatal("it wrote into the row")
+			t.Fatal("parseRow wrote into the row")
 		}
 		if err != nil {
 			if row.info != nil || row.local.IsValid() {
-				t.Fatal("an error and an answer")
+				t.Fatal("an error together with an answer")
 			}
 			return
 		}
 		if len(row.info) > len(p)-diagMsgSize {
-			t.Fatal("more than there is")
+			t.Fatal("more connections than rows")
 		}
 		w := waitingOf(row, false)
 		if w.Waited < unknown || w.Received < unknown {

@@ -12,7 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A Listener that has no socket, or no longer, is an error, and no empty list.
+// For a Listener without a socket, or a closed one, Waiting returns an error and not an
+// empty list.
 func TestWaitingWithoutASocket(t *testing.T) {
 	for name, l := range map[string]*Listener{"nil": nil, "zero": new(Listener)} {
 		all, err := l.Waiting(t.Context())
@@ -39,7 +40,7 @@ func TestWaitingWithoutASocket(t *testing.T) {
 
 func TestWaitingElsewhere(t *testing.T) {
 	if runtime.GOOS == "linux" || runtime.GOOS == "android" {
-		t.Skip("this system tells")
+		t.Skip("this system supports Waiting")
 	}
 	ln := listenForStats(t)
 	all, err := ln.Waiting(t.Context())

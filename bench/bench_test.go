@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shuffled runs a benchmark for each candidate, in a new random order each time, so that
-// no candidate always follows the same neighbor.
+// shuffled runs a benchmark for each candidate, in a new random order each time, so that no
+// candidate always runs after the same other one.
 func shuffled[T any](b *testing.B, all []T, name func(T) string, run func(*testing.B, T)) {
 	for _, i := range rand.Perm(len(all)) {
 		b.Run("with="+slug(name(all[i])), func(b *testing.B) { run(b, all[i]) })
@@ -52,8 +52,8 @@ func reportCPU(b *testing.B, used time.Duration) {
 	b.ReportMetric(float64(used)/float64(b.N), "cpu-ns/op")
 }
 
-// BenchmarkListen times Listen and Close together. An address without a host
-// means one socket for both IP families, which is another path in net.
+// BenchmarkListen times Listen and Close together. For an address without a host
+// package net opens one socket for both IP families, in a different code path.
 func BenchmarkListen(b *testing.B) {
 	for _, addr := range []struct{ name, addr string }{{"literal", "127.0.0.1:0"}, {"wildcard", ":0"}} {
 		b.Run("addr="+addr.name, func(b *testing.B) {
@@ -70,8 +70,8 @@ func BenchmarkListen(b *testing.B) {
 	}
 }
 
-// BenchmarkAccept times Accept while clients wait in the queue. Clients connect
-// while the clock stands still.
+// BenchmarkAccept times Accept while clients wait in the queue. Clients connect while
+// the timer is stopped.
 func BenchmarkAccept(b *testing.B) {
 	shuffled(b, peerNames, itself, func(b *testing.B, p string) {
 		ln := listen(b, p, "127.0.0.1:0")
@@ -82,7 +82,7 @@ func BenchmarkAccept(b *testing.B) {
 		for left := b.N; left > 0; {
 			b.StopTimer()
 			clients := fill(b, ln, min(left, cap(conns)))
-			runtime.GC() // no candidate pays for the garbage of another
+			runtime.GC() // so that no candidate collects the garbage of another
 			b.StartTimer()
 			start := cpuTime()
 			for range clients {
@@ -133,8 +133,8 @@ func BenchmarkHTTP(b *testing.B) {
 	})
 }
 
-// BenchmarkMemory counts what Listen allocates on Go's heap, and what of it stays
-// while the listener is open. The kernel's memory is not counted.
+// BenchmarkMemory measures the allocations of Listen on Go's heap, and the part that an
+// open listener keeps. It does not measure the memory of the kernel.
 func BenchmarkMemory(b *testing.B) {
 	shuffled(b, peerNames, itself, func(b *testing.B, p string) {
 		listeners := make([]net.Listener, b.N)
@@ -159,8 +159,8 @@ func BenchmarkMemory(b *testing.B) {
 	})
 }
 
-// BenchmarkRead times one reading of an accept queue, beside more and more other
-// sockets. Every reader must find the clients that are queued.
+// BenchmarkRead times one reading of an accept queue, with growing numbers of other
+// sockets. Every reader must find the queued clients.
 func BenchmarkRead(b *testing.B) {
 	for _, size := range readSizes {
 		b.Run(strings.TrimPrefix(readBench(size), "Read/"), func(b *testing.B) {
@@ -175,7 +175,7 @@ func BenchmarkRead(b *testing.B) {
 			shuffled(b, readerNames, itself, func(b *testing.B, name string) {
 				if program, _, _ := strings.Cut(name, " "); program == "ss" {
 					if _, err := exec.LookPath(program); err != nil {
-						b.Skip(err) // the table then says unknown
+						b.Skip(err) // the table then has "unknown"
 					}
 				}
 				for range b.N {
@@ -233,8 +233,7 @@ func fill(b *testing.B, ln net.Listener, n int) (clients []rawClient) {
 	return clients
 }
 
-// crowd opens connections that have nothing to do with the listener. Each has two
-// sockets.
+// crowd opens connections that do not belong to the listener. Each has two sockets.
 func crowd(b *testing.B, sockets int) (closeAll func()) {
 	ln := listen(b, netPlain, "127.0.0.1:0")
 	var conns []net.Conn

@@ -22,11 +22,11 @@ import (
 
 const (
 	burstStall    = 500 * time.Millisecond
-	burstPatience = time.Minute // longer than any client waits here; the others count as unanswered
+	burstPatience = time.Minute // a client without an answer after this time counts as unanswered
 )
 
-// BenchmarkBurst sends many clients at once to a server that is stopped for a while.
-// The server is a process of its own, whose program uses one library alone.
+// BenchmarkBurst connects many clients at once to a server that is stopped for a while.
+// The server is a separate process whose program uses only one library.
 func BenchmarkBurst(b *testing.B) {
 	clients := 5000
 	if testing.Short() {
@@ -80,7 +80,7 @@ func BenchmarkBurst(b *testing.B) {
 
 // startServer starts an echo server and waits until it answers.
 func startServer(program string, arg string) (*exec.Cmd, *net.TCPAddr, error) {
-	ln, err := net.Listen("tcp4", "127.0.0.1:0") // a port that is free
+	ln, err := net.Listen("tcp4", "127.0.0.1:0") // finds a free port
 	if err != nil {
 		return nil, nil, err
 	}
@@ -113,18 +113,18 @@ func startServer(program string, arg string) (*exec.Cmd, *net.TCPAddr, error) {
 	}
 }
 
-// A visit is what became of one client of a burst.
+// A visit is the result of one client of a burst.
 type visit struct {
 	fd      int
 	start   time.Time
-	first   time.Duration // to the first byte of the answer; 0 if none came
+	first   time.Duration // until the first byte of the answer; 0 without an answer
 	asked   bool
-	retried bool // a packet had to be sent again
+	retried bool // a packet was retransmitted
 }
 
 // burst stops the server, lets n clients connect at once, and continues the server
-// after the stall. It returns when all clients have their answer. One thread serves
-// all clients, so that the cores are the server's.
+// after the stall. It returns when all clients have their answer. One thread runs all
+// clients, so that the server has the other cores.
 func burst(server *os.Process, addr *net.TCPAddr, n int) ([]visit, error) {
 	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
@@ -136,7 +136,7 @@ func burst(server *os.Process, addr *net.TCPAddr, n int) ([]visit, error) {
 	}
 	visits := make([]visit, n)
 	defer func() {
-		for _, v := range visits { // only now: it is no part of the burst
+		for _, v := range visits { // close them here, because closing is not part of the burst
 			if v.fd > 0 {
 				rawClient(v.fd).close()
 			}
@@ -155,7 +155,7 @@ func burst(server *os.Process, addr *net.TCPAddr, n int) ([]visit, error) {
 			return nil, err
 		}
 	}
-	// On a machine that is too slow for the burst, the stall ends with its last client.
+	// On a slow machine the stall ends when the last client has connected.
 	time.AfterFunc(burstStall-time.Since(visits[0].start), func() { server.Signal(syscall.SIGCONT) })
 	events := make([]unix.EpollEvent, 256)
 	for waiting, end := n, time.Now().Add(burstPatience); waiting > 0 && time.Now().Before(end); {
@@ -194,8 +194,8 @@ func stop(p *os.Process) error {
 	}
 }
 
-// step goes on as far as it can: it asks once the client is connected, then reads.
-// It says whether the client is done.
+// step continues as far as it can without blocking: once the client is connected, it
+// sends the request and then reads. It reports whether the client has finished.
 func (v *visit) step(poll int, index int32) (done bool) {
 	if !v.asked {
 		if _, err := unix.Write(v.fd, []byte{'?'}); err == nil {

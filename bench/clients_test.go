@@ -15,12 +15,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A rawClient is a connected socket outside Go's poller, so that many of them
-// disturb little.
+// A rawClient is a connected socket outside Go's poller, so that many of them cost
+// little CPU time.
 type rawClient int
 
-// connectRaw connects to addr, whose queue must have room, and sends one byte:
-// fasthttp's listener holds a silent client back.
+// connectRaw connects to addr, whose queue must have room, and sends one byte, because
+// the listener of fasthttp does not accept a silent client.
 func connectRaw(addr net.Addr) (rawClient, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -29,7 +29,7 @@ func connectRaw(addr net.Addr) (rawClient, error) {
 	c := rawClient(fd)
 	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 10})
 	err = unix.EINTR
-	for err == unix.EINTR { // the handshake goes on after a signal
+	for err == unix.EINTR { // the handshake continues after a signal
 		err = unix.Connect(fd, loopback(addr))
 	}
 	if err == nil || err == unix.EISCONN {
@@ -42,7 +42,7 @@ func connectRaw(addr net.Addr) (rawClient, error) {
 	return c, nil
 }
 
-// loopback is the port of addr on 127.0.0.1.
+// loopback returns the port of addr on 127.0.0.1.
 func loopback(addr net.Addr) *unix.SockaddrInet4 {
 	return &unix.SockaddrInet4{Port: addr.(*net.TCPAddr).Port, Addr: [4]byte{127, 0, 0, 1}}
 }
@@ -72,10 +72,10 @@ var (
 
 func httpHandler(w http.ResponseWriter, _ *http.Request) { w.Write(httpAnswer) }
 
-// An exchange is what became of one request.
+// An exchange is the result of one request.
 type exchange struct {
 	err     error
-	retried bool // a packet had to be sent again
+	retried bool // a packet was retransmitted
 }
 
 // ask sends one HTTP request over a new connection and reads its answer.
@@ -113,7 +113,7 @@ func ask(addr net.Addr, timeout time.Duration) (e exchange) {
 	}
 }
 
-// retried says whether the client's kernel had to send a packet again.
+// retried reports whether the kernel of the client had to retransmit a packet.
 func retried(fd int) bool {
 	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
 	return err == nil && info.Total_retrans > 0

@@ -7,15 +7,15 @@ import (
 	"slices"
 )
 
-// A goal is what a measurement aimed at, and what came of it.
+// A goal has a target for a measurement, the measured value and the verdict.
 type goal struct {
 	text, figure string
 	verdict      verdict
 }
 
-// goals judges what was measured. What was not measured is unknown.
+// goals judges the results. The verdict for a missing result is unknown.
 func goals() (all []goal) {
-	// less: a figure of row is at most factor times that of base.
+	// less adds the goal that a figure of row is at most factor times that of base.
 	less := func(bench, row, unit string, factor float64, base, text string) {
 		own, other := samples(bench, row, unit), samples(bench, base, unit)
 		figure := cell(ratios(own, other), "×", false)
@@ -24,7 +24,8 @@ func goals() (all []goal) {
 		}
 		all = append(all, goal{text, figure, atMost(own, factor, other)})
 	}
-	// zero: a figure of row is 0 in every round, though that of the control is not.
+	// zero adds the goal that a figure of row is 0 in every round, and that of the
+	// control is not.
 	zero := func(bench, row, control, unit, text string) {
 		v, c := samples(bench, row, unit), samples(bench, control, unit)
 		all = append(all, goal{text, fmt.Sprintf("%s; the control (%s): %s", cell(v, unit, true), control, cell(c, unit, true)), never(v, c)})

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// TestGoals gives the goals figures that meet them, miss them, do not tell, and are
-// not there. Each goal must be able to have each verdict.
+// TestGoals passes figures that meet the goals, miss them, are undecided, and are
+// missing. Each goal must be able to have each verdict.
 func TestGoals(t *testing.T) {
 	steady := func(v float64) []float64 {
 		return []float64{v, v * 1.001, v * 1.002, v * 1.003, v * 1.004, v * 1.005, v * 1.006, v * 1.007}
@@ -41,7 +41,7 @@ func TestGoals(t *testing.T) {
 		}
 		set("Burst", manyQueues, p99, q.p99)
 		control := once
-		if q.verdict == undecided { // nothing was lost where it could be
+		if q.verdict == undecided { // the control lost nothing
 			control = zeros
 		}
 		set("Burst", manyQueues, "sent-again", q.none)
@@ -59,7 +59,7 @@ func TestGoals(t *testing.T) {
 		for i, size := range readSizes {
 			set(readBench(size), readerNames[4], "ns/op", q.others)
 			set(readBench(size), readStats, "ns/op", q.stats)
-			if i == 0 && q.verdict == fallsShort { // slower beside more sockets
+			if i == 0 && q.verdict == fallsShort { // slower with more sockets
 				set(readBench(size), readStats, "ns/op", steady(1))
 			}
 			if i == 0 && q.verdict == holds {
@@ -76,15 +76,15 @@ func TestGoals(t *testing.T) {
 	measurements[0].figures = nil
 }
 
-// TestWorst: no summary hides the one round in which something was lost.
+// TestWorst shows that no summary hides the one round with a loss.
 func TestWorst(t *testing.T) {
 	if got := cell([]float64{0, 0, 0, 0, 0, 0, 0, 300}, "lost", true); !strings.Contains(got, "worst 300") {
 		t.Error(got)
 	}
 }
 
-// TestOutdated: a figure is marked once the code it speaks of changes, and not when
-// other code does.
+// TestOutdated shows that a figure is marked as outdated if the measured code changes,
+// and not if other code does.
 func TestOutdated(t *testing.T) {
 	t.Chdir(t.TempDir())
 	commit := func(file, text string) string {
@@ -123,8 +123,8 @@ func TestOutdated(t *testing.T) {
 	}
 }
 
-// TestCode: the files of which a figure speaks exist, or no change of them could mark
-// it.
+// TestCode requires that the measured files of each figure exist. Otherwise no change
+// could mark the figure as outdated.
 func TestCode(t *testing.T) {
 	for _, m := range measurements {
 		for _, name := range strings.Fields(m.code) {
@@ -135,7 +135,8 @@ func TestCode(t *testing.T) {
 	}
 }
 
-// TestPicture: a picture is XML, and no text touches another or the edge.
+// TestPicture requires that a picture is XML, and that no text touches another text or
+// the edge.
 func TestPicture(t *testing.T) {
 	rows := []string{"a short row", "a row with a very long name, which needs much room", "a row without figures"}
 	p := panel{title: "a title that is too long for one line above its panel", bars: []bar{

@@ -32,9 +32,9 @@ func run() error {
 	rounds := flag.Int("rounds", 0, "run each measurement in `n` rounds; 0 means its own default")
 	only := flag.String("only", strings.Join(names, ","), "run these measurements only; separate the `names` by commas")
 	out := flag.String("out", "", "write to this `directory` instead of results/ and the READMEs")
-	short := flag.Bool("short", false, "run everything for a moment, to see that it works; without -out, write nothing")
+	short := flag.Bool("short", false, "run everything for a short time, to check that it works; without -out, write nothing")
 	draw := flag.Bool("draw", false, "measure nothing; write the tables and pictures of earlier results again")
-	check := flag.Bool("check", false, "exit with status 1 if a goal falls short")
+	check := flag.Bool("check", false, "exit with status 1 if a goal is missed")
 	flag.Parse()
 	chosen := strings.Split(*only, ",")
 	for _, name := range chosen {
@@ -95,15 +95,15 @@ func run() error {
 		err = drawAll(dir)
 	}
 	if err == nil && *check && slices.ContainsFunc(goals, func(g goal) bool { return g.verdict == fallsShort }) {
-		err = errors.New("a goal falls short")
+		err = errors.New("a goal is missed")
 	}
 	return err
 }
 
 func (m *measurement) file(dir string) string { return filepath.Join(dir, m.name+".txt") }
 
-// measure runs the benchmarks and stores what they print. The lines before the
-// first round say what was measured, in the form of Go's benchmark format.
+// measure runs the benchmarks and stores their output. The lines before the first round
+// describe the measurement in Go's benchmark format.
 func (m *measurement) measure(binary, file string, rounds int, short bool) error {
 	args := []string{"-test.run=^$", "-test.bench=^Benchmark(" + m.bench + ")$", "-test.benchtime=" + m.benchtime}
 	text := describe()

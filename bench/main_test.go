@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMain runs everything in a new process with network and mount namespaces of
-// its own. There sysctls may be set, all counters start at 0, and only its own
-// loopback can be reached. Without root it makes a user namespace too.
+// TestMain runs everything in a new process with its own network and mount namespaces.
+// There the tests may set sysctls, all counters start at 0, and only the loopback of
+// the namespace is reachable. Without root it also creates a user namespace.
 func TestMain(m *testing.M) {
 	const env = "ACCEPTQ_BENCH_NAMESPACE"
 	if os.Getenv(env) != "" {

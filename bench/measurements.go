@@ -4,15 +4,15 @@ package main
 
 import "fmt"
 
-// A measurement is some benchmarks that are run and published together. To add one,
-// write its benchmarks and add a line to measurements; README.md, "Adding a
-// measurement", has the rules.
+// A measurement is a set of benchmarks that are run and published together. To add one,
+// write its benchmarks and add a line to measurements; see "Adding a measurement" in
+// README.md.
 type measurement struct {
-	name      string // its file is results/NAME.txt, in Go's benchmark format
-	bench     string // which benchmarks, a regular expression
+	name      string // the results are in results/NAME.txt, in Go's benchmark format
+	bench     string // a regular expression that selects the benchmarks
 	benchtime string // for go test; 1x with -short
-	rounds    int    // a round is a process of its own; an interval of 95 % needs 6
-	code      string // the files of the library that its figures speak of
+	rounds    int    // each round is a new process; a 95 % interval needs 6 rounds
+	code      string // the files of the library that it measures
 	svg, alt  string // its picture
 	tables    []table
 
@@ -27,16 +27,16 @@ type table struct {
 	columns            []column
 }
 
-// A column is one unit of a benchmark. Where something can be lost, the worst round
-// stands beside the median. With a base, ratios to that row are shown.
+// A column is one unit of a benchmark. If loss is set, the worst round is shown with
+// the median. With a base, the column has ratios to that row.
 type column struct {
 	name, unit string
 	loss       bool
 	base       string
 }
 
-// The rows to which others are compared. net.Listen is there twice: what these two
-// differ in is noise.
+// The rows that others are compared with. net.Listen is measured twice: the difference
+// between the two rows is noise.
 const (
 	netDefault = "net.Listen"
 	netAgain   = "net.Listen again (control)"
@@ -66,7 +66,7 @@ const (
 // A candidate is a row whose server is a program of internal/alone.
 type candidate struct {
 	name, program, arg string
-	inherits           bool // a parent process passes the socket on to its successor
+	inherits           bool // a parent process passes the socket on to the successor
 }
 
 var programs = []candidate{
@@ -102,8 +102,8 @@ const (
 	restartServe   = "acceptq: listen beside, graceful.Serve"
 )
 
-// The name of a restart lists all its steps, in order. Every library has the best
-// way that we know: it waits for first answers.
+// The name of a restart lists all its steps in order. Every library is used in the best
+// known way, which waits for first answers.
 var restarts = []candidate{
 	{restartNet, "webnet", "shutdown", false},
 	{"net.Listen: the same again (control)", "webnet", "shutdown", false},
@@ -135,9 +135,9 @@ func names(all []candidate) (names []string) {
 	return names
 }
 
-const restartNote = "A round is one restart. Lost: refused, reset or unanswered after 20 s; a client that is refused asks again at once, " +
-	"so it can count more than once. Stalled: answered, but only after a packet was sent again. " +
-	"Wait: until no accepted connection is before its first answer. ¹ Needs a parent process or socket activation. " +
+const restartNote = "A round is one restart. Lost: refused, reset or unanswered after 20 s; a client that is refused tries again at once, " +
+	"so it can count more than once. Stalled: answered, but only after a packet was retransmitted. " +
+	"Wait: until every accepted connection has had its first answer. ¹ Needs a parent process or socket activation. " +
 	"² net.ipv4.tcp_migrate_req=1 needs root."
 
 const keptNote = "A round is one restart. Half of the clients keep their connection for as long as the server lets them, the others have a new one " +
@@ -167,9 +167,9 @@ var measurements = []*measurement{
 		bench: "Accept|HTTP", benchtime: "100ms", rounds: 12,
 		code: "listener.go options*.go drain*.go", tables: []table{
 			{"Accept", "Accept, while clients wait in the queue", "", peerNames, timeColumns},
-			{"HTTP", "net/http, one request for each connection", "The clients run in the same process: time and CPU time include theirs.", peerNames, timeColumns},
+			{"HTTP", "net/http, one request for each connection", "The clients run in the same process: time and CPU time include the clients.", peerNames, timeColumns},
 		}},
-	{name: "read", svg: "read.svg", alt: "The time of one reading of an accept queue, by eight ways, beside 10, 1,000 and 10,000 other sockets.",
+	{name: "read", svg: "read.svg", alt: "The time of one reading of an accept queue, in eight ways, with 10, 1,000 and 10,000 other sockets.",
 		bench: "Read", benchtime: "20ms", rounds: 12,
 		code: "stats.go backlog_linux.go", tables: readTables()},
 	{name: "memory",
@@ -179,16 +179,16 @@ var measurements = []*measurement{
 		}},
 	{name: "program",
 		bench: "Program", benchtime: "1x", rounds: 1, code: "*.go go.mod", tables: []table{
-			{"Program", "The smallest program that serves, built without symbols", "Packages: those that are neither Go's nor the program's own.", names(programs), []column{
+			{"Program", "The smallest program that serves, built without symbols", "Packages: without those of Go and of the program itself.", names(programs), []column{
 				{"size", "size-B", false, ""}, {"packages", "packages", false, ""}}},
 		}},
 	{name: "burst", svg: "burst.svg", alt: "5,000 clients at once and a server that is stopped: how many are let in at once, and the time to the first byte, for net.Listen, other libraries, and 1 to 64 shards.",
 		bench: "Burst", benchtime: "1x", rounds: 7,
 		code: "shards*.go listener.go socket_*.go", tables: []table{
 			{"Burst", "5,000 clients at once, the server is stopped for 0.5 s, somaxconn is 128",
-				"At once: answered, and the client's kernel sent no packet twice. Sent again: answered, but only after a packet was repeated. " +
-					"No wait is cut: each client waits for up to a minute, and \"unanswered\" counts those that waited in vain. " +
-					"somaxconn raised: to 5,000. The CPU time is the server's alone.", names(bursts), []column{
+				"At once: answered, and the client's kernel retransmitted no packet. Sent again: answered, but only after a packet was retransmitted. " +
+					"Each client waits for up to a minute, and \"unanswered\" counts the clients without an answer then. " +
+					"somaxconn raised: to 5,000. The CPU time is that of the server only.", names(bursts), []column{
 					{"at once", "at-once", false, ""}, {"sent again", "sent-again", true, ""}, {"unanswered", "unanswered", true, ""},
 					{"packets dropped", "dropped", true, ""}, {"first byte, p50", "p50-ns", false, ""}, {"first byte, p99", p99, true, ""},
 					{"server's CPU time", "server-cpu-ns", false, netDefault}}},

@@ -8,6 +8,6 @@ import (
 )
 
 func main() {
-	fmt.Fprintln(os.Stderr, "bench: Linux only: it needs network namespaces, and peers that read Linux's queues")
+	fmt.Fprintln(os.Stderr, "bench: Linux only: it needs network namespaces, and libraries that read the queues of Linux")
 	os.Exit(1)
 }

@@ -16,7 +16,7 @@ import (
 
 type listenFunc func(addr string) (net.Listener, error)
 
-// peers has a way to listen for each of peerNames.
+// peers has a function that listens for each of peerNames.
 var peers = map[string]listenFunc{
 	netDefault: listenNet,
 	netAgain:   listenNet,
@@ -37,9 +37,9 @@ func listenOurs(addr string) (net.Listener, error)     { return acceptq.ListenTC
 func listenLibp2p(addr string) (net.Listener, error)   { return libp2p.Listen("tcp4", addr) }
 func listenFasthttp(addr string) (net.Listener, error) { return fasthttp.Listen("tcp4", addr) }
 
-// byHand makes the system calls that every library needs which makes its socket
-// itself and gives it to net. Whatever it needs more than "net, plain TCP" is the
-// price of net.FileListener.
+// byHand makes the system calls that a library needs if it creates its own socket and
+// passes it to package net. The difference to "net, plain TCP" is the cost of
+// net.FileListener.
 func byHand(addr string) (net.Listener, error) {
 	domain, sa := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
 	if addr == ":0" {

@@ -20,12 +20,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// readQueued is how many clients wait in the queue that is read. It is more than
-// 1 because vishvananda/netlink's SocketGet fails then; see TestSocketGet.
+// readQueued is the number of clients in the queue that is read. It is more than 1
+// because SocketGet of vishvananda/netlink fails then; see TestSocketGet.
 const readQueued = 3
 
-// openReaders returns for each of readerNames a function that finds out how many
-// connections wait on ln.
+// openReaders returns for each of readerNames a function that returns the number of queued
+// connections of ln.
 func openReaders(b *testing.B, ln *acceptq.Listener) (readers map[string]func() (int, error), closeAll func()) {
 	diag, err := mdlayher.Dial(unix.NETLINK_SOCK_DIAG, nil)
 	if err != nil {
@@ -98,8 +98,8 @@ func bareQueued(fd int) (int, error) {
 
 const listenState = 10 // TCP_LISTEN, net/tcp_states.h
 
-// diagQueued asks sock_diag(7) for the listener of a port: by its address, or with
-// the flag Dump among all that listen.
+// diagQueued reads the listener of a port from sock_diag(7): by its address, or with
+// the flag Dump by a listing of all listeners.
 func diagQueued(conn *mdlayher.Conn, port int, flags mdlayher.HeaderFlags) (int, error) {
 	req := make([]byte, 56) // struct inet_diag_req_v2, linux/inet_diag.h
 	req[0], req[1] = unix.AF_INET, unix.IPPROTO_TCP
@@ -116,7 +116,7 @@ func diagQueued(conn *mdlayher.Conn, port int, flags mdlayher.HeaderFlags) (int,
 	return -1, err
 }
 
-// procQueued reads the column rx_queue of the listener's line.
+// procQueued reads the column rx_queue in the line of the listener.
 func procQueued(port int) (int, error) {
 	text, err := os.ReadFile("/proc/thread-self/net/tcp")
 	local := fmt.Appendf(nil, "%08X:%04X", binary.NativeEndian.Uint32([]byte{127, 0, 0, 1}), port)
@@ -131,8 +131,8 @@ func procQueued(port int) (int, error) {
 	return -1, err
 }
 
-// TestSocketGet shows why vishvananda/netlink's SocketGet is no candidate. It asks
-// for an address, and takes at most two sockets for an answer: the listener and
+// TestSocketGet shows why SocketGet of vishvananda/netlink is not measured. It looks up
+// an address and accepts a maximum of two sockets in the answer. But the listener and
 // every queued connection have the same local address.
 func TestSocketGet(t *testing.T) {
 	ln, err := acceptq.ListenTCP("127.0.0.1:0")

@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// What stands between these two lines of a file is written by this program.
+// The text between these two lines of a file is written by this program.
 const (
 	readmeBegin = "<!-- written by: go run -C bench . -draw -->\n"
 	readmeEnd   = "<!-- end of what is written -->\n"
@@ -39,8 +39,8 @@ func between(name, text string) error {
 	return os.WriteFile(name, []byte(before+readmeBegin+"\n"+text+"\n"+readmeEnd+after), 0o666)
 }
 
-// provenance says where the figures of m come from, and whether the code they
-// speak of has changed since.
+// provenance says where the figures of m come from, and whether the measured code has
+// changed since.
 func (m *measurement) provenance() string {
 	s := fmt.Sprintf("%s, commit %s; %s (%s)", m.meta["date"], m.meta["commit"], m.meta["machine"], m.meta["cpu"])
 	if m.meta["short"] != "" {
@@ -60,7 +60,7 @@ func (m *measurement) ran() (rounds int) {
 	return rounds
 }
 
-// mark follows a figure that is older than the code it speaks of.
+// mark returns the mark for a figure that is older than the measured code.
 func (m *measurement) mark() string {
 	if m.outdated() != "" {
 		return " †"
@@ -68,7 +68,7 @@ func (m *measurement) mark() string {
 	return ""
 }
 
-// longText has every table, and for each goal whether it is met.
+// longText returns every table and the verdicts of the goals.
 func longText(goals []goal) string {
 	var b strings.Builder
 	for _, m := range measurements {
@@ -119,11 +119,11 @@ func longText(goals []goal) string {
 	return b.String()
 }
 
-// retryStory says when this kernel sends the SYN of a client again.
+// retryStory says when this kernel retransmits the SYN of a client.
 func retryStory(linear string) string {
 	n, err := strconv.Atoi(linear)
 	if err != nil {
-		return "This kernel has no net.ipv4.tcp_syn_linear_timeouts: it sends a SYN again after 1, 3, 7, 15, ... s."
+		return "This kernel has no net.ipv4.tcp_syn_linear_timeouts: it retransmits a SYN after 1, 3, 7, 15, ... s."
 	}
 	at, wait, list := 0, 1, ""
 	for i := range n + 3 {
@@ -133,7 +133,7 @@ func retryStory(linear string) string {
 		at += wait
 		list += strconv.Itoa(at) + ", "
 	}
-	return "net.ipv4.tcp_syn_linear_timeouts is " + linear + ": this kernel sends a SYN again after " + list + "... s."
+	return "net.ipv4.tcp_syn_linear_timeouts is " + linear + ": this kernel retransmits a SYN after " + list + "... s."
 }
 
 // against writes the ratio of a figure to that of the base, and "undecided" if a U
@@ -147,7 +147,8 @@ func against(bench, row, base, unit string) string {
 	return text
 }
 
-// shortText is the table of the repository's README: five lines, against net.Listen.
+// shortText returns the table for the README of the repository: five lines, compared
+// with net.Listen.
 func shortText(goals []goal) string {
 	var b strings.Builder
 	var missing []string

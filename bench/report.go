@@ -46,7 +46,7 @@ func describe() string {
 		commit, time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), kernel, runtime.Version(), strings.TrimSpace(string(retry)))
 }
 
-// load is the load average of the last minute.
+// load returns the load average of the last minute.
 func load() string {
 	text, _ := os.ReadFile("/proc/loadavg")
 	one, _, _ := strings.Cut(string(text), " ")
@@ -89,7 +89,7 @@ func (m *measurement) read(file string) error {
 	return lines.Err()
 }
 
-// slug is a row in the name of a benchmark, where "/" separates and " " ends.
+// slug is the form of a row in the name of a benchmark, which cannot contain "/" or " ".
 func slug(row string) string { return strings.NewReplacer(" ", "_", "/", "|").Replace(row) }
 
 // samples finds the figures of a row, one for each round. None means unknown.
@@ -102,8 +102,8 @@ func samples(bench, row, unit string) []float64 {
 	return nil
 }
 
-// outdated says why a result may not be true of the code that is here now; "" if
-// that code has not changed since.
+// outdated says why a result may not apply to the current code. It returns "" if the
+// measured code has not changed since.
 func (m *measurement) outdated() string {
 	commit, dirty, _ := strings.Cut(m.meta["commit"], " ")
 	args := []string{"diff", "--name-only", commit, "--"}
@@ -151,8 +151,8 @@ type verdict string
 
 const (
 	holds      verdict = "holds"
-	fallsShort verdict = "falls short"
-	undecided  verdict = "undecided" // the samples do not tell
+	fallsShort verdict = "missed"
+	undecided  verdict = "undecided" // the difference is not significant
 	unknown    verdict = "unknown"   // not measured
 )
 
@@ -177,9 +177,8 @@ func atMost(own []float64, factor float64, base []float64) verdict {
 	return fallsShort
 }
 
-// never judges whether all values are 0. No median can hide a round in which
-// something was lost. If the control lost nothing either, there was nothing to lose,
-// and the figures prove nothing.
+// never judges whether all values are 0, so a single round with a loss counts. If the
+// control lost nothing either, the load was too low, and the verdict is undecided.
 func never(values, control []float64) verdict {
 	switch {
 	case len(values) == 0 || len(control) == 0:
@@ -229,8 +228,7 @@ func digits(v float64) string {
 	return strconv.FormatFloat(v, 'f', 2, 64)
 }
 
-// cell writes the median with its interval, and the worst round where something
-// can be lost.
+// cell writes the median with its interval, and the worst round if loss is set.
 func cell(values []float64, unit string, loss bool) string {
 	s := summarize(values)
 	text := format(s.Center, unit)

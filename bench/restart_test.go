@@ -19,9 +19,9 @@ import (
 
 const restartClients = 64 // at the same time
 
-// BenchmarkRestart replaces a server once while clients come, each with a new
-// connection for every request. Both servers are processes of their own, whose
-// programs use one library alone.
+// BenchmarkRestart replaces a server once under load. Each client uses a new connection
+// for every request. The two servers are separate processes whose programs use only one
+// library.
 func BenchmarkRestart(b *testing.B) {
 	dir := build(b)
 	for _, load := range []struct {
@@ -43,7 +43,7 @@ func BenchmarkRestart(b *testing.B) {
 	}
 }
 
-// restart restarts a server once, and counts what becomes of the requests.
+// restart restarts a server once, and counts the results of the requests.
 func restart(b *testing.B, program string, c candidate, rest time.Duration) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -82,7 +82,7 @@ func restart(b *testing.B, program string, c candidate, rest time.Duration) {
 					stalled.Add(1)
 				}
 				if rest > 0 {
-					time.Sleep(rest/2 + rand.N(rest)) // clients do not keep step
+					time.Sleep(rest/2 + rand.N(rest)) // so that the clients do not run in step
 				}
 			}
 		})
@@ -109,7 +109,7 @@ func restart(b *testing.B, program string, c candidate, rest time.Duration) {
 	b.ReportMetric(float64(stalled.Load()), "stalled")
 }
 
-// startWeb starts a web server and returns when it serves, or waits for the port.
+// startWeb starts a web server. It returns when the server serves or waits for the port.
 func startWeb(b *testing.B, socket *os.File, program string, args []string) *exec.Cmd {
 	cmd := exec.Command(program, args...)
 	cmd.Stderr = os.Stderr

@@ -45,11 +45,11 @@ line { stroke: #9da5ae }
 </style>
 `
 
-// A bar is one row of a panel. Its parts stand one behind the other.
+// A bar is one row of a panel. Its parts follow each other from left to right.
 type bar struct {
 	parts  []float64
 	inks   []string          // classes of the style sheet
-	text   string            // stands behind the bar
+	text   string            // the text after the bar
 	median benchmath.Summary // its interval is drawn, if there is one
 }
 
@@ -84,8 +84,8 @@ func (p panel) scale() func(float64) float64 {
 
 func width(text string) float64 { return float64(utf8.RuneCountInString(text)) * charWidth }
 
-// picture draws panels side by side whose rows are the same. Every text has room of
-// its own, which its length gives, so that no two can overlap.
+// picture draws panels with the same rows side by side. Each text gets room in
+// proportion to its length, so that no two texts overlap.
 func picture(title, about string, rows []string, panels ...panel) []byte {
 	names := 0.0
 	for _, row := range rows {
@@ -209,16 +209,16 @@ func drawAll(dir string) error {
 	}
 	for file, svg := range map[string][]byte{
 		"burst.svg": picture("5,000 clients at once: who is let in, and how long the others wait",
-			"The server is stopped for 0.5 s; net.core.somaxconn is 128. At once: no packet was sent twice. Nobody's wait is cut off. Medians with 95 % intervals.",
+			"The server is stopped for 0.5 s; net.core.somaxconn is 128. At once: no packet was retransmitted. No client gives up. Medians with 95 % intervals.",
 			names(bursts), burst("Clients let in at once", "at-once", false), burst("Time to the first byte, p99", p99, true)),
 		"restart.svg": picture("A restart under load: requests lost and clients stalled",
-			"Red: requests lost, which are refused or reset. Yellow: + stalled by a repeated packet. Medians; in brackets the worst restart. "+
-				"Wait: until no accepted connection is before its first answer. ¹ Needs a parent process or socket activation. ² A sysctl, needs root.",
+			"Red: requests that were refused or reset. Yellow: requests that were stalled by a retransmission. Medians; the worst restart in brackets. "+
+				"Wait: until every accepted connection has had its first answer. ¹ Needs a parent process or socket activation. ² A sysctl, needs root.",
 			names(restarts), restart("64 clients that never rest", "Restart/clients=busy"), restart("64 clients that rest for about 20 ms", "Restart/clients=calm")),
 		"speed.svg": picture("CPU time as a multiple of net.Listen's",
-			"The second row is net.Listen again and shows the noise. Medians with 95 % intervals. The times of net/http include the clients.",
+			"The second row is net.Listen again, to show the noise. Medians with 95 % intervals. The times of net/http include the clients.",
 			peerNames, speed("Listen on 127.0.0.1:0", "Listen/addr=literal"), speed("Listen on :0", "Listen/addr=wildcard"), speed("Accept", "Accept"), speed("net/http, 1 request", "HTTP")),
-		"read.svg": picture("Reading one accept queue", "Time of one reading, beside other TCP sockets. Logarithmic scales. Medians.", readerNames, reads...),
+		"read.svg": picture("Reading one accept queue", "Time of one reading, with other TCP sockets. Logarithmic scales. Medians.", readerNames, reads...),
 	} {
 		measured := slices.ContainsFunc(measurements, func(m *measurement) bool { return m.svg == file && m.ran() > 0 })
 		if !measured {

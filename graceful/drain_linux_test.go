@@ -14,9 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lateClient is a client whose handshake is in flight: with TCP_QUICKACK off the
-// kernel holds its final ACK back until it sends something. It is not in flight for
-// long: the kernel sends the ACK after some 40 ms.
+// lateClient is a client whose handshake is in flight. With TCP_QUICKACK off the kernel
+// delays its final ACK until it sends data, or for about 40 ms.
 func lateClient(t *testing.T, addr string) *client {
 	t.Helper()
 	d := net.Dialer{Timeout: patience, Control: func(_, _ string, c syscall.RawConn) error {
@@ -33,7 +32,7 @@ func lateClient(t *testing.T, addr string) *client {
 	return newClient(t, nc)
 }
 
-// Clients whose handshake is in flight when the stop begins get their answer.
+// A client whose handshake is in flight when the stop begins gets its answer.
 func TestHandshakesInFlight(t *testing.T) {
 	for range 10 {
 		log := new(journal)
@@ -52,8 +51,9 @@ func TestHandshakesInFlight(t *testing.T) {
 	}
 }
 
-// A drain does not end while the server does not call Accept: here ConnContext
-// hangs. Its time limit ends it, or the second context, and what waits in the queue is counted.
+// A drain does not end while the server does not call Accept, here because ConnContext
+// hangs. Its time limit or the second context ends it, and the error counts the queued
+// connections.
 func TestDrainThatHangs(t *testing.T) {
 	for name, abort := range map[string]bool{"time limit": false, "abort": true} {
 		t.Run(name, func(t *testing.T) {

@@ -18,8 +18,8 @@ import (
 	"github.com/acceptq/acceptq/graceful"
 )
 
-// A server that loses no request when it is restarted: start the new process, then
-// send SIGTERM to the old one.
+// Restart a server without losing a request: start the new process, then send SIGTERM
+// to the old one.
 func Example() {
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer cancel()
@@ -34,7 +34,7 @@ func Example() {
 	}
 }
 
-// The request is being answered when the server is told to stop.
+// The server is told to stop while it answers a request.
 func ExampleServe() {
 	ctx, stop := context.WithCancel(context.Background())
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -55,8 +55,8 @@ func ExampleServe() {
 		body, _ := io.ReadAll(resp.Body)
 		fmt.Println(string(body))
 	}()
-	// Until ctx ends. The client has its answer when Serve returns, but may not have
-	// printed it yet.
+	// Serve until ctx ends. When Serve returns, the client has its answer, but it may not
+	// have printed it yet.
 	err = graceful.Serve(ctx, srv, ln)
 	fmt.Println(err)
 	// Unordered output:
@@ -64,8 +64,8 @@ func ExampleServe() {
 	// <nil>
 }
 
-// Behind a load balancer the server first says that it is not ready, and goes on
-// until the load balancer has noticed. A second signal stops it at once.
+// Behind a load balancer the server first reports that it is not ready, and continues to
+// serve until the load balancer has noticed. A second signal stops it at once.
 func ExampleWithDelay() {
 	var ready atomic.Bool
 	ready.Store(true)

@@ -38,10 +38,10 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// programEnv makes the test binary a server, which tests start as a process.
+// programEnv is set when a test starts the test binary as a server process.
 const programEnv = "ACCEPTQ_TEST_GRACEFUL"
 
-// patience is how long a test waits for what must happen.
+// patience is how long a test waits for an event that must happen.
 const patience = 20 * time.Second
 
 // A running server, and how to stop it.
@@ -52,7 +52,7 @@ type running struct {
 	result chan error
 }
 
-// listen makes a listener that the test closes.
+// listen opens a listener that is closed when the test ends.
 func listen(t *testing.T) *acceptq.Listener {
 	t.Helper()
 	ln, err := acceptq.ListenTCP("127.0.0.1:0")
@@ -75,7 +75,7 @@ func begin(t *testing.T, ln Listener, serve func(context.Context) error) *runnin
 	return r
 }
 
-// wait returns what Serve has returned.
+// wait returns the error of Serve.
 func (r *running) wait() error {
 	r.t.Helper()
 	select {
@@ -93,7 +93,7 @@ func until(t *testing.T, what string, ok func() bool) {
 	require.Eventually(t, ok, patience, time.Millisecond, what)
 }
 
-// A client has one connection, and never sends a request twice.
+// A client has one connection and never repeats a request.
 type client struct {
 	t *testing.T
 	net.Conn
@@ -179,11 +179,11 @@ func certFiles(t *testing.T) (certFile, keyFile string) {
 	return write("cert.pem", "CERTIFICATE", cert.Certificate[0]), write("key.pem", "PRIVATE KEY", key)
 }
 
-// protocols are the ways to speak HTTP that a server is stopped under.
+// protocols are the HTTP protocols with which the tests stop a server.
 var protocols = []string{"HTTP/1", "HTTPS", "HTTP/2", "h2c"}
 
-// serverOf is a server for a protocol, and clientOf its client: each transport has a
-// pool of its own.
+// serverOf returns a server for a protocol, and clientOf a client. Each client has its own
+// connection pool.
 func serverOf(protocol string, handler http.Handler) (*http.Server, func(ctx context.Context, srv *http.Server, ln Listener, opts ...Option) error) {
 	srv := &http.Server{Handler: handler}
 	switch protocol {
@@ -218,7 +218,7 @@ func transportOf(protocol string) (tr *http.Transport, scheme string) {
 	return tr, "http"
 }
 
-// A journal is a slog.Handler that knows which phases have ended.
+// A journal is a slog.Handler that records which phases have ended.
 type journal struct {
 	mu    sync.Mutex
 	lines []slog.Record
@@ -235,7 +235,7 @@ func (j *journal) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// line returns the line of a phase as a map; nil if it has not ended.
+// line returns the log line of a phase as a map. It returns nil if the phase has not ended.
 func (j *journal) line(phase string) map[string]any {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -22,7 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The environment of a server that is a process of its own.
+// The environment variables of a server process.
 const (
 	addrEnv     = programEnv + "_ADDR"
 	protocolEnv = programEnv + "_PROTOCOL"
@@ -87,7 +87,7 @@ func startProcess(t *testing.T, addr, protocol, how string, shared *os.File) *pr
 	require.NoError(t, err)
 	p := &process{cmd: exec.Command(self), err: new(strings.Builder)}
 	p.cmd.Env = append(os.Environ(), programEnv+"=server", addrEnv+"="+addr, protocolEnv+"="+protocol, howEnv+"="+how,
-		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")) // or each ends a second later under -race
+		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")) // otherwise each process ends a second later under -race
 	p.cmd.Stderr = p.err
 	if shared != nil {
 		p.cmd.ExtraFiles = []*os.File{shared}
@@ -107,7 +107,7 @@ func startProcess(t *testing.T, addr, protocol, how string, shared *os.File) *pr
 	return p
 }
 
-// end stops the server, which must have nothing to complain about.
+// end stops the server, which must report no error.
 func (p *process) end(t *testing.T) {
 	t.Helper()
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
@@ -116,7 +116,7 @@ func (p *process) end(t *testing.T) {
 	require.NoError(t, p.cmd.Wait(), "%v", p.err)
 }
 
-// A crowd is clients that come again and again until they are sent home.
+// A crowd is a number of clients that send requests repeatedly until home is closed.
 type crowd struct {
 	wait               sync.WaitGroup
 	home               chan struct{}
@@ -129,8 +129,8 @@ func (c *crowd) String() string {
 	return fmt.Sprintf("%d served, %d lost (%v), %d waited for more than 900 ms", c.served.Load(), c.lost.Load(), c.failure, c.slow.Load())
 }
 
-// add adds n clients. Each has a function of its own, made by visitor, that is called
-// for each request.
+// add adds n clients. visitor makes a function for each client, which the client calls for
+// each request.
 func (c *crowd) add(n int, visitor func() (visit func() error, leave func())) {
 	for range n {
 		c.wait.Go(func() {
@@ -245,7 +245,7 @@ func restarts(t *testing.T, protocol, how string, n int) *crowd {
 		old.end(t)
 		old = next
 	}
-	close(c.home) // the last one serves them to their end
+	close(c.home) // the last server serves the clients until they end
 	c.wait.Wait()
 	old.end(t)
 	t.Logf("%s, %s, %d restarts: %v", protocol, how, n, c)

@@ -25,8 +25,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Every answer closes its connection from the start of the stop, also one whose
-// handler was running by then, and whatever the handler does with its header.
+// From the start of the stop every answer closes its connection. This includes answers of
+// handlers that were already running, whatever a handler does with its header.
 func TestEveryAnswerClosesItsConnection(t *testing.T) {
 	file, err := os.Open("serve_test.go")
 	require.NoError(t, err)
@@ -78,8 +78,8 @@ func TestEveryAnswerClosesItsConnection(t *testing.T) {
 	}
 }
 
-// turningAway reports whether the only server of the test has begun to turn its
-// clients away.
+// turningAway reports whether the only server of the test has begun to close connections
+// after their answer.
 func turningAway(t *testing.T) bool {
 	serving.Lock()
 	defer serving.Unlock()
@@ -90,8 +90,8 @@ func turningAway(t *testing.T) bool {
 	return false
 }
 
-// A kept-alive connection is left open for the linger, and a request that comes
-// meanwhile gets its answer.
+// A kept-alive connection stays open for the linger time. A request that arrives in that
+// time gets its answer.
 func TestLinger(t *testing.T) {
 	r := start(t, &http.Server{Handler: hello}, listen(t), WithLinger(patience))
 	c, other := dial(t, r.addr), dial(t, r.addr)
@@ -107,12 +107,12 @@ func TestLinger(t *testing.T) {
 	require.Equal(t, "hello", body)
 	require.True(t, resp.Close)
 	c.closed()
-	other.Close() // or Serve would wait for it
+	other.Close() // otherwise Serve would wait for it
 	require.NoError(t, r.wait())
 }
 
-// The same in every protocol: the connection is closed after that answer, or Serve
-// would wait for it until the end of the linger. On HTTP/2 that is a GOAWAY.
+// The same with every protocol. The server closes the connection after that answer, on
+// HTTP/2 with a GOAWAY. Otherwise Serve would wait for it until the linger time ends.
 func TestLingerInEveryProtocol(t *testing.T) {
 	for _, protocol := range protocols {
 		t.Run(protocol, func(t *testing.T) {
@@ -161,9 +161,9 @@ func TestLingerEnds(t *testing.T) {
 	}
 }
 
-// Between the preface of HTTP/2 and its first request net/http calls a connection
-// idle. It must not be told to go away before it has its first answer, and the same
-// holds for a connection that has finished its TCP handshake only.
+// net/http regards an HTTP/2 connection as idle between its preface and its first
+// request. The server must not close it before its first answer. The same holds for a
+// connection that has only finished its TCP handshake.
 func TestFirstAnswers(t *testing.T) {
 	for _, protocol := range protocols {
 		t.Run(protocol, func(t *testing.T) {
@@ -180,7 +180,7 @@ func TestFirstAnswers(t *testing.T) {
 				connected <- true
 				<-going
 			}})
-			// A body that cannot be sent twice: a request that is lost is not repeated.
+			// The body cannot be sent twice, so the client cannot repeat a lost request.
 			req, err := http.NewRequestWithContext(ctx, "POST", scheme+"://"+r.addr, io.MultiReader(strings.NewReader("x")))
 			require.NoError(t, err)
 			answered := make(chan error, 1)
@@ -206,8 +206,8 @@ func TestFirstAnswers(t *testing.T) {
 	}
 }
 
-// A client that sends nothing, and one that sends a byte now and then, hold the stop
-// up for the time that they are given.
+// A client that sends nothing, or only a byte now and then, delays the stop for the time
+// limit of its phase, and not longer.
 func TestSilentClients(t *testing.T) {
 	for _, protocol := range protocols[:2] {
 		t.Run(protocol, func(t *testing.T) {
@@ -245,8 +245,8 @@ func TestSilentClients(t *testing.T) {
 			require.NoError(t, err)
 			<-inside
 			r.stop()
-			// While the server waits for another request. Shutdown by itself would close
-			// it after 5 s.
+			// The server waits for another request meanwhile. Shutdown alone would close
+			// this connection after 5 s.
 			require.NoError(t, silent.SetDeadline(time.Now().Add(4*time.Second)))
 			silent.closed()
 			close(going)
@@ -261,7 +261,8 @@ func TestSilentClients(t *testing.T) {
 	}
 }
 
-// An HTTP/2 connection without a request is told by GOAWAY that it has lost nothing.
+// On an HTTP/2 connection without a request the server sends a GOAWAY, which says that
+// it has processed no request.
 func TestSilentHTTP2(t *testing.T) {
 	srv, serve := serverOf("h2c", hello)
 	ln := listen(t)
@@ -311,8 +312,8 @@ func TestHandlerThatHangs(t *testing.T) {
 	}
 }
 
-// The fields of the server are the user's when Serve returns, also if a handler
-// hangs on: what that goroutine does later is no race with it.
+// When Serve returns, the caller may use the fields of the server again, even if a handler
+// still hangs: what its goroutine does later is not a data race.
 func TestHandlerThatHangsOn(t *testing.T) {
 	inside, going, closed := make(chan bool), make(chan bool), make(chan bool)
 	srv := &http.Server{
@@ -336,7 +337,7 @@ func TestHandlerThatHangsOn(t *testing.T) {
 	require.Equal(t, 1, cut.Active)
 	require.Equal(t, before, fieldsOf(srv))
 	close(going)
-	<-closed // the user's hook goes on to be called
+	<-closed // the ConnState function of the user is still called
 }
 
 func TestHandlerThatPanics(t *testing.T) {
@@ -367,7 +368,7 @@ func TestHandlerThatPanics(t *testing.T) {
 	}
 }
 
-// A broken listener fails once it is told to.
+// A broken listener fails when the test tells it to.
 type broken struct {
 	net.Listener
 	fail chan error
@@ -409,15 +410,15 @@ func TestAcceptError(t *testing.T) {
 	log.after(t, "stopping")
 	close(going)
 	_, body := c.answer()
-	require.Equal(t, "hello", body, "the request that it had")
+	require.Equal(t, "hello", body, "the answer to the current request")
 	require.Equal(t, failure, r.wait())
 }
 
-// A second context ends the stop in every phase.
+// The second context ends the stop in every phase.
 func TestAbort(t *testing.T) {
 	forever := WithTimeout(time.Hour)
 	for _, test := range []struct {
-		phase string // in which the abort comes
+		phase string // the phase that is aborted
 		after string // the phase before it
 		opts  []Option
 		cut   Error
@@ -456,14 +457,14 @@ func TestAbort(t *testing.T) {
 			})
 			r.stop()
 			log.after(t, test.after)
-			require.Nil(t, log.line(test.phase), "it has ended by itself")
+			require.Nil(t, log.line(test.phase), "the phase ended before the abort")
 			abort(reason)
 			err := r.wait()
 			var cut *Error
 			require.ErrorAs(t, err, &cut)
 			test.cut.err = cut.err
 			require.Equal(t, test.cut, *cut)
-			if test.phase != "shut down" { // the silent client was given up by its time limit
+			if test.phase != "shut down" { // the time limit of the silent client has ended
 				require.NotErrorIs(t, err, context.DeadlineExceeded)
 			}
 			require.ErrorIs(t, err, reason)
@@ -474,7 +475,7 @@ func TestAbort(t *testing.T) {
 	}
 }
 
-// The end of the second context stops the server also if the first goes on.
+// The second context stops the server even if the first has not ended.
 func TestAbortAlone(t *testing.T) {
 	now, abort := context.WithCancel(context.Background())
 	r := start(t, &http.Server{}, listen(t), WithAbort(now))
@@ -482,7 +483,7 @@ func TestAbortAlone(t *testing.T) {
 	require.NoError(t, r.wait(), "nothing was cut off")
 }
 
-// fieldsOf are the exported fields of a server; of functions, which.
+// fieldsOf returns the exported fields of a server, with the addresses of functions.
 func fieldsOf(srv *http.Server) map[string]any {
 	fields := map[string]any{}
 	v := reflect.ValueOf(srv).Elem()
@@ -507,9 +508,9 @@ func fieldsOf(srv *http.Server) map[string]any {
 	return fields
 }
 
-// The functions and fields of the user's server work while it is served, and are as
-// they were after it.
-func TestTheServerStaysTheUsers(t *testing.T) {
+// The functions and other fields of the user's server work while Serve runs. After it they
+// have their former values.
+func TestServerFieldsAreRestored(t *testing.T) {
 	for _, protocol := range protocols {
 		t.Run(protocol, func(t *testing.T) {
 			type key struct{ name string }
@@ -571,8 +572,8 @@ func TestTwice(t *testing.T) {
 	c.answer()
 	second := listen(t)
 	require.ErrorIs(t, Serve(t.Context(), srv, second), errTwice)
-	require.ErrorIs(t, second.Close(), net.ErrClosed, "it was closed")
-	c.send(get) // the first is served on
+	require.ErrorIs(t, second.Close(), net.ErrClosed, "Serve must close the second listener")
+	c.send(get) // the first listener is still served
 	c.answer()
 	c.Close()
 	r.stop()
@@ -580,7 +581,7 @@ func TestTwice(t *testing.T) {
 	require.ErrorIs(t, Serve(t.Context(), srv, listen(t)), http.ErrServerClosed)
 }
 
-// Other code shuts the server down: Serve returns as that of net/http does.
+// If other code shuts the server down, Serve returns the same error as that of net/http.
 func TestShutdownByOthers(t *testing.T) {
 	for name, end := range map[string]func(*http.Server) error{
 		"Shutdown": func(srv *http.Server) error { return srv.Shutdown(context.Background()) },
@@ -606,14 +607,15 @@ func TestShutdownByOthers(t *testing.T) {
 	}
 }
 
-// wrapped is a listener as those of PROXY protocol packages: its field is exported.
+// wrapped is a listener like those of packages for the PROXY protocol: its field is
+// exported.
 type wrapped struct{ Listener net.Listener }
 
 func (w *wrapped) Accept() (net.Conn, error) { return w.Listener.Accept() }
 func (w *wrapped) Addr() net.Addr            { return w.Listener.Addr() }
 func (w *wrapped) Close() error              { return w.Listener.Close() }
 
-// hidden is a listener below which ours is not seen.
+// hidden is a listener that hides the listener below it from Serve.
 type hidden struct{ net.Listener }
 type door1 struct{ inner hidden }
 
@@ -696,14 +698,14 @@ func TestListeners(t *testing.T) {
 			}
 			for _, ln := range lns {
 				_, err := net.Dial(ln.Addr().Network(), ln.Addr().String())
-				require.Error(t, err, "%v is open", ln)
+				require.Error(t, err, "%v is still open", ln)
 			}
 		})
 	}
 }
 
-// A listener that cannot keep clients out is closed before the first requests are
-// waited for: a client that connects in that time would be reset.
+// If a listener cannot keep clients out, Serve closes it before it waits for first
+// requests: a client that connected in that time would be reset.
 func TestExposedListenerIsClosedEarly(t *testing.T) {
 	log := new(journal)
 	ln := listen(t)
@@ -725,7 +727,7 @@ func TestExposedListenerIsClosedEarly(t *testing.T) {
 	require.NoError(t, r.wait())
 }
 
-// A late listener returns a connection from Accept after it was closed.
+// A late is a listener whose Accept returns a connection after Close.
 type late struct {
 	net.Listener
 	closed chan bool
@@ -763,8 +765,8 @@ func TestConnectionAcceptedAfterClose(t *testing.T) {
 	require.NoError(t, r.wait())
 }
 
-// A socket that has another holder is closed at once, and what waits in its queue
-// goes to that holder.
+// A socket with another holder is closed at once. The other holder gets the queued
+// connections.
 func TestSharedSocket(t *testing.T) {
 	ln := listen(t)
 	f, err := ln.File()
@@ -799,8 +801,8 @@ func TestSharedSocket(t *testing.T) {
 	require.Nil(t, log.line("drained"))
 }
 
-// The handler of a hijacked connection is waited for, and told to end by a function
-// of RegisterOnShutdown.
+// Serve waits for the handler of a hijacked connection. A function of
+// RegisterOnShutdown tells the handler to end.
 func TestHijacked(t *testing.T) {
 	inside, down := make(chan bool), make(chan bool)
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -846,7 +848,7 @@ func TestHijackedAndNotTold(t *testing.T) {
 	close(going)
 }
 
-// A handler finds in its ResponseWriter what it finds in that of net/http.
+// The ResponseWriter of a handler has the same methods as that of net/http.
 func TestResponseWriterHasTheSameMethods(t *testing.T) {
 	for _, protocol := range protocols {
 		t.Run(protocol, func(t *testing.T) {
@@ -928,7 +930,7 @@ func TestOptionsAsterisk(t *testing.T) {
 	}
 }
 
-// During the delay the server goes on as before.
+// During the delay the server serves as before.
 func TestDelay(t *testing.T) {
 	stopped := make(chan bool)
 	log := new(journal)
@@ -939,7 +941,7 @@ func TestDelay(t *testing.T) {
 	<-stopped
 	c.send(get)
 	resp, _ := c.answer()
-	if log.line("delayed") == nil { // else this machine was too slow to see it
+	if log.line("delayed") == nil { // otherwise this machine was too slow to see it
 		require.False(t, resp.Close)
 	}
 	require.NoError(t, r.wait())

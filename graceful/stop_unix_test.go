@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A signal that comes after the start of the stop ends it at once.
+// A signal that arrives after the start of the stop ends the stop at once.
 func TestAbortBySignal(t *testing.T) {
 	log := new(journal)
 	inside := make(chan bool)

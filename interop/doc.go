@@ -1,4 +1,4 @@
-// Package interop tries acceptq with the servers, proxies and supervisors that people
-// use: docs/interop.md is the table of them. It holds tests only, in a module of its
-// own, so that what they need is no dependency of the library.
+// Package interop tests acceptq with other servers, proxies and supervisors.
+// docs/interop.md has the table of them. The package has only tests. It is a separate
+// module, so that their dependencies are not dependencies of the library.
 package interop

@@ -16,16 +16,16 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// How a gRPC server is stopped.
+// The ways to stop a gRPC server.
 const (
-	gracefulStop = iota // which closes the listener first, as Shutdown of net/http does
-	drainAndStop        // Drain before it
-	recipe              // Drain, wait until every connection has been greeted, GracefulStop
+	gracefulStop = iota // closes the listener first, like Shutdown of net/http
+	drainAndStop        // Drain, then GracefulStop
+	recipe              // Drain, wait until the server has written to every connection, GracefulStop
 )
 
-// GracefulStop lets the calls finish that it knows of. It closes a connection that
-// it has accepted and not yet begun to serve, so that there is one thing to wait
-// for between Drain and it, as with net/http.
+// GracefulStop lets the calls finish that gRPC serves. But it closes a connection that
+// gRPC has accepted and not yet begun to serve. So a server must wait between Drain and
+// GracefulStop until it has written to every connection, as with net/http.
 func TestDrainGRPC(t *testing.T) {
 	inEachWay(t, func(t *testing.T) {
 		lost := make(map[int]int64)
@@ -35,19 +35,19 @@ func TestDrainGRPC(t *testing.T) {
 			t.Logf("%s: %d calls answered, %d lost, the first: %v", name, c.ok.Load(), c.lost.Load(), c.failure())
 		}
 		if lost[gracefulStop] < 20 {
-			t.Error("GracefulStop alone loses next to nothing: the test has no load, or Drain no purpose")
+			t.Error("GracefulStop alone loses almost no calls: the load is too low to show the effect of Drain")
 		}
 		if lost[drainAndStop] >= lost[gracefulStop] {
-			t.Error("Drain saves nobody")
+			t.Error("Drain reduces no losses")
 		}
 		if lost[recipe] != 0 {
-			t.Error("the recipe loses some")
+			t.Error("the recipe loses calls")
 		}
 	})
 }
 
-// A greeter is a listener that knows the connections to which the server has
-// written nothing yet; gRPC's speaks first.
+// A greeter is a listener that records the connections to which the server has not
+// written yet. A gRPC server writes first.
 type greeter struct {
 	net.Listener
 	pending sync.Map
@@ -108,7 +108,7 @@ func grpcRestarts(t *testing.T, restarts, how int) *crowd {
 			clients = newCrowd(16, func(int) error { return call(addr) })
 		}
 		until(t, "calls", func() bool { return calls.Load() >= 20 })
-		if i == restarts { // the last one serves them to their end
+		if i == restarts { // the last server serves the clients until they end
 			clients.end()
 		}
 		if how != gracefulStop {
@@ -127,18 +127,17 @@ func grpcRestarts(t *testing.T, restarts, how int) *crowd {
 	return clients
 }
 
-// call is one unary call on a connection of its own. A server that stops may send
-// its client away (GOAWAY) before the call: then gRPC connects again, and the call
-// is answered by the next one. What it may not do is to close a connection to which
-// it has said nothing; gRPC would connect again without a word, so that is looked
-// for below it.
+// call makes one unary call on a new connection. A server that stops may send GOAWAY
+// before the call. Then gRPC connects again, and the next server answers the call. But
+// the server must not close a connection on which it has sent nothing. gRPC would hide
+// that by connecting again, so the test checks it on the connection itself.
 func call(addr string) error {
 	conn, err := dial(addr)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	<-time.After(5 * time.Millisecond) // the time of this handshake
+	<-time.After(5 * time.Millisecond) // the duration of this handshake
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	first := &listened{Conn: conn}
@@ -164,12 +163,12 @@ func call(addr string) error {
 	defer client.Close()
 	_, err = grpc_health_v1.NewHealthClient(client).Check(ctx, &grpc_health_v1.HealthCheckRequest{})
 	if err == nil && !first.heard.Load() {
-		err = errors.New("closed without a word")
+		err = errors.New("closed without any data")
 	}
 	return err
 }
 
-// A listened connection knows whether its client has heard anything.
+// A listened connection records whether its client has received data.
 type listened struct {
 	net.Conn
 	heard atomic.Bool

@@ -15,23 +15,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lateACK makes a client hold the final ACK of its handshake back until it sends
-// something (or for 200 ms): to the server the handshake is in flight.
+// lateACK makes a client delay the final ACK of its handshake until it sends data, or for
+// 200 ms. Until then the handshake is in flight for the server.
 func lateACK(_, _ string, c syscall.RawConn) (err error) {
 	cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0) })
 	return errors.Join(cerr, err)
 }
 
-// A crowd is clients that come again and again until they are told to stop.
+// A crowd is a number of clients that connect repeatedly until they are told to stop.
 type crowd struct {
 	done     chan struct{}
 	once     sync.Once
 	wait     sync.WaitGroup
 	ok, lost atomic.Int64
-	first    atomic.Pointer[error] // of those that were lost
+	first    atomic.Pointer[error] // the first error of a lost request
 }
 
-// errNotIn is of a client that was not connected: refused, or dropped.
+// errNotIn is the error of a client that could not connect: it was refused or dropped.
 var errNotIn = errors.New("not connected")
 
 func newCrowd(n int, visit func(id int) error) *crowd {
@@ -59,7 +59,7 @@ func newCrowd(n int, visit func(id int) error) *crowd {
 	return c
 }
 
-// end tells the clients to stop and waits for them. It may be called again.
+// end tells the clients to stop and waits for them. It may be called more than once.
 func (c *crowd) end() {
 	c.once.Do(func() { close(c.done) })
 	c.wait.Wait()
@@ -72,20 +72,19 @@ func (c *crowd) failure() error {
 	return nil
 }
 
-// Both ways of stopping: with CAP_NET_ADMIN a filter, without it a minimum TTL.
-// A test that is not root has one only.
+// A drain keeps new clients out in two ways: with a filter if it has CAP_NET_ADMIN,
+// otherwise with a minimum TTL. A test that is not root can use only one of them.
 
 const unprivilegedEnv = "ACCEPTQ_TEST_UNPRIVILEGED"
 
-// inEachWay runs f as it is, and once more in a process that has lost
-// CAP_NET_ADMIN.
+// inEachWay runs f in this process, and again in a process without CAP_NET_ADMIN.
 func inEachWay(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
 	if os.Getenv(unprivilegedEnv) != "" {
 		f(t)
 		return
 	}
-	t.Run("as it is", f)
+	t.Run("in this process", f)
 	t.Run("unprivileged", func(t *testing.T) {
 		if os.Geteuid() != 0 {
 			t.Skip("unprivileged already")
@@ -100,7 +99,7 @@ func inEachWay(t *testing.T, f func(t *testing.T)) {
 		done := make(chan error)
 		var out []byte
 		go func() {
-			runtime.LockOSThread() // and never unlocked: the thread is not as it was
+			runtime.LockOSThread() // never unlocked, because the thread has lost a capability
 			err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_NET_ADMIN, 0, 0, 0)
 			if err == nil {
 				out, err = cmd.CombinedOutput()

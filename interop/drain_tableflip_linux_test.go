@@ -22,10 +22,10 @@ import (
 // flipEnv is set in the processes that tableflip upgrades.
 const flipEnv = "ACCEPTQ_TEST_FLIP"
 
-// A server upgrades itself on SIGHUP under load. Each parent drains the socket that
-// it shares with its heir, and ends. Nobody is lost meanwhile, and the heir is
-// reached after the drain. That the drain kept new clients out for a while shows in
-// the drops of the socket: its queue never overflows, so that there are no others.
+// A server upgrades itself on SIGHUP under load. Each parent drains the socket that it
+// shares with its child, and ends. No client is lost, and clients reach the child after
+// the drain. The drops of the socket show that the drain kept new clients out for a
+// while: the queue never overflows, so there are no other drops.
 func TestDrainTableflip(t *testing.T) {
 	if os.Getenv(flipEnv) != "" {
 		if err := flip(t); err != nil {
@@ -40,7 +40,7 @@ func TestDrainTableflip(t *testing.T) {
 		}
 		cmd := exec.Command(self, "-test.run=^TestDrainTableflip$", "-test.timeout=55s")
 		cmd.Env = append(os.Environ(), flipEnv+"=1",
-			"GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0") // else a second for each
+			"GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0") // otherwise each ends a second later
 		cmd.Stderr = os.Stderr
 		// Every process has a copy of this pipe: it ends when all have ended.
 		stdout, w, err := os.Pipe()
@@ -62,7 +62,7 @@ func TestDrainTableflip(t *testing.T) {
 		ended := false
 		defer func() {
 			if !ended {
-				say(t, addr, "end") // whoever it is that holds the socket
+				say(t, addr, "end") // to any process that holds the socket
 			}
 		}()
 
@@ -81,7 +81,7 @@ func TestDrainTableflip(t *testing.T) {
 			if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
 				t.Fatal(err)
 			}
-			// The parent says on the pipe when it is drained and about to end.
+			// The parent writes to the pipe when it is drained and about to end.
 			var drops uint32
 			for {
 				line, err := lines.ReadString('\n')
@@ -105,10 +105,10 @@ func TestDrainTableflip(t *testing.T) {
 		t.Logf("%d clients answered, %d lost, the first: %v; %d packets dropped by drains",
 			clients.ok.Load(), clients.lost.Load(), clients.failure(), dropped)
 		if clients.lost.Load() > 0 {
-			t.Error("an upgrade loses some")
+			t.Error("an upgrade loses requests")
 		}
 		if dropped == 0 {
-			t.Error("no drain kept a client out: this test proves nothing")
+			t.Error("no drain kept a client out: this test shows nothing")
 		}
 		if _, err := io.Copy(io.Discard, lines); err != nil {
 			t.Error(err)
@@ -122,7 +122,7 @@ func TestDrainTableflip(t *testing.T) {
 	})
 }
 
-// say sends a word to whoever listens, and returns its process id.
+// say sends a word to the process that accepts, and returns its process id.
 func say(t *testing.T, addr, word string) string {
 	t.Helper()
 	c, err := net.DialTimeout("tcp", addr, patience)
@@ -141,7 +141,7 @@ func say(t *testing.T, addr, word string) string {
 	return strings.TrimSpace(answer)
 }
 
-// visit is one client: it asks which process answers.
+// visit is one client. It asks for the id of the process that answers.
 func visit(addr string) error {
 	c, err := dial(addr)
 	if err != nil {
@@ -163,7 +163,8 @@ func flip(t *testing.T) error {
 		return err
 	}
 	defer upg.Stop()
-	// tableflip's own Listen makes an MPTCP socket, on which a drain keeps nobody out.
+	// The Listen of tableflip makes an MPTCP socket, and a drain cannot keep clients
+	// out of it.
 	inherited, err := upg.ListenWithCallback("tcp", "127.0.0.1:0", func(_, addr string) (net.Listener, error) {
 		return acceptq.ListenTCP(addr)
 	})
@@ -182,7 +183,7 @@ func flip(t *testing.T) error {
 	signal.Notify(hangup, syscall.SIGHUP)
 	go func() {
 		for range hangup {
-			// Not before this one is ready and its own parent gone.
+			// Upgrade only after this process is ready and its parent has ended.
 			for deadline := time.Now().Add(patience); upg.Upgrade() != nil && time.Now().Before(deadline); {
 				<-time.After(time.Millisecond)
 			}

@@ -23,11 +23,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// helperEnv names what this test binary does instead of testing: it is started
-// again as the process that gets a listener from another.
+// helperEnv is set when this test binary runs as a helper process, which inherits a
+// listener. Its value is the name of the helper.
 const helperEnv = "ACCEPTQ_TEST_HELPER"
 
-// A file for one system alone adds its own.
+// Files for a single system add their own helpers.
 var helpers = map[string]func() error{
 	"activation": activationHelper,
 	"tableflip":  tableflipHelper,
@@ -47,27 +47,27 @@ func TestMain(m *testing.M) {
 // patience bounds every wait for another process.
 const patience = 20 * time.Second
 
-// newListeners are the two ways to get the listener that is handed on.
-// net.Listen's is MPTCP where the kernel has it.
+// newListeners are the two ways to open the listener that is passed on. With net.Listen
+// it is MPTCP if the kernel has it.
 var newListeners = map[string]func() (net.Listener, error){
 	"acceptq": func() (net.Listener, error) {
 		ln, err := acceptq.ListenTCP("127.0.0.1:0", acceptq.WithBacklog(5))
 		if err != nil {
-			return nil, err // and no listener that is nil inside
+			return nil, err // not a nil pointer in a non-nil interface
 		}
 		return ln, nil
 	},
 	"net": func() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") },
 }
 
-// numbers are Stats without their JSON, in which what is unknown is null.
+// numbers is Stats without its JSON methods, which encode an unknown number as null.
 type numbers acceptq.Stats
 
-// A report is what a helper says on its standard output.
+// A report is what a helper writes to its standard output.
 type report struct {
 	Who       string
 	Addr      string
-	Inherited *numbers // the queue as the listener came
+	Inherited *numbers // the queue of the inherited listener
 	Resized   *numbers // after SetBacklog(9)
 	Served    int      // clients that were answered
 	Done      bool
@@ -123,13 +123,13 @@ func helperCommand(t *testing.T, name string, env ...string) *exec.Cmd {
 	require.NoError(t, err)
 	cmd := exec.CommandContext(t.Context(), self)
 	cmd.Env = append(os.Environ(), helperEnv+"="+name,
-		"GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0") // else a second for each
+		"GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0") // otherwise each ends a second later
 	cmd.Env = append(cmd.Env, env...)
 	cmd.Stderr = os.Stderr
 	return cmd
 }
 
-// reports reads what helpers say, one line at a time.
+// reports reads the reports of helpers, one line at a time.
 type reports struct {
 	lines *bufio.Scanner
 }
@@ -170,7 +170,7 @@ func answer(t *testing.T, c net.Conn) string {
 	return string(name)
 }
 
-// requireInherited holds what a helper saw to what is known of the queue.
+// requireInherited compares the report of a helper with the known state of the queue.
 func requireInherited(t *testing.T, r report, queued int, multipath bool) {
 	t.Helper()
 	require.NotNil(t, r.Inherited)
@@ -187,7 +187,7 @@ func requireInherited(t *testing.T, r report, queued int, multipath bool) {
 	}
 }
 
-// isMultipath says whether the socket of ln is MPTCP.
+// isMultipath reports whether the socket of ln is MPTCP.
 func isMultipath(t *testing.T, ln syscall.Conn) (multipath bool) {
 	t.Helper()
 	if runtime.GOOS != "linux" {
@@ -210,8 +210,8 @@ func onDescriptor(t *testing.T, c syscall.Conn, f func(fd int) error) {
 	require.NoError(t, err)
 }
 
-// drainShared drains a socket that another process holds too. That new clients are
-// let in when Drain returns is no failure there: the other process serves them.
+// drainShared drains a socket that another process holds too. ErrStillOpen is not a failure
+// there: the other process serves the new clients.
 func drainShared(ctx context.Context, ln *acceptq.Listener) error {
 	err := ln.Drain(ctx)
 	var incomplete *acceptq.DrainError
@@ -221,13 +221,13 @@ func drainShared(ctx context.Context, ln *acceptq.Listener) error {
 	return err
 }
 
-// need is the path of a program of a Debian package. In CI it is an error if the
+// need returns the path of a program of a Debian package. In CI the test fails if the
 // program is missing.
 func need(t *testing.T, program, debianPackage string) string {
 	t.Helper()
 	path, err := exec.LookPath(program)
 	if err != nil {
-		path, err = exec.LookPath("/usr/sbin/" + program) // not everybody's PATH has it
+		path, err = exec.LookPath("/usr/sbin/" + program) // not every user has it in PATH
 	}
 	if err != nil {
 		why := fmt.Sprintf("no %s on PATH: apt-get install %s", program, debianPackage)
@@ -239,8 +239,8 @@ func need(t *testing.T, program, debianPackage string) string {
 	return path
 }
 
-// duplicate is the socket of c for a child. The file that File returns would make
-// the socket of the listener blocking when it is handed to one.
+// duplicate returns a copy of the socket of c for a child process. With the file of
+// File, os/exec would make the socket of the listener blocking.
 func duplicate(t *testing.T, c syscall.Conn) (f *os.File) {
 	t.Helper()
 	onDescriptor(t, c, func(fd int) error {
@@ -260,7 +260,7 @@ func until(t *testing.T, what string, holds func() bool) {
 	deadline := time.Now().Add(patience)
 	for !holds() {
 		if time.Now().After(deadline) {
-			t.Fatal("waited in vain for ", what)
+			t.Fatal("timeout while waiting for ", what)
 		}
 		<-time.After(time.Millisecond)
 	}
@@ -272,7 +272,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
-// get makes one HTTP request on a connection of its own.
+// get makes one HTTP request on a new connection.
 func get(addr string) error {
 	c, err := net.DialTimeout("tcp", addr, patience)
 	if err != nil {

@@ -40,17 +40,16 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// A peer serves clients over a listener, in its own way.
+// A peer is a server that serves the clients of a listener.
 type peer struct {
 	serve func() error
-	stop  func() // serve returns then
+	stop  func() // makes serve return
 	ask   func(addr string) error
 }
 
-// serveBy lets clients wait in the queue of a listener, gives the listener to a
-// peer, and drains it. Drain must have its effect through the peer: all clients are
-// answered, and one that comes after it is kept out. Then the peer stops, and the
-// listener is closed.
+// serveBy lets clients wait in the queue of a listener, passes the listener to a peer,
+// and drains it. The drain must work with the peer: all clients get an answer, and a
+// later client is kept out. Then the peer stops, and the listener is closed.
 func serveBy(t *testing.T, newPeer func(ln *acceptq.Listener) peer) {
 	t.Helper()
 	ln, p, results := serveQueue(t, newPeer)
@@ -64,16 +63,16 @@ func serveBy(t *testing.T, newPeer func(ln *acceptq.Listener) peer) {
 		require.NoError(t, <-results)
 	}
 	_, err = dial(ln.Addr().String())
-	require.ErrorIs(t, err, errNotIn, "the drain keeps nobody out")
+	require.ErrorIs(t, err, errNotIn, "the drain must keep new clients out")
 	p.stop()
-	<-served // what it returns is the peer's affair
+	<-served // the test does not check the error of the peer
 	ln.Close()
 	_, err = ln.Stats()
 	require.ErrorIs(t, err, net.ErrClosed)
 }
 
-// serveUndrained is serveBy for a peer that accepts from a descriptor of its own,
-// of which Drain knows nothing. A client that comes later is served as well.
+// serveUndrained is serveBy for a peer that accepts on its own descriptor, which Drain
+// does not know. A later client is served too.
 func serveUndrained(t *testing.T, newPeer func(ln *acceptq.Listener) peer) {
 	t.Helper()
 	ln, p, results := serveQueue(t, newPeer)
@@ -87,8 +86,8 @@ func serveUndrained(t *testing.T, newPeer func(ln *acceptq.Listener) peer) {
 	require.NoError(t, err)
 	require.Zero(t, s.Queued)
 	require.Equal(t, limit, s.Limit)
-	// File has said that there is another descriptor, so a drain ends with the socket
-	// open to it.
+	// After File the socket counts as shared, so a drain leaves it open for the other
+	// descriptor.
 	require.NoError(t, drainShared(within(t, patience), ln))
 	require.NoError(t, p.ask(ln.Addr().String()))
 	p.stop()
@@ -117,8 +116,8 @@ func serveQueue(t *testing.T, newPeer func(ln *acceptq.Listener) peer) (*acceptq
 	return ln, p, results
 }
 
-// requireHidden requires that a listener of a peer's does not show the queue of the
-// one that it wraps.
+// requireHidden requires that the listener of a peer does not give access to the queue
+// of the listener that it wraps.
 func requireHidden(t *testing.T, wrapper net.Listener) {
 	t.Helper()
 	_, err := acceptq.Wrap(wrapper)
@@ -266,7 +265,7 @@ func TestCmux(t *testing.T) {
 				rpc.Stop()
 				web.Close()
 			},
-			func(addr string) error { // a page and a call in turn
+			func(addr string) error { // a web page and a call alternately
 				if clients.Add(1)%2 == 0 {
 					return get(addr)
 				}
@@ -364,12 +363,12 @@ func TestSSH(t *testing.T) {
 	})
 }
 
-// netpoll takes its own listener or net's, and accepts from a copy of the
-// descriptor. File says that there is such a copy.
+// netpoll accepts its own listener type or that of net, and accepts connections on a
+// copy of the descriptor. The call of File marks the socket as shared.
 func TestNetpoll(t *testing.T) {
 	serveUndrained(t, func(ln *acceptq.Listener) peer {
 		_, err := netpoll.ConvertListener(ln)
-		require.Error(t, err, "netpoll takes the type now: pass it as it is")
+		require.Error(t, err, "netpoll now accepts an acceptq.Listener: pass it directly")
 		loop, err := netpoll.NewEventLoop(func(_ context.Context, c netpoll.Connection) error {
 			line, err := c.Reader().Slice(len("hello\n"))
 			if err != nil {

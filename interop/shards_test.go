@@ -22,7 +22,7 @@ import (
 
 const (
 	shardCount = 4
-	callers    = 200 // each with a connection of its own
+	callers    = 200 // each with its own connection
 	callTime   = 20 * time.Second
 )
 
@@ -43,7 +43,7 @@ type tallied struct {
 	counts []*atomic.Int64
 }
 
-// each is serve, for a listener that counts.
+// each wraps serve so that the listener counts connections.
 func (c *tallied) each(serve func(net.Listener) error) func(net.Listener) error {
 	return func(ln net.Listener) error {
 		n := new(atomic.Int64)
@@ -54,7 +54,7 @@ func (c *tallied) each(serve func(net.Listener) error) func(net.Listener) error 
 	}
 }
 
-// reachedAll requires that every shard has accepted, and all of them n in sum.
+// reachedAll requires that every shard has accepted connections, and that their sum is n.
 func (c *tallied) reachedAll(t *testing.T, n int64) {
 	t.Helper()
 	c.mu.Lock()
@@ -111,8 +111,8 @@ func callHealth(ctx context.Context, addr string) error {
 	return err
 }
 
-// One gRPC server serves all shards; when it stops, Serve returns what the
-// server's own Serve returns then, which is nil.
+// One gRPC server serves all shards. When it stops, Serve returns the same as the Serve
+// of the server, which is nil.
 func TestGRPCOverShards(t *testing.T) {
 	for name, stop := range map[string]func(*grpc.Server){
 		"GracefulStop": (*grpc.Server).GracefulStop,
@@ -136,8 +136,8 @@ func TestGRPCOverShards(t *testing.T) {
 	}
 }
 
-// Drain makes shards safe to close: every client that waited in a queue is
-// answered. The control closes the same queues without it and loses clients.
+// Drain makes shards safe to close: every queued client gets an answer. The control
+// closes the same queues without Drain and loses clients.
 func TestGRPCDrainsShards(t *testing.T) {
 	closeShards(t, func(t *testing.T) (func(net.Listener) error, func(addr string) error) {
 		srv := grpc.NewServer()
@@ -157,8 +157,8 @@ func TestHTTPDrainsShards(t *testing.T) {
 	})
 }
 
-// closeShards closes the listeners of a server that begins to accept when all its
-// clients wait in the queues: once after Drain, and once without it.
+// closeShards closes the listeners of a server that starts to accept when all its
+// clients are in the queues: once after Drain, and once without Drain.
 func closeShards(t *testing.T, newServer func(t *testing.T) (serve func(net.Listener) error, call func(addr string) error)) {
 	for _, drained := range []bool{true, false} {
 		t.Run(map[bool]string{true: "drained", false: "not drained"}[drained], func(t *testing.T) {
@@ -185,7 +185,7 @@ func closeShards(t *testing.T, newServer func(t *testing.T) (serve func(net.List
 				require.NoError(t, err)
 				require.Zero(t, q.Queued)
 			}
-			s.Close() // when Drain returned no error, this resets nobody
+			s.Close() // if Drain returned nil, this resets no client
 			require.ErrorIs(t, <-served, net.ErrClosed)
 			lost := 0
 			for range callers {
@@ -197,15 +197,15 @@ func closeShards(t *testing.T, newServer func(t *testing.T) (serve func(net.List
 				}
 			}
 			if !drained {
-				require.Positive(t, lost, "nobody is lost without Drain: this test proves nothing")
+				require.Positive(t, lost, "no client is lost without Drain: this test shows nothing")
 			}
 			t.Logf("%d of %d lost", lost, callers)
 		})
 	}
 }
 
-// slowListener takes a millisecond for each connection, so that its queue is not
-// empty at once.
+// slowListener needs a millisecond for each connection, so that its queue does not empty at
+// once.
 type slowListener struct{ net.Listener }
 
 func (l slowListener) Accept() (net.Conn, error) {
@@ -236,5 +236,5 @@ func TestHTTPOverShards(t *testing.T) {
 	}))
 	counts.reachedAll(t, callers)
 	require.NoError(t, srv.Shutdown(t.Context()))
-	require.True(t, <-served == http.ErrServerClosed, "itself, and not wrapped")
+	require.True(t, <-served == http.ErrServerClosed, "Serve must return http.ErrServerClosed unwrapped")
 }

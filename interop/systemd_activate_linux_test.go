@@ -18,15 +18,15 @@ import (
 
 func init() { helpers["activated"] = activatedHelper }
 
-// activatedHelper is a service that systemd-socket-activate starts: it serves what
-// waits in the queue, drains, and ends.
+// activatedHelper is a service that systemd-socket-activate starts. It serves the
+// queued clients, drains, and ends.
 func activatedHelper() error {
 	ls, err := activation.Listeners()
 	if err != nil {
 		return err
 	}
 	if len(ls) != 1 {
-		return errors.New("not one listener")
+		return errors.New("want one listener")
 	}
 	ln, err := acceptq.Wrap(ls[0])
 	if err != nil {
@@ -61,7 +61,7 @@ func activatedHelper() error {
 	return report{Who: "service", Served: served, Done: true}.send()
 }
 
-// socketActivate is systemd's own program, which starts this binary as the service
+// socketActivate runs systemd-socket-activate, which starts this binary as the service
 // at the first connection.
 func socketActivate(t *testing.T, env string, args ...string) *exec.Cmd {
 	t.Helper()
@@ -74,10 +74,10 @@ func socketActivate(t *testing.T, env string, args ...string) *exec.Cmd {
 	return exec.CommandContext(t.Context(), "/bin/sh", args...)
 }
 
-// The socket is one that its holder keeps, as systemd does, when a service ends.
-// The first service serves the clients that wait, drains and ends: a drain leaves
-// the socket open for the next one. systemd-socket-activate gives both services the
-// socket; only the holder, which is systemd on a host, is this test.
+// The holder keeps the socket when a service ends, as systemd does. The first service
+// serves the queued clients, drains and ends. The drain leaves the socket open for the
+// next service. systemd-socket-activate passes the socket to both services. The test
+// takes the part of systemd as the holder.
 func TestSystemdSocketActivate(t *testing.T) {
 	inEachWay(t, func(t *testing.T) {
 		holder, err := acceptq.ListenTCP("127.0.0.1:0", acceptq.WithBacklog(16))
@@ -108,7 +108,7 @@ func TestSystemdSocketActivate(t *testing.T) {
 	})
 }
 
-// Here systemd-socket-activate makes the socket too.
+// In this test systemd-socket-activate opens the socket too.
 func TestSystemdSocketActivateListens(t *testing.T) {
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -136,14 +136,14 @@ func TestSystemdSocketActivateListens(t *testing.T) {
 func runService(t *testing.T, cmd *exec.Cmd) (first report, served int) {
 	t.Helper()
 	var errs strings.Builder
-	cmd.Stderr = &errs // systemd-socket-activate tells there what it does
+	cmd.Stderr = &errs // systemd-socket-activate logs to it
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
 	lines := reports{bufio.NewScanner(out)}
 	if !lines.lines.Scan() {
 		cmd.Wait()
-		t.Fatalf("no service: %s", errs.String())
+		t.Fatalf("the service did not run: %s", errs.String())
 	}
 	first = lines.last(t)
 	last := lines.next(t)

@@ -20,7 +20,7 @@ import (
 
 // activationHelper is a service that is started with a UDP and a TCP socket.
 func activationHelper() error {
-	// By hand: systemd sets it between fork and exec.
+	// Set it here: systemd would set it between fork and exec.
 	if err := os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid())); err != nil {
 		return err
 	}
@@ -31,7 +31,7 @@ func activationHelper() error {
 	if len(listeners) != 2 {
 		return fmt.Errorf("%d listeners, not 2", len(listeners))
 	}
-	// What is no listener comes as nil.
+	// A socket that is not a listener is returned as nil.
 	if _, err := acceptq.Wrap(listeners[0]); !errors.Is(err, syscall.EINVAL) {
 		return fmt.Errorf("Wrap of %v: %v", listeners[0], err)
 	}
@@ -45,11 +45,11 @@ func activationHelper() error {
 	return report{Who: "service", Done: true}.send()
 }
 
-// A service gets its listener by systemd's protocol, with clients waiting in it.
-// Both see one queue, and what the service does to it lasts when the service has
-// gone. Of systemd's there is the library that reads the protocol; the sockets and
-// the LISTEN_ variables are set by hand, since only so can the holder look on and
-// the socket be MPTCP. TestSystemdSocketActivate runs systemd's own program.
+// A service inherits a listener with queued clients, by the protocol of systemd. Holder
+// and service see the same queue, and changes of the service stay after it has ended.
+// The library of systemd reads the protocol. The test itself sets up the sockets and
+// the LISTEN_ variables, so that it can watch the queue as the holder and use MPTCP.
+// TestSystemdSocketActivate runs the program of systemd.
 func TestActivationLibraryWithSocketsSetByHand(t *testing.T) {
 	for name, listen := range newListeners {
 		t.Run(name, func(t *testing.T) {

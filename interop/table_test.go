@@ -13,11 +13,11 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The rows of docs/interop.md are the tests of this module: each row names tests
-// that exist, shows a line of theirs, and has the version that they ran with. Each
-// required module has a row, and so has each test that is named after a peer.
+// The rows of docs/interop.md match the tests of this module. Each row names tests that
+// exist, has a line of their source, and the version that they ran with. Each required
+// module and each test of a peer has a row.
 func TestTableOfPeers(t *testing.T) {
-	where := map[string]string{} // the source of the file in which a test is
+	where := map[string]string{} // the source file of each test
 	var peers []string
 	files, err := filepath.Glob("*_test.go")
 	require.NoError(t, err)
@@ -89,8 +89,8 @@ func TestTableOfPeers(t *testing.T) {
 	}
 }
 
-// programOf is the program of a row that is not a module, and the flag that makes it
-// tell its version.
+// programOf has the program of each row that is not a module, and the flag with which
+// it prints its version.
 func programOf(name string) (program, flag string) {
 	switch name {
 	case "systemd-socket-activate":
@@ -101,14 +101,15 @@ func programOf(name string) (program, flag string) {
 	return "", ""
 }
 
-// programVersion is the version of an installed program without its last number, as
-// Debian changes that within a release; "" if it is not installed.
+// programVersion returns the version of an installed program without its last number,
+// which Debian can change within a release. It returns "" if the program is not
+// installed.
 func programVersion(t *testing.T, program, flag string) string {
 	t.Helper()
 	path, err := exec.LookPath(program)
 	if err != nil {
 		if path, err = exec.LookPath("/usr/sbin/" + program); err != nil {
-			return "" // the test that needs it says so
+			return "" // the test that needs the program reports this
 		}
 	}
 	out, err := exec.Command(path, flag).CombinedOutput()

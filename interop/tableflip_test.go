@@ -16,10 +16,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// makerEnv names the one of newListeners that the first generation uses.
+// makerEnv has the name of the function in newListeners that the first generation uses.
 const makerEnv = "ACCEPTQ_TEST_MAKER"
 
-// tableflipHelper is a server that upgrades itself once, and its upgrade.
+// tableflipHelper runs as a server that upgrades itself once, and as its upgrade.
 func tableflipHelper() error {
 	upg, err := tableflip.New(tableflip.Options{UpgradeTimeout: patience})
 	if err != nil {
@@ -39,8 +39,8 @@ func tableflipHelper() error {
 	return oldGeneration(upg, listener)
 }
 
-// oldGeneration leaves its clients in the queue, upgrades, and then takes one of
-// them: the listener is still its own too.
+// oldGeneration leaves its clients in the queue and upgrades. Then it accepts one of
+// them, which shows that it still holds the listener.
 func oldGeneration(upg *tableflip.Upgrader, listener net.Listener) error {
 	ln, err := acceptq.Wrap(listener)
 	if err != nil {
@@ -71,7 +71,7 @@ func oldGeneration(upg *tableflip.Upgrader, listener net.Listener) error {
 	return report{Who: "old", Resized: (*numbers)(&s), Done: true}.send()
 }
 
-// newGeneration adopts the listener, and serves when the old one has gone.
+// newGeneration adopts the listener, and serves after the old generation has ended.
 func newGeneration(upg *tableflip.Upgrader, listener net.Listener) error {
 	ln, err := adopt("new", listener)
 	if err != nil {
@@ -91,8 +91,8 @@ func newGeneration(upg *tableflip.Upgrader, listener net.Listener) error {
 	return report{Who: "new", Done: true}.send()
 }
 
-// A server upgrades itself on SIGHUP with clients in its queue. Old and new see one queue,
-// and nobody is lost.
+// A server upgrades itself on SIGHUP with clients in its queue. The old and the new
+// process see the same queue, and no client is lost.
 func TestTableflipUpgrade(t *testing.T) {
 	for name := range newListeners {
 		t.Run(name, func(t *testing.T) {
@@ -121,7 +121,7 @@ func TestTableflipUpgrade(t *testing.T) {
 			require.Equal(t, "old", old.Who)
 			require.True(t, old.Done)
 			require.Equal(t, 2, old.Resized.Queued)
-			require.Equal(t, 9, old.Resized.Limit, "the new generation's limit is the socket's")
+			require.Equal(t, 9, old.Resized.Limit, "the new generation must change the limit of the shared socket")
 
 			answers := []string{answer(t, clients[0]), answer(t, clients[1])}
 			require.ElementsMatch(t, []string{"old", "new"}, answers)

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// A crowd is the clients of one server. They do not know of each other: how many come
-// does not depend on how many are answered.
+// A crowd is the clients of one server. They are independent: the number of new clients
+// does not depend on the number of answers.
 type crowd struct {
 	addr                       string
 	counting                   atomic.Bool
@@ -26,8 +26,8 @@ type crowd struct {
 
 func newCrowd(addr string) *crowd { return &crowd{addr: addr} }
 
-// come has clients come, so many a second, at random times. Only those that come after
-// the time warm count, and all that happens then is counted until the end.
+// come starts clients at random times, at the given rate. Only clients that start after
+// the time warm are counted, until the end.
 func (c *crowd) come(rate float64, warm, measured time.Duration) {
 	var clients sync.WaitGroup
 	start := time.Now()
@@ -47,15 +47,15 @@ func (c *crowd) come(rate float64, warm, measured time.Duration) {
 	clients.Wait()
 }
 
-// visit is one client: it gives up after a second and tries again, or waits as long as
-// the server asks it to.
+// visit is one client. It gives up after a second and tries again. If the server asks
+// it to wait, it waits first.
 func (c *crowd) visit() {
 	for range tries {
 		counting := c.counting.Load()
 		start := time.Now()
 		status := c.try(start.Add(patience))
 		took := time.Since(start)
-		if took > patience { // this process was late to see its timer
+		if took > patience { // this process handled its timer late
 			status = 0
 		}
 		if counting {
@@ -63,7 +63,7 @@ func (c *crowd) visit() {
 		}
 		switch {
 		case status == http.StatusOK:
-			// Good is an answer that came during the time that counts.
+			// An answer is good if it came while clients are counted.
 			if c.counting.Load() {
 				c.good.Add(1)
 				c.mu.Lock()
@@ -75,13 +75,13 @@ func (c *crowd) visit() {
 			if counting {
 				c.refused.Add(1)
 			}
-			time.Sleep(time.Second + rand.N(time.Second)) // Retry-After, and clients do not keep step
+			time.Sleep(time.Second + rand.N(time.Second)) // Retry-After, and a random time so that clients do not run in step
 		}
 	}
 }
 
-// try sends a request by a new connection and returns the status of the answer; 0 is
-// none in time.
+// try sends a request on a new connection and returns the status of the answer, or 0 if
+// no answer came in time.
 func (c *crowd) try(deadline time.Time) (status int) {
 	d := net.Dialer{Deadline: deadline, KeepAlive: -1}
 	conn, err := d.Dial("tcp4", c.addr)
@@ -101,7 +101,7 @@ func (c *crowd) try(deadline time.Time) (status int) {
 	return resp.StatusCode
 }
 
-// report has the figures as Go's benchmark format has them.
+// report returns the figures in Go's benchmark format.
 func (c *crowd) report(measured time.Duration) string {
 	slices.Sort(c.waits)
 	at := func(part float64) time.Duration {
@@ -113,7 +113,7 @@ func (c *crowd) report(measured time.Duration) string {
 	seconds := measured.Seconds()
 	text := fmt.Sprintf("%.1f good/s %.1f came/s %.1f tried/s %.1f turned-away/s",
 		float64(c.good.Load())/seconds, float64(c.came.Load())/seconds, float64(c.tried.Load())/seconds, float64(c.refused.Load())/seconds)
-	if len(c.waits) > 0 { // no answer has no time
+	if len(c.waits) > 0 { // without an answer there is no time
 		text += fmt.Sprintf(" %d p50-ns %d p99-ns", at(0.5), at(0.99))
 	}
 	return text

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// What stands between these two lines of the page is written by this program.
+// The text between these two lines of the page is written by this program.
 const (
 	begin = "<!-- written by: go run -C bench ./overload -draw -->\n"
 	end   = "<!-- end of what is written -->\n"
@@ -32,7 +32,7 @@ type figures struct {
 	values map[key][]float64
 }
 
-// read reads what a run has stored.
+// read reads the results of a run.
 func read(name string) (*figures, error) {
 	text, err := os.ReadFile(name)
 	if err != nil {
@@ -74,8 +74,8 @@ func read(name string) (*figures, error) {
 	return f, nil
 }
 
-// spread is the median of the rounds, and the least and the most; ok is false if the
-// figure was not measured.
+// spread returns the median, the minimum and the maximum of the rounds. ok is false if
+// the figure was not measured.
 func (f *figures) spread(server string, load float64, unit string) (median, least, most float64, ok bool) {
 	v := slices.Sorted(slices.Values(f.values[key{server, load, unit}]))
 	if len(v) == 0 {
@@ -84,7 +84,7 @@ func (f *figures) spread(server string, load float64, unit string) (median, leas
 	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2, v[0], v[len(v)-1], true
 }
 
-// rounds is how many rounds there were.
+// rounds returns the number of rounds.
 func (f *figures) rounds() (n int) {
 	for _, v := range f.values {
 		n = max(n, len(v))
@@ -92,7 +92,7 @@ func (f *figures) rounds() (n int) {
 	return n
 }
 
-// cell writes the median, and the least and the most if they differ.
+// cell writes the median, and the minimum and maximum if they differ.
 func (f *figures) cell(server string, load float64, unit string) string {
 	median, least, most, ok := f.spread(server, load, unit)
 	if !ok {
@@ -110,7 +110,7 @@ func (f *figures) cell(server string, load float64, unit string) string {
 	return write(median) + " (" + write(least) + " to " + write(most) + ")"
 }
 
-// table is the page's part that is measured.
+// table returns the measured part of the page.
 func (f *figures) table() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "![Good answers a second by the load, for %d servers](overload.svg)\n\n", len(servers))
@@ -135,7 +135,7 @@ func (f *figures) table() string {
 	section(fmt.Sprintf("Good answers a second, of %.0f that the server can give", capacity), "good/s")
 	section("Time to a good answer, 99th percentile", "p99-ns")
 	section("Answers 503 a second", "turned-away/s")
-	fmt.Fprintf(&b, "Median of %d rounds, with the least and the most of them. %s, commit %s; %s; load average before the run %s.",
+	fmt.Fprintf(&b, "Median of %d rounds, with minimum and maximum. %s, commit %s; %s; load average before the run %s.",
 		f.rounds(), f.meta["date"], f.meta["commit"], f.meta["machine"], f.meta["load"])
 	if f.meta["short"] != "" {
 		b.WriteString(" This was a short run, whose figures are worth nothing.")
@@ -143,7 +143,7 @@ func (f *figures) table() string {
 	return b.String() + "\n"
 }
 
-// summary says in one sentence what the figures say at one load past the capacity.
+// summary describes the figures at one load above the capacity in one sentence.
 func (f *figures) summary() string {
 	const load = 1.5
 	var parts []string
@@ -159,7 +159,7 @@ func (f *figures) summary() string {
 		load, strings.Join(parts, "; "))
 }
 
-// between replaces what stands between the two lines of a page.
+// between replaces the text between the two lines of a page.
 func between(name, text string) error {
 	old, err := os.ReadFile(name)
 	if err != nil {
@@ -192,8 +192,8 @@ text { fill: #f0f6fc }
 </style>
 `
 
-// picture draws good answers by load, a line for each server with its name in a list
-// below, so that no two texts can overlap.
+// picture draws the good answers by load, with a line for each server. The names are in
+// a list below, so that no two texts overlap.
 func (f *figures) picture() []byte {
 	const width, left, right, top, bottom = 880, 70, 30, 60, 340
 	const height = bottom + 60 + 20*5 + 10
@@ -207,8 +207,8 @@ func (f *figures) picture() []byte {
 	line := func(x1, y1, x2, y2 float64, class string) {
 		fmt.Fprintf(&b, "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" class=\"%s\"/>\n", x1, y1, x2, y2, class)
 	}
-	title := "Good answers a second past the capacity of a server"
-	about := fmt.Sprintf("A good answer comes within the client's patience of %v. The server can give %.0f a second.", patience, capacity)
+	title := "Good answers a second above the capacity of a server"
+	about := fmt.Sprintf("A good answer comes within %v, before the client gives up. The server can give %.0f a second.", patience, capacity)
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" role="img" aria-labelledby="title desc">
 <title id="title">%s</title>
 <desc id="desc">%s</desc>

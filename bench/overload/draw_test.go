@@ -32,7 +32,7 @@ func stored(t *testing.T, text string) string {
 	return name
 }
 
-// The page says what was measured, and "none" where nothing was.
+// The page has the measured figures, and "none" for missing ones.
 func TestTable(t *testing.T) {
 	f, err := read(stored(t, sample))
 	if err != nil {
@@ -51,10 +51,10 @@ func TestTable(t *testing.T) {
 		}
 	}
 	if strings.Contains(text, "worth nothing") {
-		t.Error("it was no short run")
+		t.Error("a full run is marked as a short run")
 	}
 	if f.meta["short"] = "yes"; !strings.Contains(f.table(), "worth nothing") {
-		t.Error("it was a short run")
+		t.Error("a short run is not marked")
 	}
 }
 
@@ -109,7 +109,8 @@ func TestBetween(t *testing.T) {
 	}
 }
 
-// The queue stands if nobody waited for less than the target during a whole interval.
+// There is a standing queue if no client waited for less than the target during a whole
+// interval.
 func TestStanding(t *testing.T) {
 	var s standing
 	at := time.Unix(1000, 0)
@@ -118,13 +119,13 @@ func TestStanding(t *testing.T) {
 		waited time.Duration
 		stands bool
 	}{
-		{0, 10 * target, false}, // nothing is known yet
+		{0, 10 * target, false}, // the first interval has not ended
 		{budget / 2, 10 * target, false},
-		{budget + 1, 10 * target, true},    // it stood for the first interval
+		{budget + 1, 10 * target, true},    // a standing queue in the first interval
 		{budget + 2, target / 2, true},     // until this one ends
-		{2*budget + 2, 10 * target, false}, // somebody was taken at once in it
-		{3*budget + 3, target + 1, true},   // it stands again
-		{4*budget + 4, target, true},       // and again, up to this moment
+		{2*budget + 2, 10 * target, false}, // a client was accepted at once in this interval
+		{3*budget + 3, target + 1, true},   // a standing queue again
+		{4*budget + 4, target, true},       // and still, up to this time
 		{5*budget + 5, 10 * target, false},
 	} {
 		if got := s.stands(at.Add(step.after), step.waited); got != step.stands {

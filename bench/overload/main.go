@@ -1,14 +1,14 @@
 //go:build linux
 
-// Overload measures what becomes of a server past its capacity: how many clients get
-// an answer before they give up, with a long accept queue, with a short one, and with
-// a long one from which clients that have waited too long are turned away.
+// Overload measures a server under more load than it can serve: how many clients get an answer before
+// they give up. It compares a long accept queue, a short one, and a long one with a server that turns
+// away clients that have waited too long.
 //
 //	go run -C bench ./overload
 //
 // It writes results/overload.txt, in Go's benchmark format, and the table and the
 // picture of docs/overload.md. It needs Linux, and root or unprivileged user
-// namespaces. The clients and the server are processes of their own in a network
+// namespaces. The clients and the server are separate processes in a new network
 // namespace.
 package main
 
@@ -32,9 +32,9 @@ import (
 
 const (
 	workers  = 8                      // connections that the server has at a time
-	work     = 20 * time.Millisecond  // for each request, in which it waits and needs no CPU
+	work     = 20 * time.Millisecond  // for each request; the server sleeps and needs no CPU
 	patience = time.Second            // of a client, for each try
-	tries    = 3                      // then it gives up for good
+	tries    = 3                      // then the client stops
 	budget   = 500 * time.Millisecond // of the servers that turn clients away
 	target   = 50 * time.Millisecond  // of a wait, for the server that adapts its budget
 	capacity = float64(workers) / float64(work) * float64(time.Second)
@@ -44,9 +44,9 @@ const (
 type server struct {
 	name, title string
 	backlog     int
-	budget      time.Duration // 0 turns nobody away
-	context     bool          // the work ends when net/http notices that the client has gone
-	adapts      bool          // the budget falls while a queue stands
+	budget      time.Duration // 0 turns no client away
+	context     bool          // the work ends when net/http notices that the client has closed
+	adapts      bool          // the budget is smaller while there is a standing queue
 }
 
 var servers = []server{
@@ -57,8 +57,8 @@ var servers = []server{
 	{name: "context", title: "long queue, work ends with the client", backlog: 4096, context: true},
 }
 
-// loads are how many clients come, as a multiple of the server's capacity. Each
-// comes up to three times.
+// loads are the rates of new clients, as multiples of the capacity of the server. Each
+// client tries up to three times.
 var loads = []float64{0.5, 0.8, 1, 1.2, 1.5, 2}
 
 func main() {
@@ -77,8 +77,8 @@ func run() error {
 			return round(os.Args[2:])
 		}
 	}
-	rounds := flag.Int("rounds", 5, "how many `rounds`; each runs every server under every load, in a random order")
-	short := flag.Bool("short", false, "run everything for a moment, to see that it works; without -out, write nothing")
+	rounds := flag.Int("rounds", 5, "number of `rounds`; each runs every server under every load, in a random order")
+	short := flag.Bool("short", false, "run everything for a short time, to check that it works; without -out, write nothing")
 	draw := flag.Bool("draw", false, "measure nothing; write the table and the picture of earlier results again")
 	out := flag.String("out", "", "write to this `directory` instead of results/ and docs/")
 	flag.Parse()
@@ -130,7 +130,7 @@ func run() error {
 	return between(page, figures.table())
 }
 
-// describe says what is measured, in lines that Go's benchmark format has for it.
+// describe returns the configuration lines of Go's benchmark format.
 func describe(short bool) string {
 	line := func(command ...string) string {
 		out, err := exec.Command(command[0], command[1:]...).Output()
@@ -236,13 +236,13 @@ func enter() error {
 	return nil
 }
 
-// measure starts the server, lets clients come until the queue has settled, and
-// counts what becomes of those that come next.
+// measure starts the server, and sends clients until the queue has settled. Then it
+// counts the results of later clients.
 func (s server) measure(load float64, warm, measured time.Duration) (line string, err error) {
 	cmd := exec.Command("/proc/self/exe", "serve", fmt.Sprint(s.backlog), s.budget.String(), fmt.Sprint(s.context), fmt.Sprint(s.adapts))
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread() // the signal comes when the thread that started it ends
+	runtime.LockOSThread() // the kernel sends the signal when the thread that started the server ends
 	defer runtime.UnlockOSThread()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -264,7 +264,7 @@ func (s server) measure(load float64, warm, measured time.Duration) (line string
 
 	cmd.Process.Signal(syscall.SIGTERM)
 	if !lines.Scan() {
-		return "", errors.New("the server said nothing at its end")
+		return "", errors.New("the server reported nothing at its end")
 	}
 	return crowd.report(measured) + " " + lines.Text(), nil
 }

@@ -21,7 +21,7 @@ import (
 
 type lateKey struct{}
 
-// serve is the server: net/http on a listener that has a few connections at a time,
+// serve runs the server: net/http on a listener with a limited number of connections,
 // as with golang.org/x/net/netutil.LimitListener. So clients wait in the accept queue.
 func serve(args []string) error {
 	backlog, err := strconv.Atoi(args[0])
@@ -44,7 +44,7 @@ func serve(args []string) error {
 			waited, err := acceptq.QueueTime(c)
 			if err != nil {
 				fmt.Fprintln(os.Stderr, "overload:", err)
-				os.Exit(1) // figures without it would be wrong
+				os.Exit(1) // the figures would be wrong
 			}
 			allowed := budget
 			if adapts && queue.stands(time.Now(), waited) {
@@ -85,10 +85,10 @@ func serve(args []string) error {
 	return nil
 }
 
-// A standing queue is one in which nobody has waited for less than the target during a
-// whole interval, as long as the budget. RFC 8289 calls it that, and the queues of
-// "Fail at Scale" allow a short wait only while it stands. net/http calls stands from
-// the one goroutine that accepts.
+// A standing queue is a queue in which, during a whole interval, no client has waited
+// for less than the target. The interval is as long as the budget. The term is from RFC
+// 8289. In "Fail at Scale" the limit for the wait is short only during a standing
+// queue. net/http calls stands from the one goroutine that accepts.
 type standing struct {
 	ends  time.Time     // of the interval
 	least time.Duration // the shortest wait in it

@@ -1,10 +1,10 @@
 //go:build !plan9
 
 // Command backlog listens with a small accept queue and shows what the kernel
-// made of it: it serves one client, then lets clients connect until the queue is
-// full, and compares what really fitted with what the listener said.
+// granted. It serves one client. Then it connects clients until the queue is full, and
+// compares the number that fit with the capacity that the listener reports.
 //
-// It exits with status 1 if they differ.
+// It exits with status 1 if the two differ.
 package main
 
 import (
@@ -23,16 +23,16 @@ import (
 	"github.com/acceptq/acceptq"
 )
 
-// patience is how long a client waits that gets no answer. The kernel of a full
-// queue says nothing, so that some clock has to.
+// patience is how long a client waits for an answer. A kernel whose queue is full
+// does not answer, so the client needs a timeout.
 const patience = 500 * time.Millisecond
 
-// unknownLimit is how many clients are tried where the system does not tell how
-// many fit.
+// unknownLimit is the number of clients that connect if the system does not report
+// the capacity of the queue.
 const unknownLimit = 300
 
 func main() {
-	backlog := flag.Int("backlog", 2, "connections to ask listen(2) for; negative is as many as the system allows")
+	backlog := flag.Int("backlog", 2, "backlog to request from the kernel, in connections; a negative number requests the maximum")
 	addr := flag.String("addr", "127.0.0.1:0", "address to listen on")
 	network := flag.String("network", "tcp", "tcp, tcp4 or tcp6")
 	flag.Parse()
@@ -82,8 +82,8 @@ func run(out *bufio.Writer, network, addr string, backlog int) (agrees bool, err
 	return fill(out, ln, at, account.Capacity)
 }
 
-// reach is where a client on this machine reaches ln. Not every system connects to
-// the wildcard address: NetBSD has no route to [::].
+// reach returns the address at which a client on this machine can connect to ln. Some
+// systems cannot connect to the wildcard address: NetBSD has no route to [::].
 func reach(network string, ln net.Listener) string {
 	addr := *ln.Addr().(*net.TCPAddr)
 	if addr.IP.IsUnspecified() {
@@ -95,8 +95,8 @@ func reach(network string, ln net.Listener) string {
 	return addr.String()
 }
 
-// session serves one client, which connects to at. Its line comes back with a "!" behind
-// it, and the connection ends in order, the client first.
+// session connects a client to at and serves it. The server returns the client's line
+// with a "!" at its end. The client closes the connection first, then the server does.
 func session(out *bufio.Writer, ln net.Listener, at string) error {
 	served := make(chan error, 1)
 	go func() { served <- serveOne(ln) }()
@@ -140,19 +140,19 @@ func serveOne(ln net.Listener) error {
 		return err
 	}
 	if _, err := r.ReadByte(); err != io.EOF {
-		return fmt.Errorf("after the line: %v, not the client's end", err)
+		return fmt.Errorf("after the line: got %v, want the end of the client's data", err)
 	}
 	return nil
 }
 
-// fill connects clients that nobody accepts, one at a time, up to one more than
-// should fit, and counts those that the kernel kept for the server.
+// fill connects clients one at a time without accepting any, up to one more than the
+// capacity. Then it counts the connections in the queue.
 func fill(out *bufio.Writer, ln *acceptq.Listener, at string, capacity int) (agrees bool, err error) {
 	tries := capacity + 1
 	if capacity < 0 {
 		tries = unknownLimit
 	}
-	next := "connected too"
+	next := "also connected"
 	for i := range tries {
 		c, err := net.DialTimeout("tcp", at, patience)
 		if err != nil {
@@ -178,27 +178,27 @@ func fill(out *bufio.Writer, ln *acceptq.Listener, at string, capacity int) (agr
 	}
 	fmt.Fprintf(out, "%d queued, the next %s\n", queued, next)
 	if capacity < 0 {
-		fmt.Fprintln(out, "how many should fit, this system does not tell")
+		fmt.Fprintln(out, "this system does not report how many fit")
 		return true, nil
 	}
 	if queued != capacity {
-		fmt.Fprintf(out, "the listener said that %d fit: they differ\n", capacity)
+		fmt.Fprintf(out, "the listener reported that %d fit: the numbers differ\n", capacity)
 		return false, nil
 	}
-	fmt.Fprintf(out, "the listener said that %d fit: they agree\n", capacity)
+	fmt.Fprintf(out, "the listener reported that %d fit: the numbers agree\n", capacity)
 	return true, nil
 }
 
 // keptOut reports whether a client failed because the listener's kernel did not
-// let it in. Other failures are the client's own: it had no descriptor
-// (ulimit -n), for example, or no free port.
+// let it in. Other failures have a cause in the client: for example, it had no free
+// descriptor (ulimit -n) or no free port.
 func keptOut(err error) bool {
 	var call *os.SyscallError
 	return timedOut(err) || errors.As(err, &call) && strings.HasPrefix(call.Syscall, "connect") &&
 		!errors.Is(err, syscall.EADDRNOTAVAIL)
 }
 
-// fate says what became of a client that did not get in.
+// fate describes what happened to a client that did not get in.
 func fate(err error) string {
 	if timedOut(err) {
 		return "hangs"
@@ -211,7 +211,7 @@ func timedOut(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// survivors accepts all that the kernel has queued and counts them.
+// survivors accepts all queued connections and counts them.
 func survivors(ln *acceptq.Listener) (n int, err error) {
 	for {
 		if err := ln.SetDeadline(time.Now().Add(patience)); err != nil {

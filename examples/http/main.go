@@ -1,14 +1,15 @@
-// Command http is a web server that knows its accept queue.
+// Command http is a web server that reports the state of its accept queue.
 //
-//	/               says hello, or 503 to a client that has waited too long for Accept
-//	/debug/backlog  the account of the listener: asked, granted, ceiling; and the
-//	                distribution of the times in the queue since the start.
-//	                With ?waiting also the clients that wait now
-//	/debug/vars     the variables of package expvar, the queue of this moment among them
+//	/               answers hello, or 503 to a client that has waited too long for Accept
+//	/debug/backlog  the backlog: requested, granted, ceiling; and the distribution of
+//	                the times in the queue since the start. With ?waiting also the
+//	                clients that wait now
+//	/debug/vars     the variables of package expvar, with the current queue
 //
-// When the queue passes 80 % of what fits, it logs a warning, at most one a
-// minute. When Accept has not been called for a second while clients wait, it logs
-// which client has waited longest. SIGINT and SIGTERM stop it once the requests in hand are answered.
+// The server logs a warning when the queue is more than 80 % full, with a maximum of one
+// warning a minute. If Accept has not been called for a second while clients wait, it
+// logs the client that has waited longest. On SIGINT or SIGTERM it answers the current
+// requests and stops.
 package main
 
 import (
@@ -30,8 +31,8 @@ import (
 
 func main() {
 	addr := flag.String("addr", "127.0.0.1:8080", "address to listen on")
-	backlog := flag.Int("backlog", -1, "connections to ask listen(2) for; negative is as many as the system allows")
-	budget := flag.Duration("budget", 500*time.Millisecond, "answer 503 to a client that waited longer for Accept; 0 answers everyone")
+	backlog := flag.Int("backlog", -1, "backlog to request from the kernel, in connections; a negative number requests the maximum")
+	budget := flag.Duration("budget", 500*time.Millisecond, "answer 503 to a client that waited longer than this for Accept; 0 means no limit")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "http: unexpected argument %q\n", flag.Arg(0))
@@ -46,7 +47,8 @@ func main() {
 	}
 }
 
-// run serves until ctx ends; giveBack gives signals back to the system.
+// run serves until ctx ends. Then it calls giveBack, which restores the default
+// handling of signals.
 func run(ctx context.Context, giveBack func(), addr string, backlog int, budget time.Duration) error {
 	ln, err := acceptq.ListenTCP(addr, acceptq.WithBacklog(backlog))
 	if err != nil {
@@ -98,10 +100,10 @@ func run(ctx context.Context, giveBack func(), addr string, backlog int, budget 
 	}
 }
 
-// stop serves the clients that wait in the queue, and then waits until the requests
-// in hand are answered. Each of the two steps has the time d of its own: a drain
-// that takes all of its time leaves Shutdown's to the requests. The example
-// examples/rolling shows how a server stops without losing any client.
+// stop serves the clients in the queue, then waits until the current requests are
+// answered. Each of the two steps has its own timeout d, so a drain that uses all of its
+// time does not shorten Shutdown. The example examples/rolling shows how a server stops
+// without losing any client.
 func stop(ln *acceptq.Listener, srv *http.Server, d time.Duration) error {
 	step := func(f func(context.Context) error) error {
 		ctx, cancel := context.WithTimeout(context.Background(), d)
@@ -114,18 +116,18 @@ func stop(ln *acceptq.Listener, srv *http.Server, d time.Duration) error {
 	return step(srv.Shutdown)
 }
 
-// watch warns of a queue that is getting full.
+// watch logs a warning when a queue is nearly full.
 type watch struct {
-	warned time.Time // when it last did
+	warned time.Time // time of the last warning
 }
 
-// look warns if s is past 80 %, unless it has done so within the last minute. A
-// queue of unknown length is no reason.
+// look logs a warning if the queue is more than 80 % full, unless it has done so within
+// the last minute. It does not warn if the length of the queue is unknown.
 func (w *watch) look(now time.Time, s acceptq.Stats) {
 	part, known := s.Utilization()
 	if !known || part <= 0.8 || now.Sub(w.warned) < time.Minute {
 		return
 	}
 	w.warned = now
-	slog.Warn("the accept queue is filling up: Accept is called too seldom", "queue", s)
+	slog.Warn("the accept queue is filling up: the server calls Accept too rarely", "queue", s)
 }

@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// start runs the program and returns its first line's address.
+// start runs the program and returns the address from its first line.
 func start(t *testing.T, args ...string) (cmd *exec.Cmd, addr, backlog string) {
 	t.Helper()
 	cmd = try.Program(t, args...)
@@ -37,7 +37,7 @@ func start(t *testing.T, args ...string) (cmd *exec.Cmd, addr, backlog string) {
 		err = cmd.Start()
 	}
 	if err != nil {
-		t.Skipf("this system starts no program: %v", err)
+		t.Skipf("this system cannot start a program: %v", err)
 	}
 	lines := bufio.NewScanner(out)
 	require.True(t, lines.Scan())
@@ -161,8 +161,8 @@ func TestWrongUse(t *testing.T) {
 	try.ClosedPipe(t, "http", "-addr", "127.0.0.1:0")
 }
 
-// A drain that takes all of its time leaves Shutdown's to the request that is
-// being answered.
+// A drain that uses all of its time does not shorten the time of Shutdown, so the
+// current request is still answered.
 func TestStepsHaveTheirOwnTime(t *testing.T) {
 	ln, err := acceptq.ListenTCP("127.0.0.1:0")
 	require.NoError(t, err)
@@ -181,7 +181,7 @@ func TestStepsHaveTheirOwnTime(t *testing.T) {
 		<-answer
 		io.WriteString(w, "answered")
 	})}
-	// The answer comes when Shutdown has looked whether there are requests in hand.
+	// The handler answers after Shutdown has checked for current requests.
 	srv.RegisterOnShutdown(func() { time.AfterFunc(each/10, func() { close(answer) }) })
 	door := &onlyOne{Listener: ln, end: make(chan struct{})}
 	served := make(chan error, 1)
@@ -196,7 +196,7 @@ func TestStepsHaveTheirOwnTime(t *testing.T) {
 		got <- err
 	}()
 	<-asked
-	// The second client waits in the queue, from which the server takes nobody.
+	// The second client stays in the queue: the server accepts no more.
 	second, err := net.Dial("tcp", ln.Addr().String())
 	require.NoError(t, err)
 	defer second.Close()
@@ -206,12 +206,12 @@ func TestStepsHaveTheirOwnTime(t *testing.T) {
 	slog.SetDefault(slog.New(slog.NewTextHandler(&warning, nil)))
 	defer slog.SetDefault(former)
 	require.NoError(t, stop(ln, srv, each))
-	require.Contains(t, warning.String(), "some clients may be reset", "the drain had nothing to wait for")
+	require.Contains(t, warning.String(), "some clients may be reset", "the drain did not wait for the queued client")
 	require.NoError(t, <-got)
 	require.ErrorIs(t, <-served, http.ErrServerClosed)
 }
 
-// onlyOne lets one connection in.
+// onlyOne accepts one connection.
 type onlyOne struct {
 	net.Listener
 	full bool

@@ -12,7 +12,7 @@ import (
 	"github.com/acceptq/acceptq"
 )
 
-// bounds are the upper ends of the buckets in which queue times are counted.
+// bounds are the upper bounds of the buckets for queue times.
 var bounds = [...]time.Duration{
 	time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 25 * time.Millisecond, 50 * time.Millisecond,
 	100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond,
@@ -21,15 +21,15 @@ var bounds = [...]time.Duration{
 
 // queueTimes counts connections by how long they waited in the accept queue.
 type queueTimes struct {
-	buckets  [len(bounds) + 1]atomic.Int64 // the last one has no bound
-	unknown  atomic.Int64                  // this system does not tell, or not of this connection
+	buckets  [len(bounds) + 1]atomic.Int64 // the last bucket has no bound
+	unknown  atomic.Int64                  // the system does not report the time, or not for this connection
 	accepted atomic.Int64
 	shed     atomic.Int64 // requests that were answered with 503
 }
 
 type queueTimeKey struct{}
 
-// connContext notes how long c waited. net/http calls it right after Accept.
+// connContext records how long c waited. net/http calls it right after Accept.
 func (q *queueTimes) connContext(ctx context.Context, c net.Conn) context.Context {
 	q.accepted.Add(1)
 	waited, err := acceptq.QueueTime(c)
@@ -45,9 +45,10 @@ func (q *queueTimes) connContext(ctx context.Context, c net.Conn) context.Contex
 	return context.WithValue(ctx, queueTimeKey{}, waited)
 }
 
-// shedding answers a client that has waited for longer than budget at once with 503, so
-// that no work is done for a client that has probably given up. Only h is work:
-// /debug must answer when the server is overloaded. A budget of 0 sheds nobody.
+// shedding answers 503 at once to a client that has waited for longer than budget: that
+// client has probably given up, so work for it would be wasted. Wrap only handlers that
+// do work; /debug must answer when the server is overloaded. With a budget of 0 no client
+// gets 503.
 func (q *queueTimes) shedding(budget time.Duration, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		waited, known := r.Context().Value(queueTimeKey{}).(time.Duration)
@@ -57,13 +58,13 @@ func (q *queueTimes) shedding(budget time.Duration, h http.Handler) http.Handler
 		}
 		q.shed.Add(1)
 		w.Header().Set("Retry-After", "1")
-		w.Header().Set("Connection", "close") // the next request waits in the queue again, or does not
+		w.Header().Set("Connection", "close") // a new connection measures its own wait
 		http.Error(w, "overloaded: try again later", http.StatusServiceUnavailable)
 	})
 }
 
 type bucket struct {
-	AtMost      string `json:"atMost"` // "more" is the last bucket
+	AtMost      string `json:"atMost"` // the last bucket is "more"
 	Connections int64  `json:"connections"`
 }
 
@@ -84,8 +85,8 @@ func (q *queueTimes) MarshalJSON() ([]byte, error) {
 	return json.Marshal(view)
 }
 
-// serveBacklog answers /debug/backlog. With ?waiting it lists who waits, which costs
-// the kernel a walk of its table of connections.
+// serveBacklog answers /debug/backlog. With ?waiting it lists the waiting clients; for
+// that the kernel walks its table of connections.
 func serveBacklog(ln *acceptq.Listener, times *queueTimes) http.HandlerFunc {
 	type client struct {
 		Client   string `json:"client"`
@@ -97,7 +98,7 @@ func serveBacklog(ln *acceptq.Listener, times *queueTimes) http.HandlerFunc {
 		answer := struct {
 			Backlog    acceptq.Backlog `json:"backlog"`
 			QueueTimes *queueTimes     `json:"queueTimes"`
-			Waiting    []client        `json:"waiting,omitzero"` // present if asked for
+			Waiting    []client        `json:"waiting,omitzero"` // present if requested
 			Error      string          `json:"error,omitempty"`
 		}{Backlog: ln.Backlog(), QueueTimes: times}
 		if r.URL.Query().Has("waiting") {
@@ -116,15 +117,15 @@ func serveBacklog(ln *acceptq.Listener, times *queueTimes) http.HandlerFunc {
 	}
 }
 
-// A watchdog notices that Accept is not called any more. Nobody can ask the server
-// itself then: a request to /debug/backlog would wait in the same queue.
+// A watchdog detects that the server no longer calls Accept. A request to
+// /debug/backlog would not help then: it would wait in the same queue.
 type watchdog struct {
-	accepted int64 // as of the last look
-	warned   bool  // since Accept was last called
+	accepted int64 // at the last look
+	warned   bool  // whether it has logged since the last Accept
 }
 
-// look is to be called once a second. If clients wait and none has been accepted since
-// the last look, it logs the client that has waited longest, once.
+// look must be called once a second. If clients wait and the server has accepted none
+// since the last look, it logs the client that has waited longest, once.
 func (d *watchdog) look(ctx context.Context, accepted int64, s acceptq.Stats, waiting func(context.Context) ([]acceptq.Waiting, error)) {
 	stuck := accepted == d.accepted && s.Queued > 0
 	d.accepted = accepted

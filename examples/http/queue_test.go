@@ -19,7 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// tells says whether this system tells how long a connection waited.
+// tells reports whether this system reports how long a connection waited.
 func tells(t *testing.T) bool {
 	t.Helper()
 	ln, err := acceptq.ListenTCP("127.0.0.1:0")
@@ -35,7 +35,7 @@ func tells(t *testing.T) bool {
 	return err == nil
 }
 
-// answerOf asks url over a new connection.
+// answerOf requests url over a new connection.
 func answerOf(t *testing.T, url string) (*http.Response, string) {
 	t.Helper()
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}
@@ -47,11 +47,11 @@ func answerOf(t *testing.T, url string) (*http.Response, string) {
 	return resp, string(body)
 }
 
-// A client that came while Accept was not called gets 503 once its time is over
-// the budget, and no work is done for it. The next client is served.
+// A client that waited for longer than the budget before Accept was called gets 503, and
+// the handler does no work for it. The next client is served.
 func TestShedding(t *testing.T) {
 	if !tells(t) {
-		t.Skip("this system does not tell how long a connection waited")
+		t.Skip("this system does not report how long a connection waited")
 	}
 	const budget = 100 * time.Millisecond
 	ln, err := acceptq.ListenTCP("127.0.0.1:0")
@@ -66,7 +66,7 @@ func TestShedding(t *testing.T) {
 	mux.HandleFunc("/debug/backlog", serveBacklog(ln, &times))
 	srv := &http.Server{Handler: mux, ConnContext: times.connContext}
 
-	// Two clients wait until the first is over the budget.
+	// Two clients wait until the first has waited for longer than the budget.
 	late := make(chan *http.Response, 2)
 	for _, path := range []string{"/", "/debug/backlog?waiting"} {
 		go func() {
@@ -94,10 +94,10 @@ func TestShedding(t *testing.T) {
 		}
 		resp.Body.Close()
 	}
-	require.Equal(t, map[string]int{"/": 503, "/debug/backlog": 200}, statuses, "debug answers under overload")
+	require.Equal(t, map[string]int{"/": 503, "/debug/backlog": 200}, statuses, "/debug must answer under overload")
 	require.Zero(t, worked.Load())
 
-	// It may take long on a busy machine, but seldom each time.
+	// On a busy machine a client can be too late by chance, but rarely every time.
 	for deadline := time.Now().Add(20 * time.Second); ; {
 		resp, body := answerOf(t, "http://"+ln.Addr().String()+"/")
 		if resp.StatusCode == http.StatusOK {
@@ -118,7 +118,7 @@ func TestShedding(t *testing.T) {
 		Error string
 	}
 	require.NoError(t, json.Unmarshal([]byte(body), &debug))
-	require.Contains(t, body, `"waiting":[]`, "nobody waits")
+	require.Contains(t, body, `"waiting":[]`, "no client waits")
 	require.GreaterOrEqual(t, debug.QueueTimes.Shed, int64(1))
 	require.Zero(t, debug.QueueTimes.Unknown)
 	require.Empty(t, debug.Error)
@@ -134,7 +134,7 @@ func TestShedding(t *testing.T) {
 	require.ErrorIs(t, <-served, http.ErrServerClosed)
 }
 
-// Without a budget, and where the time is not known, everyone is served.
+// Every client is served if there is no budget, or if the time is unknown.
 func TestSheddingNobody(t *testing.T) {
 	for name, r := range map[string]*http.Request{
 		"unknown": requestAfter(-1),
@@ -152,7 +152,8 @@ func TestSheddingNobody(t *testing.T) {
 	}
 }
 
-// requestAfter is a request of a connection that waited for d; negative is unknown.
+// requestAfter returns a request of a connection that waited for d. A negative d means
+// unknown.
 func requestAfter(d time.Duration) *http.Request {
 	r, _ := http.NewRequest("GET", "/", nil)
 	if d < 0 {
@@ -161,7 +162,8 @@ func requestAfter(d time.Duration) *http.Request {
 	return r.WithContext(context.WithValue(r.Context(), queueTimeKey{}, d))
 }
 
-// The watchdog logs once, with the client at the head, when Accept has not been called.
+// If Accept has not been called, the watchdog logs once, with the first client in the
+// queue.
 func TestWatchdog(t *testing.T) {
 	var log bytes.Buffer
 	former := slog.Default()
@@ -179,15 +181,15 @@ func TestWatchdog(t *testing.T) {
 		accepted int64
 		queued   int
 		waiting  func(context.Context) ([]acceptq.Waiting, error)
-		says     string // "" is nothing
+		says     string // "" means that it logs nothing
 	}{
 		{5, 3, head(2 * time.Second), ""},  // five were accepted since the start
-		{5, 0, head(2 * time.Second), ""},  // nobody waits
+		{5, 0, head(2 * time.Second), ""},  // no client waits
 		{5, -1, head(2 * time.Second), ""}, // unknown
 		{5, 3, head(2 * time.Second), "first=\"192.0.2.1:99 for 2s"},
-		{5, 3, head(3 * time.Second), ""},  // it has said so
+		{5, 3, head(3 * time.Second), ""},  // it has logged already
 		{6, 3, head(3 * time.Second), ""},  // Accept is called again
-		{6, 1, head(time.Millisecond), ""}, // the client has just come
+		{6, 1, head(time.Millisecond), ""}, // the client has just connected
 		{6, 1, head(time.Second + time.Millisecond), "for 1.001s"},
 		{7, 0, head(0), ""},
 		{7, 1, fails, "unsupported operation"},

@@ -88,7 +88,7 @@ func TestInterrupted(t *testing.T) {
 		var out, errs bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &errs
 		if err := cmd.Start(); err != nil {
-			t.Skipf("this system starts no program: %v", err)
+			t.Skipf("this system cannot start a program: %v", err)
 		}
 		<-time.After(wait)
 		if err := cmd.Process.Signal(os.Interrupt); err != nil {

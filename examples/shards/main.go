@@ -1,12 +1,12 @@
 //go:build !plan9
 
-// Command shards shows how many clients a server keeps that has stalled: it
-// listens with several shards on one port, lets clients connect while nobody
-// accepts, prints how full each queue is, and then serves all that got in.
+// Command shards shows how many clients a stalled server can keep. It listens with
+// several shards on one port, lets clients connect while the server does not accept, and
+// prints how full each queue is. Then it serves all queued clients.
 //
-// With -svg it does so with one listener and with -n shards, and draws both.
+// With -svg it runs once with one listener and once with -n shards, and draws both.
 //
-// It exits with status 1 if a client that got in was lost.
+// It exits with status 1 if a queued client was lost.
 package main
 
 import (
@@ -26,21 +26,21 @@ import (
 )
 
 const (
-	// patience is how long a client waits that gets no answer: the kernel of a
-	// full queue says nothing.
+	// patience is how long a client waits for an answer: a kernel whose queue is full
+	// does not answer.
 	patience = 500 * time.Millisecond
-	// service is how long one waits for the server once it goes on.
+	// service is how long a client waits for the server after the server has resumed.
 	service = 20 * time.Second
-	// atOnce is how many clients connect at the same time.
+	// atOnce is the maximum number of clients that connect at the same time.
 	atOnce = 200
 )
 
 func main() {
-	n := flag.Int("n", 16, "shards")
-	backlog := flag.Int("backlog", 128, "connections to ask listen(2) for, for each shard")
-	clients := flag.Int("clients", 1000, "clients that connect")
+	n := flag.Int("n", 16, "number of shards")
+	backlog := flag.Int("backlog", 128, "backlog to request for each shard, in connections")
+	clients := flag.Int("clients", 1000, "number of clients that connect")
 	addr := flag.String("addr", "127.0.0.1:0", "address to listen on")
-	picture := flag.String("svg", "", "file to draw one listener beside the shards in")
+	picture := flag.String("svg", "", "write a picture that compares one listener with the shards to this `file`")
 	flag.Parse()
 	switch {
 	case flag.NArg() > 0:
@@ -64,7 +64,7 @@ func misused(format string, args ...any) {
 
 func run(w io.Writer, addr string, n, backlog, clients int, picture string) error {
 	out := bufio.NewWriter(w) // it keeps the first error for Flush
-	defer out.Flush()         // what was seen before an error
+	defer out.Flush()         // also the output before an error
 	if picture == "" {
 		_, err := stall(out, addr, n, backlog, clients)
 		return err
@@ -84,16 +84,16 @@ func run(w io.Writer, addr string, n, backlog, clients int, picture string) erro
 	return os.WriteFile(picture, draw(one, many), 0o644)
 }
 
-// An outcome is what became of the clients of one stalled server.
+// An outcome says what happened to the clients of one stalled server.
 type outcome struct {
 	clients int
-	in      int             // those that the kernel kept for the server
-	queues  []acceptq.Stats // of each shard, before it was served
+	in      int             // the clients that the kernel queued for the server
+	queues  []acceptq.Stats // of each shard, before the server resumed
 	sum     acceptq.Stats
 }
 
-// stall listens, lets clients connect to a server that does not accept, and lets
-// it go on.
+// stall listens, lets clients connect to a server that does not accept, and then
+// resumes the server.
 func stall(out *bufio.Writer, addr string, n, backlog, clients int) (outcome, error) {
 	shards, err := acceptq.ListenTCPShards(addr, n, acceptq.WithBacklog(backlog))
 	if err != nil {
@@ -102,10 +102,10 @@ func stall(out *bufio.Writer, addr string, n, backlog, clients int) (outcome, er
 	defer shards.Close()
 	for l := range shards.All() {
 		fmt.Fprintf(out, "%d %s on %v; backlog: %v\n", n, plural(n, "shard"), shards.Addr(), l.Backlog())
-		break // the others are like it
+		break // the other shards have the same backlog
 	}
 
-	fmt.Fprintf(out, "the server is stalled, %d %s connect\n", clients, plural(clients, "client"))
+	fmt.Fprintf(out, "the server is stalled; %d %s connect\n", clients, plural(clients, "client"))
 	if err := out.Flush(); err != nil {
 		return outcome{}, err
 	}
@@ -123,7 +123,7 @@ func stall(out *bufio.Writer, addr string, n, backlog, clients int) (outcome, er
 	if o.queues, o.sum, err = look(shards, len(conns)); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return o, err
 	}
-	conns = stillIn(conns) // FreeBSD resets the surplus after it has connected
+	conns = stillIn(conns) // FreeBSD resets the excess connections after the handshake
 	o.in = len(conns)
 	if err == nil {
 		for i, q := range o.queues {
@@ -144,14 +144,14 @@ func stall(out *bufio.Writer, addr string, n, backlog, clients int) (outcome, er
 		return o, err
 	}
 	if served < o.in {
-		return o, fmt.Errorf("%d of %d that got in were lost", o.in-served, o.in)
+		return o, fmt.Errorf("%d of %d queued clients were lost", o.in-served, o.in)
 	}
-	fmt.Fprintf(out, "the server goes on: %d served, none of them was lost\n", served)
+	fmt.Fprintf(out, "the server resumes: %d served, none lost\n", served)
 	return o, out.Flush()
 }
 
-// connect connects clients and returns those that are connected. The error is of a
-// client that failed for a reason of its own.
+// connect connects clients and returns the connections. It returns an error if a client
+// failed for another reason than a full queue.
 func connect(addr net.Addr, clients int) (conns []net.Conn, err error) {
 	var mu sync.Mutex
 	each(clients, func(i int) {
@@ -169,8 +169,8 @@ func connect(addr net.Addr, clients int) (conns []net.Conn, err error) {
 }
 
 // keptOut reports whether a client failed because the listener's kernel did not
-// let it in. Other failures are the client's own: it had no descriptor
-// (ulimit -n), for example, or no free port.
+// let it in. Other failures have a cause in the client: for example, it had no free
+// descriptor (ulimit -n) or no free port.
 func keptOut(err error) bool {
 	var (
 		timeout net.Error
@@ -180,7 +180,7 @@ func keptOut(err error) bool {
 		errors.As(err, &call) && strings.HasPrefix(call.Syscall, "connect") && !errors.Is(err, syscall.EADDRNOTAVAIL)
 }
 
-// each calls f n times, atOnce at most at the same time.
+// each calls f n times, with a maximum of atOnce calls at the same time.
 func each(n int, f func(i int)) {
 	var wait sync.WaitGroup
 	room := make(chan struct{}, atOnce)
@@ -194,8 +194,9 @@ func each(n int, f func(i int)) {
 	wait.Wait()
 }
 
-// look reads the queues, once all who are connected are in them or it has waited
-// for that long enough: a client is connected a moment before.
+// look waits until all connected clients are in the queues, or until patience has
+// passed. Then it reads the queues. A client is connected a moment before its connection
+// enters a queue.
 func look(shards *acceptq.Shards, connected int) (queues []acceptq.Stats, sum acceptq.Stats, err error) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -217,8 +218,8 @@ func look(shards *acceptq.Shards, connected int) (queues []acceptq.Stats, sum ac
 	return queues, sum, nil
 }
 
-// stillIn returns those of conns that have not been reset. The server is stalled, so
-// none of them has anything to read.
+// stillIn returns the connections that have not been reset. The server is stalled, so
+// it has sent no data on them.
 func stillIn(conns []net.Conn) (in []net.Conn) {
 	var mu sync.Mutex
 	each(len(conns), func(i int) {
@@ -233,7 +234,7 @@ func stillIn(conns []net.Conn) (in []net.Conn) {
 	return in
 }
 
-// length is the length of a queue in words: DragonFly does not tell that of a long one.
+// length formats the length of a queue. DragonFly does not report a long one.
 func length(q acceptq.Stats) string {
 	if q.Queued < 0 {
 		return "unknown"
@@ -241,8 +242,9 @@ func length(q acceptq.Stats) string {
 	return fmt.Sprint(q.Queued)
 }
 
-// serve lets the server go on: each connection gets its byte back. It returns how
-// many of conns did. The error is the server's, if it had to stop earlier.
+// serve resumes the server, which echoes one byte on each connection. It returns the
+// number of connections that got their byte. The error is that of a server that stopped
+// too early.
 func serve(shards *acceptq.Shards, conns []net.Conn) (served int, err error) {
 	done := make(chan error, 1)
 	go func() { done <- shards.Serve(echo) }()

@@ -32,10 +32,10 @@ func TestNoneIsLost(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 12, o.in)
 		require.Contains(t, out.String(), "12 of 12 got in")
-		require.Contains(t, out.String(), "12 served, none of them was lost")
+		require.Contains(t, out.String(), "12 served, none lost")
 		if len(o.queues) > 0 {
 			require.Len(t, o.queues, n)
-			require.Equal(t, n, strings.Count(out.String(), "· "), "as many bars: %s", &out)
+			require.Equal(t, n, strings.Count(out.String(), "· "), "one bar for each shard: %s", &out)
 		}
 	}
 }
@@ -96,8 +96,8 @@ func TestWrongUse(t *testing.T) {
 	try.Fails(t, cmd, 1, "shards")
 }
 
-// A client that has no descriptor has not been turned away, and a server that has
-// none has lost nobody.
+// A client that failed for lack of a descriptor does not count as turned away, and a
+// server without descriptors does not count its clients as lost.
 func TestFewDescriptors(t *testing.T) {
 	for _, clients := range []string{"300", "40"} {
 		cmd := try.WithDescriptors(t, 60, "-n", "1", "-clients", clients)

@@ -7,7 +7,7 @@ import (
 	"fmt"
 )
 
-// style is that of the other pictures: the page's colors, light and dark.
+// style is the style of all pictures: GitHub's colors, light and dark.
 const style = `  <style>
     text { font: 13px -apple-system, BlinkMacSystemFont, "Segoe UI", "Noto Sans", Helvetica, Arial, sans-serif; fill: #1f2328; text-anchor: middle }
     .name { font-size: 14px; font-weight: 600 }
@@ -33,11 +33,11 @@ const style = `  <style>
   </style>
 `
 
-// draw is a picture of the two outcomes, one bar for each queue.
+// draw returns a picture of the two outcomes, with one bar for each queue.
 func draw(one, many outcome) []byte {
 	const (
 		width, height = 720, 332
-		base          = 274.5 // where the bars stand
+		base          = 274.5 // the lower end of the bars
 		full          = 154.0 // the height of a queue that is full
 		left, right   = 24.5, 695.5
 		oneAt, oneTo  = left, 205.5
@@ -49,7 +49,7 @@ func draw(one, many outcome) []byte {
 	n := len(many.queues)
 
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d" role="img" aria-labelledby="title desc">`+"\n", width, height)
-	p(`<title id="title">One listener beside %d shards, while the server is stalled</title>`, n)
+	p(`<title id="title">One listener compared with %d shards, while the server is stalled</title>`, n)
 	p(`<desc id="desc">%d clients connect to a server that does not accept. One listener has one queue, which holds %d: %s, %s. %d shards on one port have %[5]d queues: %[6]s, %[7]s.</desc>`,
 		one.clients, capacity, gotIn(one), turnedAway(one), n, gotIn(many), turnedAway(many))
 	b.WriteString(style)
@@ -72,7 +72,7 @@ func draw(one, many outcome) []byte {
 			x := from + step*(float64(i)+0.5)
 			h := full * float64(q.Queued) / float64(capacity)
 			p(`<rect class="full" x="%.1f" y="%.1f" width="%.1f" height="%.1f"/>`, x-thick/2, base-h, thick, h)
-			if len(o.queues) <= 20 { // else they overlap
+			if len(o.queues) <= 20 { // otherwise the numbers overlap
 				p(`<text class="small" x="%.1f" y="%.1f">%d</text>`, x, base-h-5, q.Queued)
 			}
 		}

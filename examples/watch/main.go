@@ -1,10 +1,10 @@
-// Command watch shows an accept queue at work. Its server accepts slowly on
-// purpose, a load of its own comes in waves that are too much for it, and the
-// queue fills up, runs over and empties again under the reader's eyes: in a bar
-// that is drawn in place on a terminal, in a line each second elsewhere.
+// Command watch shows how an accept queue fills, overflows and empties. It starts a
+// server that accepts slowly on purpose, and clients that connect in waves faster than
+// the server can accept. On a terminal it draws a bar that it updates in place. Otherwise
+// it prints a line each second.
 //
-// Try it with -backlog 5, or with more than the system grants. It ends on SIGINT,
-// SIGTERM or SIGHUP, or after -for.
+// Try it with -backlog 5, or with a backlog above the ceiling of the system. It ends on
+// SIGINT, SIGTERM or SIGHUP, or after -for.
 package main
 
 import (
@@ -25,8 +25,8 @@ import (
 	"github.com/acceptq/acceptq"
 )
 
-// The server takes 30 clients a second. Each 6 s there come 60 a second for 2 s:
-// too many for a while, and not too many in all.
+// The server accepts 30 clients a second. In each period of 6 s, 60 clients a second
+// connect for 2 s. That is too many during the wave, but not on average.
 const (
 	pause      = time.Second / 30 // after each Accept
 	arrival    = time.Second / 60 // between two clients of a wave
@@ -36,9 +36,9 @@ const (
 )
 
 func main() {
-	backlog := flag.Int("backlog", 32, "connections to ask listen(2) for; negative is as many as the system allows")
+	backlog := flag.Int("backlog", 32, "backlog to request from the kernel, in connections; a negative number requests the maximum")
 	addr := flag.String("addr", "127.0.0.1:0", "address to listen on")
-	span := flag.Duration("for", 0, "how long to run, as 10s; 0 is until a signal")
+	span := flag.Duration("for", 0, "how long to run, for example 10s; 0 means until a signal")
 	flag.Parse()
 	switch {
 	case flag.NArg() > 0:
@@ -66,7 +66,7 @@ func misused(format string, args ...any) {
 	os.Exit(2)
 }
 
-// isTerminal tells a terminal that can draw a line again from what cannot.
+// isTerminal reports whether f is a terminal that can overwrite a line.
 func isTerminal(f *os.File) bool {
 	info, err := f.Stat()
 	return err == nil && info.Mode()&os.ModeCharDevice != 0 &&
@@ -83,7 +83,7 @@ func run(ctx context.Context, w io.Writer, terminal bool, addr string, backlog i
 	defer ln.Close()
 	fmt.Fprintln(out, "listening on", ln.Addr())
 	fmt.Fprintln(out, "backlog:", ln.Backlog())
-	fmt.Fprintf(out, "the server takes %d clients a second; waves of %d a second come for %v in each %v\n\n",
+	fmt.Fprintf(out, "the server accepts %d clients a second; waves of %d clients a second last %v and start every %v\n\n",
 		time.Second/pause, time.Second/arrival, wave, period)
 
 	ctx, cancel := context.WithCancel(ctx)
@@ -112,7 +112,7 @@ func run(ctx context.Context, w io.Writer, terminal bool, addr string, backlog i
 	}
 }
 
-// serve greets one client after another, slowly.
+// serve accepts and greets one client at a time, slowly.
 func serve(ctx context.Context, ln net.Listener, served *atomic.Int64) error {
 	for {
 		c, err := ln.Accept()
@@ -132,8 +132,8 @@ func serve(ctx context.Context, ln net.Listener, served *atomic.Int64) error {
 	}
 }
 
-// load sends waves of clients. Those that the full queue turns away try again, as
-// their kernel does, until they are served or ctx ends.
+// load sends waves of clients. If the full queue drops a client's SYN, its kernel
+// retries until the client is served or ctx ends.
 func load(ctx context.Context, addr net.Addr) {
 	var clients sync.WaitGroup
 	defer clients.Wait()
@@ -152,7 +152,7 @@ func load(ctx context.Context, addr net.Addr) {
 		select {
 		case room <- struct{}{}:
 		default:
-			continue // enough of them
+			continue // maxClients is reached
 		}
 		clients.Go(func() {
 			defer func() { <-room }()

@@ -33,14 +33,14 @@ func TestProgramEndsAfterItsTime(t *testing.T) {
 	cmd := program(t, "-for", "1100ms", "-backlog", "3")
 	cmd.Stdout = &out
 	if err := cmd.Start(); err != nil {
-		t.Skipf("this system starts no program: %v", err)
+		t.Skipf("this system cannot start a program: %v", err)
 	}
 	require.NoError(t, cmd.Wait())
 	require.Contains(t, out.String(), "backlog: asked 3")
 	require.Contains(t, out.String(), " served, ")
 	require.NotContains(t, out.String(), "\x1b", "no terminal, no control sequences")
 	if _, err := acceptq.PredictBacklog(3); err != nil {
-		require.Contains(t, out.String(), "does not tell")
+		require.Contains(t, out.String(), "does not report")
 	}
 }
 
@@ -49,7 +49,7 @@ func TestProgramEndsOnSIGINT(t *testing.T) {
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	if err := cmd.Start(); err != nil {
-		t.Skipf("this system starts no program: %v", err)
+		t.Skipf("this system cannot start a program: %v", err)
 	}
 	lines := bufio.NewScanner(out)
 	for lines.Scan() && !strings.HasPrefix(lines.Text(), "   1s") {
@@ -73,7 +73,7 @@ func TestLine(t *testing.T) {
 	require.Equal(t, " 3 queued of 33 (limit 32)   9%, drops   0/s", v.line(acceptq.Backlog{}))
 	v.look(acceptq.Stats{Queued: 33, Limit: 32, Capacity: 33, Drops: 6})
 	require.Equal(t, "33 queued of 33 (limit 32) 100%, drops   7/s, FULL, clamped: asked 4096", v.line(clamped))
-	require.Equal(t, "at most 33 queued of 33, full for 50% of the time, 7 packets dropped", v.summary())
+	require.Equal(t, "maximum 33 queued of 33, full for 50% of the time, 7 packets dropped", v.summary())
 	for range looks {
 		v.look(acceptq.Stats{Queued: 0, Limit: 32, Capacity: 33, Drops: 6})
 	}
@@ -82,11 +82,11 @@ func TestLine(t *testing.T) {
 	v = view{}
 	v.look(acceptq.Stats{Queued: 2, Limit: 5, Capacity: 8, Drops: -1})
 	require.Equal(t, "2 queued of 8 (limit 5)  25%, drops unknown", v.line(acceptq.Backlog{}))
-	require.Equal(t, "at most 2 queued of 8, full for 0% of the time, drops unknown", v.summary())
+	require.Equal(t, "maximum 2 queued of 8, full for 0% of the time, drops unknown", v.summary())
 	v.look(acceptq.Stats{Queued: -1, Limit: -1, Capacity: -1, Drops: -1})
-	require.Contains(t, v.line(acceptq.Backlog{}), "does not tell")
-	require.Contains(t, v.bar(acceptq.Backlog{}), "does not tell")
-	require.Contains(t, v.summary(), "does not tell")
+	require.Contains(t, v.line(acceptq.Backlog{}), "does not report")
+	require.Contains(t, v.bar(acceptq.Backlog{}), "does not report")
+	require.Contains(t, v.summary(), "does not report")
 }
 
 func TestBlocks(t *testing.T) {

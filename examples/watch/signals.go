@@ -7,5 +7,5 @@ import (
 	"syscall"
 )
 
-// endSignals end the program in good order: a terminal gets its cursor back.
+// endSignals end the program after it has restored the cursor of the terminal.
 var endSignals = []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A terminal gets its cursor back, whichever signal ends the program.
+// The program restores the cursor of the terminal, whichever signal ends it.
 func TestCursorComesBack(t *testing.T) {
 	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
 		t.Run(sig.String(), func(t *testing.T) {
@@ -35,7 +35,7 @@ func TestCursorComesBack(t *testing.T) {
 				}
 			}
 			read("\x1b[?7h") // the first bar is drawn
-			require.Contains(t, seen.String(), "\x1b[?25l", "the program hides no cursor: nothing to give back")
+			require.Contains(t, seen.String(), "\x1b[?25l", "the program has not hidden the cursor, so it cannot restore it")
 			require.NotContains(t, seen.String(), "\x1b[?25h")
 			require.NoError(t, cmd.Process.Signal(sig))
 			read("\x1b[?25h")
@@ -45,11 +45,11 @@ func TestCursorComesBack(t *testing.T) {
 	}
 }
 
-// openTerminal returns both sides of a pseudo-terminal: what a program writes to
-// the terminal can be read from the screen.
+// openTerminal returns both sides of a pseudo-terminal. The output that a program writes
+// to terminal can be read from screen.
 func openTerminal(t *testing.T) (screen, terminal *os.File) {
 	t.Helper()
-	// Non-blocking from the beginning, so that the screen can have a deadline.
+	// Open it non-blocking, so that the screen can have a deadline.
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	require.NoError(t, err)
 	screen = os.NewFile(uintptr(fd), "/dev/ptmx")

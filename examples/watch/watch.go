@@ -14,12 +14,12 @@ import (
 	"github.com/acceptq/acceptq"
 )
 
-// The queue is looked at ten times a second: so often a terminal is drawn, and so
-// many of the looks make a line elsewhere.
+// looks is how often per second the queue is read. A terminal is updated each time;
+// other output gets one line for each second.
 const looks = 10
 
-// watch shows the queue until ctx ends, and then what it has seen. It returns the
-// first error of writing to out.
+// watch shows the queue until ctx ends, and then a summary. It returns the first error
+// of writing to out.
 func watch(ctx context.Context, out *bufio.Writer, terminal bool, ln *acceptq.Listener, served *atomic.Int64) (err error) {
 	defer func() {
 		if ferr := out.Flush(); err == nil {
@@ -28,8 +28,8 @@ func watch(ctx context.Context, out *bufio.Writer, terminal bool, ln *acceptq.Li
 	}()
 	v := view{color: terminal && os.Getenv("NO_COLOR") == ""}
 	if terminal {
-		fmt.Fprint(out, "\x1b[?25l")       // without the cursor
-		defer fmt.Fprint(out, "\x1b[?25h") // and with it
+		fmt.Fprint(out, "\x1b[?25l")       // hide the cursor
+		defer fmt.Fprint(out, "\x1b[?25h") // show it again
 	}
 	account := ln.Backlog()
 	tick := time.NewTicker(time.Second / looks)
@@ -49,13 +49,13 @@ func watch(ctx context.Context, out *bufio.Writer, terminal bool, ln *acceptq.Li
 		}
 		s, err := ln.Stats()
 		if errors.Is(err, net.ErrClosed) {
-			continue // the end is on its way
+			continue // ctx ends next
 		}
 		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 			return err
 		}
 		v.look(s)
-		// A ceiling that moves changes what can be had.
+		// Report a change of the ceiling.
 		if now := ln.Backlog(); now != account {
 			account = now
 			if terminal {
@@ -65,7 +65,7 @@ func watch(ctx context.Context, out *bufio.Writer, terminal bool, ln *acceptq.Li
 		}
 		switch {
 		case terminal:
-			// What a narrow terminal has no room for is cut, and no second line.
+			// On a narrow terminal the line is cut off instead of wrapped.
 			fmt.Fprint(out, "\r\x1b[K\x1b[?7l", v.bar(account), "\x1b[?7h")
 		case v.n%looks == 0:
 			fmt.Fprintf(out, "%4ds  %s, %d served\n", v.n/looks, v.line(account), served.Load())
@@ -73,16 +73,16 @@ func watch(ctx context.Context, out *bufio.Writer, terminal bool, ln *acceptq.Li
 	}
 }
 
-// A view is what the looks have shown so far.
+// A view collects what the looks have shown so far.
 type view struct {
 	color bool
 	n     int           // looks
-	now   acceptq.Stats // the last one
-	drops []int64       // of the last second, the oldest first
-	first int64         // the drops at the beginning
+	now   acceptq.Stats // the last look
+	drops []int64       // during the last second, the oldest first
+	first int64         // the drops at the first look
 	peak  int           // the longest queue
-	full  int           // looks at a full queue
-	trail []rune        // the longest of each half second, the newest last
+	full  int           // number of looks at which the queue was full
+	trail []rune        // the longest queue of each half second, the newest last
 }
 
 func (v *view) look(s acceptq.Stats) {
@@ -112,8 +112,8 @@ func (v *view) look(s acceptq.Stats) {
 	*last = max(*last, heights[min(int(part*float64(len(heights))), len(heights)-1)])
 }
 
-// dropsPerSecond is the difference to the look of a second ago. The kernel's
-// number has 32 bits and wraps round.
+// dropsPerSecond formats the difference to the look of a second ago. The kernel's
+// counter has 32 bits and wraps around.
 func (v *view) dropsPerSecond() string {
 	if v.now.Drops < 0 {
 		return "drops unknown"
@@ -121,7 +121,7 @@ func (v *view) dropsPerSecond() string {
 	return fmt.Sprintf("drops %3d/s", uint32(v.now.Drops)-uint32(v.drops[0]))
 }
 
-// notes is what there is to say besides the numbers.
+// notes returns remarks in addition to the numbers.
 func (v *view) notes(b acceptq.Backlog) string {
 	var notes []string
 	if part, known := v.now.Utilization(); known && part >= 1 {
@@ -133,11 +133,11 @@ func (v *view) notes(b acceptq.Backlog) string {
 	return strings.Join(notes, ", ")
 }
 
-// line is the last look in words.
+// line describes the last look in words.
 func (v *view) line(b acceptq.Backlog) string {
 	part, known := v.now.Utilization()
 	if !known {
-		return "the queue is unknown: this system does not tell"
+		return "the queue is unknown: this system does not report it"
 	}
 	s := fmt.Sprintf("%*d queued of %d (limit %d) %3.0f%%, %s",
 		len(fmt.Sprint(v.now.Capacity)), v.now.Queued, v.now.Capacity, v.now.Limit, 100*part, v.dropsPerSecond())
@@ -147,7 +147,7 @@ func (v *view) line(b acceptq.Backlog) string {
 	return s
 }
 
-// bar is the last look as a picture.
+// bar draws the last look as a bar.
 func (v *view) bar(b acceptq.Backlog) string {
 	const width = 24
 	part, known := v.now.Utilization()
@@ -172,7 +172,7 @@ func (v *view) bar(b acceptq.Backlog) string {
 		color, string(v.trail[:]), plain, v.notes(b))
 }
 
-// blocks fills part of width cells, to an eighth of a cell.
+// blocks fills a share of width cells, accurate to an eighth of a cell.
 func blocks(part float64, width int) string {
 	eighths := int(min(part, 1)*float64(8*width) + 0.5)
 	s := strings.Repeat("█", eighths/8)
@@ -182,12 +182,12 @@ func blocks(part float64, width int) string {
 	return s + strings.Repeat(" ", width-(eighths+7)/8)
 }
 
-// summary is the whole time in words.
+// summary describes the whole run in words.
 func (v *view) summary() string {
 	if _, known := v.now.Utilization(); !known {
-		return "the queue unknown: this system does not tell"
+		return "queue unknown: this system does not report it"
 	}
-	s := fmt.Sprintf("at most %d queued of %d, full for %d%% of the time",
+	s := fmt.Sprintf("maximum %d queued of %d, full for %d%% of the time",
 		v.peak, v.now.Capacity, 100*v.full/v.n)
 	if v.now.Drops < 0 {
 		return s + ", drops unknown"

@@ -1,8 +1,8 @@
 // Command pages checks the pages of the repository, which are its files named *.md:
 //
 //   - a relative link or picture names a file that exists, and its anchor a heading
-//   - a link to a file of this repository on GitHub does too, also in a Go comment
-//   - a page, except the README, says in its first paragraph for whom it is
+//   - a link to a file of this repository on GitHub does too, even in a Go comment
+//   - the first paragraph of a page, except the README, says for whom the page is
 //   - a Go block is a program that builds or a fragment that parses
 //   - a shell block parses, and one that consists of go commands runs without error
 //   - the table of CONTRIBUTING.md names files that exist, and every source
@@ -61,7 +61,7 @@ func check(dry bool) error {
 		}
 	}
 	errs = append(errs, covers(pages["CONTRIBUTING.md"]), inComments(pages))
-	// What runs comes last: a broken link is told at once.
+	// Commands run last, so that a broken link is reported at once.
 	for _, name := range names {
 		for _, b := range pages[name].blocks {
 			blocks++
@@ -111,9 +111,9 @@ type link struct {
 type block struct {
 	page   string
 	line   int
-	kind   string // what follows the fence: sh, go, ...
+	kind   string // the word after the fence: sh, go, ...
 	text   string
-	notRun string // why it is not run
+	notRun string // the reason not to run it
 }
 
 var (
@@ -127,7 +127,7 @@ var (
 	define   = regexp.MustCompile(`^\[[^\]]+\]: +(\S+)$`)
 )
 
-// read reads the parts of a page that are checked.
+// read parses the parts of a page that are checked.
 func read(name, text string) *page {
 	p := &page{name: name, anchors: map[string]bool{}}
 	var open *block
@@ -198,7 +198,7 @@ func slug(text string) string {
 	}, text)
 }
 
-// unused returns anchor, with a number if the page has it already.
+// unused returns anchor, with a number appended if the page already has it.
 func unused(anchors map[string]bool, anchor string) string {
 	name := anchor
 	for i := 1; anchors[name]; i++ {
@@ -267,7 +267,7 @@ func inComments(pages map[string]*page) error {
 // here are the addresses of this repository's files.
 var here = regexp.MustCompile(`^https://github\.com/acceptq/acceptq/(?:blob|tree)/main/(.*)$`)
 
-// resolve checks that the target is there, if it is a file of the repository.
+// resolve checks that the target exists, if it is a file of the repository.
 func (l link) resolve(p *page, pages map[string]*page) error {
 	fail := func(format string, args ...any) error {
 		return fmt.Errorf("%s:%d: link to %s: %s", p.name, l.line, l.target, fmt.Sprintf(format, args...))
@@ -319,7 +319,7 @@ func (b block) checkGo(dry bool) error {
 	if !strings.HasPrefix(b.text, "package ") {
 		body := "package p\n\nfunc _() {\n" + b.text + "\n}\n"
 		_, err := parser.ParseFile(token.NewFileSet(), "fragment", body, 0)
-		if err != nil { // or declarations
+		if err != nil { // or a list of declarations
 			_, err = parser.ParseFile(token.NewFileSet(), "fragment", "package p\n\n"+b.text, 0)
 		}
 		return err
@@ -356,8 +356,8 @@ func (b block) checkShell(dry bool) error {
 	return nil
 }
 
-// runs reports whether all commands are of kinds that change nothing outside the build
-// cache and need no privilege and no other program.
+// runs reports whether all commands can run anywhere: they change nothing outside the
+// build cache, and need no privilege and no other program.
 func (b block) runs() bool {
 	some := false
 	for line := range strings.Lines(b.text) {

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// env makes a test binary the program itself.
+// env is set in the environment of a test binary that runs as the program.
 const env = "ACCEPTQ_TEST_EXAMPLE"
 
 // Be runs main and ends the process if it was started by [Program]. A TestMain
@@ -28,12 +28,12 @@ func Be(main func()) {
 	}
 }
 
-// Program returns the program with arguments. It is killed after 30 s.
+// Program returns a command that runs the program with args. It is killed after 30 s.
 func Program(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
-		t.Skipf("this system starts no program: %v", err)
+		t.Skipf("this system cannot start a program: %v", err)
 	}
 	return command(t, self, args...)
 }
@@ -43,7 +43,7 @@ func command(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), env+"=1",
-		"GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0") // else a second at its end
+		"GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0") // otherwise the race detector waits for a second at exit
 	return cmd
 }
 
@@ -55,7 +55,7 @@ func WithDescriptors(t *testing.T, n int, args ...string) *exec.Cmd {
 	}
 	self, err := os.Executable()
 	if err != nil {
-		t.Skipf("this system starts no program: %v", err)
+		t.Skipf("this system cannot start a program: %v", err)
 	}
 	script := fmt.Sprintf(`ulimit -n %d && exec "$0" "$@"`, n)
 	return command(t, "/bin/sh", append([]string{"-c", script, self}, args...)...)
@@ -63,7 +63,7 @@ func WithDescriptors(t *testing.T, n int, args ...string) *exec.Cmd {
 
 // Fails runs cmd and requires that it ends with the status, after one line on
 // standard error that begins with the program's name and contains each of says. It
-// returns what the program wrote on standard output, unless cmd has one already.
+// returns the program's standard output, unless cmd has a standard output already.
 func Fails(t *testing.T, cmd *exec.Cmd, status int, program string, says ...string) (stdout string) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -72,42 +72,42 @@ func Fails(t *testing.T, cmd *exec.Cmd, status int, program string, says ...stri
 		cmd.Stdout = &out
 	}
 	if err := cmd.Start(); err != nil {
-		t.Skipf("this system starts no program: %v", err)
+		t.Skipf("this system cannot start a program: %v", err)
 	}
 	err := cmd.Wait()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != status {
-		t.Errorf("%v: ended with %v, not with status %d; it said %q", cmd.Args[1:], err, status, &errs)
+		t.Errorf("%v: ended with %v, not with status %d; its standard error is %q", cmd.Args[1:], err, status, &errs)
 	}
 	line, rest, _ := strings.Cut(errs.String(), "\n")
 	if rest != "" || !strings.HasPrefix(line, program+": ") {
-		t.Errorf("%v: not one line that begins with the program's name: %q", cmd.Args[1:], &errs)
+		t.Errorf("%v: standard error is not one line that begins with the program's name: %q", cmd.Args[1:], &errs)
 	}
 	for _, s := range says {
 		if !strings.Contains(line, s) {
-			t.Errorf("%v: %q does not say %q", cmd.Args[1:], line, s)
+			t.Errorf("%v: %q does not contain %q", cmd.Args[1:], line, s)
 		}
 	}
 	return out.String()
 }
 
-// Misused requires that the program refuses these arguments with one line that
-// contains says.
+// Misused requires that the program rejects these arguments with status 2 and one line
+// that contains says.
 func Misused(t *testing.T, program, says string, args ...string) {
 	t.Helper()
 	if out := Fails(t, Program(t, args...), 2, program, says); out != "" {
-		t.Errorf("%v: it did something before it failed: %q", args, out)
+		t.Errorf("%v: it wrote output before it failed: %q", args, out)
 	}
 }
 
-// BadAddresses requires that the program fails in one line if its -addr is in use,
-// or is none.
+// BadAddresses requires that the program fails with a one-line message if its -addr is
+// in use or is not an address.
 func BadAddresses(t *testing.T, program string, args ...string) {
 	t.Helper()
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		ln, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 		if err != nil {
-			t.Logf("%s cannot be listened on: %v", host, err)
+			t.Logf("cannot listen on %s: %v", host, err)
 			continue
 		}
 		defer ln.Close()
@@ -119,8 +119,8 @@ func BadAddresses(t *testing.T, program string, args ...string) {
 	}
 }
 
-// ClosedPipe requires that the program fails in one line if nobody reads its
-// output any more.
+// ClosedPipe requires that the program fails with a one-line message if the reader of
+// its output has gone.
 func ClosedPipe(t *testing.T, program string, args ...string) {
 	t.Helper()
 	r, w, err := os.Pipe()

@@ -1,4 +1,5 @@
-// Package echo is the server that the programs beside it share. It uses net only.
+// Package echo is the echo server of the programs in the neighboring folders. It uses
+// only net.
 package echo
 
 import "net"

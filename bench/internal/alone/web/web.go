@@ -1,5 +1,5 @@
-// Package web is the HTTP server that the programs beside it share. It uses the
-// standard library only.
+// Package web is the HTTP server of the programs in the neighboring folders. It uses only
+// the standard library.
 package web
 
 import (
@@ -65,7 +65,7 @@ func certificate() tls.Certificate {
 //   - close: close the listener, wait, Shutdown
 //   - drain: the listener's Drain, wait, Shutdown
 //
-// To wait is to wait until no accepted connection is before its first answer. If the
+// "wait" means to wait until every accepted connection has had its first answer. If the
 // address is in use, the server listens as soon as it is free.
 func Serve(listen func(addr string) (net.Listener, error)) {
 	if err := serve(listen, os.Args[1], os.Args[2]); err != nil {

@@ -84,7 +84,7 @@ func (s *Shards) Waiting(ctx context.Context) ([]Waiting, error) {
 func waiting(ctx context.Context, listeners []*Listener) ([]Waiting, error) {
 	first := listeners[0]
 	if ctx == nil {
-		return nil, first.opError("waiting", errors.New("nil context"))
+		return nil, first.opError("waiting", errNilContext)
 	}
 	all, err := first.kernel.waiting(ctx, listeners)
 	if err != nil {

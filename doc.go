@@ -104,6 +104,21 @@
 //     out from the changes since the listener joined. If the result is wrong, the kernel
 //     drops some SYNs. Those clients retry after a second and are not lost.
 //
+// # Listeners on one address
+//
+// [WithReusePort] and [ListenShards] let several sockets listen on one address, and the
+// kernel spreads new connections over them. It does not look at the queues: one queue
+// can be full while another is empty.
+//
+// On Linux a drain attaches a BPF program to the group of the sockets. If the process is
+// killed, the program stays. A listener that joins the group therefore detaches any
+// program. The kernel does not show programs, so a program that other code attached is
+// detached too. [WithoutSteering] prevents that.
+//
+// On FreeBSD before 15 a socket joins the group at bind(2) and not at listen(2). The
+// kernel refuses the clients that it assigns to the socket between these two calls.
+// [Listen] makes one right after the other.
+//
 // # Systems
 //
 // How the limit is known depends on the system:

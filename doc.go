@@ -57,9 +57,9 @@
 //   - Other systems, and MPTCP sockets: the kernel has no way to keep clients out. The
 //     drain ends as soon as the queue is empty, with [ErrStillOpen].
 //
-// Drain keeps the settings of the caller. If the socket already has a filter, Drain uses
-// the minimum TTL. If the socket already has a minimum TTL above 128, Drain does not
-// change it. If Drain can use neither, it ends with ErrStillOpen.
+// Drain does not replace settings of the caller. If the socket already has a filter, Drain
+// uses the minimum TTL. If the socket already has a minimum TTL above 128, Drain uses only
+// the filter. If Drain can use neither, it ends with ErrStillOpen.
 //
 // In-flight handshakes. Linux lists them (sock_diag(7)). The drain waits for those that
 // it finds when it begins, for at most 3 s, because some clients never finish. The 3 s
@@ -111,9 +111,9 @@
 // can be full while another is empty.
 //
 // On Linux a drain attaches a BPF program to the group of the sockets. If the process is
-// killed, the program stays. A listener that joins the group therefore detaches any
-// program. The kernel does not show programs, so a program that other code attached is
-// detached too. [WithoutSteering] prevents that.
+// killed, the program stays. A listener that joins the group therefore detaches the
+// program. The kernel does not report who attached a program, so a listener also detaches
+// the program of other code. [WithoutSteering] prevents that.
 //
 // On FreeBSD before 15 a socket joins the group at bind(2) and not at listen(2). The
 // kernel refuses the clients that it assigns to the socket between these two calls.
@@ -121,7 +121,7 @@
 //
 // # Systems
 //
-// How the limit is known depends on the system:
+// The source of the limit depends on the system:
 //
 //   - Linux and FreeBSD: it is read from the socket.
 //   - macOS, NetBSD, OpenBSD and DragonFly: it is computed from the kernel's rule.

@@ -19,16 +19,17 @@ import (
 // A nil error means that Close resets no connection. Otherwise the error is a
 // [*net.OpError] and matches one of these:
 //   - [*DrainError] and the error of ctx: ctx ended first.
-//   - [ErrStillOpen]: new clients are let in again.
+//   - [ErrStillOpen]: new clients are still let in, or are let in again.
 //   - [net.ErrClosed]: l is closed.
 //   - [errors.ErrUnsupported]: the system does not report the length of the queue.
 //
-// New clients stay out until [Listener.Close] or [Listener.Resume], also if ctx ends,
-// unless the socket is shared. They retry after a second and reach the process that
-// listens by then. Drain may be called again and concurrently.
+// New clients stay out until [Listener.Close] or [Listener.Resume], even if ctx ends. The
+// exception is a shared socket. These clients retry after a second and reach the process
+// that listens by then. Drain may be called again and concurrently.
 //
-// While l drains, use its own methods to accept, set deadlines and copy the descriptor,
-// not those of the *net.TCPListener. See the section "Draining" of the package comment.
+// To drain l, call Accept, SetDeadline and File on l only, and not on a
+// [*net.TCPListener] of the same socket. The section "Draining" of the package comment
+// describes the systems and the limitations.
 func (l *Listener) Drain(ctx context.Context) error {
 	if !l.ok() {
 		return l.opError("drain", errNotListening)
@@ -36,8 +37,8 @@ func (l *Listener) Drain(ctx context.Context) error {
 	return drain(ctx, []*Listener{l})
 }
 
-// Resume undoes a drain: l lets new clients in again. A call of [Listener.Drain] that is
-// in progress returns [ErrStillOpen]. If there was no drain, Resume does nothing.
+// Resume undoes a drain: l lets new clients in again. A drain that is in progress ends
+// with [ErrStillOpen]. If l does not keep new clients out, Resume does nothing.
 //
 // If the kernel refuses to let new clients in, the error says so. After Close the error
 // matches [net.ErrClosed].

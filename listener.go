@@ -97,9 +97,9 @@ func checkNetwork(network string) error {
 	return nil
 }
 
-// Wrap returns a Listener for ln, a [*net.TCPListener] that is already listening. It can
-// come from net.Listen, systemd or another library. They share one socket: closing
-// either closes both. If ln is a *Listener, Wrap returns ln itself.
+// Wrap returns a Listener for ln, a [*net.TCPListener] that net.Listen, systemd or
+// another library has made. Both share one socket: closing either closes both. If ln is
+// a *Listener, Wrap returns ln itself.
 //
 // Wrap does not copy the descriptor. It does not change the socket, except that it lets
 // new clients in again if a process was killed while it drained the socket. Another
@@ -215,13 +215,13 @@ func (l *Listener) String() string {
 }
 
 // TCPListener returns the [*net.TCPListener] that l uses, for code that needs this type.
-// They share one socket: closing either closes both. It returns nil for a zero Listener.
+// Both share one socket: closing either closes both. For a zero Listener it returns nil.
 //
 // To drain l, call Accept, SetDeadline and File on l only. The Accept method of the
 // TCPListener has these limitations:
 //   - [WithKeepAlive] does not apply to the connections.
 //   - [Listener.Drain] does not wait for the connections.
-//   - A connection made during a drain may receive nothing.
+//   - A connection made during a drain may receive no data.
 func (l *Listener) TCPListener() *net.TCPListener {
 	if l.ok() {
 		l.intake.shown.Store(true)
@@ -279,9 +279,9 @@ func (l *Listener) SetDeadline(t time.Time) error {
 // listen(2) again. It returns the new account. If n is negative, SetBacklog requests the
 // maximum under the current ceiling.
 //
-// Queued connections are kept, even if the new limit is smaller than their number. New
-// clients then get in when the queue is shorter than the new limit. SetBacklog may be
-// called concurrently with Accept.
+// Queued connections are kept, even if the new limit is smaller than their number. In
+// that case new clients get in only after the queue has emptied to the new limit.
+// SetBacklog may be called concurrently with Accept.
 //
 // In these cases SetBacklog fails and does not change the limit:
 //   - The listener was made with [WithStrictBacklog], and the kernel would grant less
@@ -313,9 +313,9 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 // does. Use it to pass the socket, with the connections in its queue, to another
 // process.
 //
-// Afterwards l counts as shared: [Listener.Drain] lets new clients in again before it
-// returns [ErrStillOpen]. If a drain has ended before and keeps new clients out, File
-// lets them in again.
+// Afterwards l counts as shared: when [Listener.Drain] ends, it lets new clients in again
+// and returns [ErrStillOpen]. If an earlier drain keeps new clients out, File lets them
+// in again.
 //
 // The Fd method of the file makes the socket blocking, and therefore l too. Package
 // os/exec calls it for ExtraFiles. Use the SyscallConn method of the file instead.
@@ -332,9 +332,9 @@ func (l *Listener) File() (*os.File, error) {
 // [net.TCPListener.SyscallConn] does. Use it to read or set options.
 //
 // If a function passed to Control duplicates the descriptor, l counts as shared, as
-// after [Listener.File]. On Linux, Control checks each open descriptor of the process
-// for that. It cannot detect that the function sends the descriptor to another process.
-// Use [Listener.File] for that.
+// after [Listener.File]. To detect that, Control checks each open descriptor of the
+// process on Linux. It cannot detect that the function sends the descriptor to another
+// process. To do that, send a copy that [Listener.File] returned.
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	raw, err := l.socket().SyscallConn()
 	if err != nil {
@@ -369,14 +369,14 @@ func (l *Listener) opError(op string, err error) error {
 }
 
 // EffectiveBacklog returns the length to which the accept queue may grow, in
-// connections. -1 means unknown. It is the number that the kernel granted when l last
-// called listen(2). On FreeBSD it is one and a half times the limit, see listen(2). On
-// most systems the queue holds one more, see [Backlog].Capacity.
+// connections. It returns -1 if the length is unknown. On FreeBSD the length is one and
+// a half times the limit, see listen(2). On most systems the queue holds one more, see
+// [Backlog].Capacity.
 //
-// On Linux and FreeBSD the limit is read from the socket, on other systems it follows
-// from the kernel's rule. If the ceiling is raised later, the limit does not change
-// until [Listener.SetBacklog] is called. EffectiveBacklog makes no system call and works
-// after Close.
+// The kernel fixes the limit at listen(2). If the ceiling is raised later, the limit
+// does not change until [Listener.SetBacklog] is called. On Linux and FreeBSD the limit
+// is read from the socket. On other systems it is computed from the kernel's rule.
+// EffectiveBacklog makes no system call and works after Close.
 func (l *Listener) EffectiveBacklog() int {
 	if !l.ok() {
 		return unknown

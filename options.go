@@ -118,13 +118,13 @@ func (o *options) callControls(network, address string, c syscall.RawConn) error
 // Without this option, or if n is negative, the listener requests the maximum that the
 // system allows.
 //
-// A kernel may grant less without an error, because POSIX calls the number a hint.
-// [Listener.Backlog] reports what the kernel granted. [WithStrictBacklog] makes it an
-// error if that is less than n. Some values are special:
+// The kernel may grant less without an error, because POSIX calls the number a hint.
+// [Listener.Backlog] reports what the kernel granted. With [WithStrictBacklog] it is an
+// error if the kernel grants less. Some values are special:
 //   - 0: the queue holds one connection on Linux and FreeBSD. macOS treats 0 as the
 //     maximum, and OpenBSD raises it to 80.
-//   - Values that the kernel cannot store are capped, at 32767 on macOS, NetBSD and
-//     DragonFly, which store 16 bits, and at 2147483647 on other systems.
+//   - Values that the kernel cannot store are capped. The maximum is 32767 on macOS,
+//     NetBSD and DragonFly, which store 16 bits, and 2147483647 on other systems.
 //
 // On systems where package net makes the socket (Windows and others, see the package
 // comment), package net chooses the number, and the limit is unknown.
@@ -168,8 +168,8 @@ func WithReusePort() Option {
 // group. Use it if the group has a program of its own. Every listener of the group needs
 // the option.
 //
-// During a drain the kernel then still assigns clients to the draining listener and
-// drops their SYNs. These clients retry after a second. The option has no effect without
+// During a drain the kernel still assigns clients to the draining listener and drops
+// their SYNs. These clients retry after a second. The option has no effect without
 // [WithReusePort] and on systems other than Linux.
 func WithoutSteering() Option {
 	return func(o *options) { o.unsteered = true }
@@ -211,13 +211,13 @@ func WithDeferAccept(d time.Duration) Option {
 
 // WithAcceptFilter makes the kernel hold connections back until the named filter lets
 // them through: SO_ACCEPTFILTER, accept_filter(9). The filter "dataready" waits for data.
-// "httpready" waits for a complete GET or HEAD request, and passes all other data at
-// once, such as a POST request. The meaning of arg depends on the filter. It is usually
-// empty. A name has at most 15 bytes and an argument at most 239.
+// The filter "httpready" waits for a complete GET or HEAD request, and lets all other
+// data through at once, such as a POST request. The meaning of arg depends on the filter,
+// and arg is usually empty. A name has at most 15 bytes and an argument at most 239.
 //
 // If the limit is exceeded, the kernel resets the oldest connection that it holds back
-// (FreeBSD, DragonFly) or lets it through (NetBSD). On FreeBSD, [Stats] counts them in
-// Incomplete.
+// (FreeBSD, DragonFly) or lets it through (NetBSD). On FreeBSD, Incomplete in [Stats] is
+// the number of these connections. NetBSD and DragonFly do not report it.
 //
 // If the module of the filter is not loaded, the error matches ENOENT and names the
 // module. The option cannot be combined with [WithDeferAccept]. On systems without
@@ -275,12 +275,15 @@ func WithSendBuffer(n int) Option {
 }
 
 // WithKeepAlive sets TCP keep-alive on each accepted connection. Without this option the
-// default is an idle time of 15 s, an interval of 15 s and 9 probes. A field of 0 is that
-// default, and a negative field keeps the value of the system. If Enable is false,
-// keep-alive is off; unlike package net, that is so for a zero KeepAliveConfig too.
+// default is an idle time of 15 s, an interval of 15 s and 9 probes. A field of 0 uses
+// that default, and a negative field keeps the value of the system. If Enable is false,
+// keep-alive is off, even for a zero KeepAliveConfig, for which package net enables it.
 //
-// Listening fails if the kernel refuses a value, which is tested on a temporary socket.
-// On systems where package net makes the socket, net ignores the refusal. The error
+// The listening socket has no keep-alive, because NetBSD and macOS end a listening socket
+// that has it.
+//
+// Listening fails if the kernel refuses a value. This is tested on a temporary socket. On
+// systems where package net makes the socket, package net ignores the refusal. The error
 // matches [errors.ErrUnsupported] in these cases:
 //   - OpenBSD, which cannot set the values, unless all three are negative.
 //   - A negative field, if the system does not report its own value or if that value is
@@ -289,7 +292,7 @@ func WithKeepAlive(config net.KeepAliveConfig) Option {
 	return func(o *options) {
 		// The kernel uses 32 bits of each value, and package net does not check that.
 		if max(config.Idle, config.Interval) > math.MaxInt32*time.Second || int64(config.Count) > math.MaxInt32 {
-			o.fail("WithKeepAlive(%+v): a value is greater than the maximum of %d", config, math.MaxInt32)
+			o.fail("WithKeepAlive(%+v): the maximum is %d s and %d probes", config, math.MaxInt32, math.MaxInt32)
 			return
 		}
 		o.keepAlive = &config

@@ -25,8 +25,9 @@ type Stats struct {
 	// Incomplete is the number of connections that the kernel holds back from Accept
 	// and does not count in Queued.
 	//   - FreeBSD: connections that wait for an accept filter (SO_LISTENINCQLEN).
-	//     In-flight handshakes are not counted.
-	//   - Other systems: unknown, even if they have accept filters.
+	//     In-flight handshakes are not counted, because they belong to no listener.
+	//   - Other systems: unknown. NetBSD and DragonFly have accept filters but do not
+	//     report the number.
 	Incomplete int
 	// Limit is what the kernel stored on this socket, in connections.
 	//   - Linux, FreeBSD: read from the socket at each call.
@@ -34,11 +35,11 @@ type Stats struct {
 	Limit int
 	// Capacity is how many finished handshakes fit under the limit, see [Backlog].
 	Capacity int
-	// Drops is the number of packets that this socket has dropped since it was made.
-	// It does not count clients: each retry counts, and a final ACK that meets a full
-	// queue counts twice. If Drops rises, clients are delayed or lost. The exceptions
-	// are SYNs that [Listener.Drain] drops and final ACKs that [WithDeferAccept]
-	// ignores.
+	// Drops is the number of packets of handshakes that this socket has dropped since it
+	// was made. It does not count clients: each retry counts, and a final ACK that meets
+	// a full queue counts twice. If Drops rises, clients are delayed or lost. The
+	// exceptions are SYNs that [Listener.Drain] drops and final ACKs that
+	// [WithDeferAccept] ignores.
 	//   - Linux: SK_MEMINFO_DROPS of SO_MEMINFO, which wraps at 32 bits. It is unknown
 	//     on an MPTCP socket, where the kernel does not update it.
 	//   - Other systems: unknown.

@@ -19,17 +19,16 @@ import (
 // A nil error means that Close resets no connection. Otherwise the error is a
 // [*net.OpError] and matches one of these:
 //   - [*DrainError] and the error of ctx: ctx ended first.
-//   - [ErrStillOpen]: new clients are still let in, or are let in again.
+//   - [ErrStillOpen]: new clients are let in when Drain returns.
 //   - [net.ErrClosed]: l is closed.
 //   - [errors.ErrUnsupported]: the system does not report the length of the queue.
 //
-// New clients stay out until [Listener.Close] or [Listener.Resume], even if ctx ends. The
-// exception is a shared socket. These clients retry after a second and reach the process
+// Unless the socket is shared, new clients stay out until [Listener.Close] or
+// [Listener.Resume], even if ctx ends. They retry after a second and reach the process
 // that listens by then. Drain may be called again and concurrently.
 //
-// To drain l, call Accept, SetDeadline and File on l only, and not on a
-// [*net.TCPListener] of the same socket. The section "Draining" of the package comment
-// describes the systems and the limitations.
+// To drain l, call Accept, SetDeadline and File on l only, not on its
+// [*net.TCPListener]. See the section "Draining" of the package comment.
 func (l *Listener) Drain(ctx context.Context) error {
 	if !l.ok() {
 		return l.opError("drain", errNotListening)

@@ -101,11 +101,10 @@ func checkNetwork(network string) error {
 // another library has made. Both share one socket: closing either closes both. If ln is
 // a *Listener, Wrap returns ln itself.
 //
-// Wrap does not copy the descriptor. It does not change the socket, except that it lets
-// new clients in again if a process was killed while it drained the socket. Another
-// process may hold the socket, so it counts as shared, see [ErrStillOpen]. The requested
-// backlog is unknown, so Requested in [Backlog] is -1. Wrap reads the limit if the
-// system reports it.
+// Wrap does not copy the descriptor. If a process was killed while it drained the socket,
+// Wrap lets new clients in again. It does not change the socket otherwise. The socket
+// counts as shared, because another process may hold it, see [ErrStillOpen]. Requested
+// in [Backlog] is -1. Wrap reads the limit if the system reports it.
 //
 // Afterwards, set deadlines on the Listener only. A drain replaces a deadline that was
 // set on ln, because package net does not report it.

@@ -19,12 +19,11 @@ import (
 // a fast-open connection the result is about one round trip too short. QueueTime also
 // works if the client has closed or reset the connection.
 //
-// If there is an error, the result is -1. The error matches one of these:
-//   - [syscall.EINVAL]: c was dialed, has sent data, or is not a TCP connection. Before
-//     Linux 4.6 the kernel does not report some of the data that was sent.
-//   - [errors.ErrUnsupported]: the system is not Linux. The page docs/overload.md
-//     describes the fields of the same name on other systems.
-//   - [net.ErrClosed]: c is closed.
+// The result is -1 if there is an error. The error matches
+//   - [syscall.EINVAL] if c was dialed, has sent data (Linux before 4.6 does not always
+//     report that), or is not a TCP connection
+//   - [errors.ErrUnsupported] on systems other than Linux, see docs/overload.md
+//   - [net.ErrClosed] if c is closed
 //
 // The source is tcpi_last_data_sent of TCP_INFO, tcp(7).
 func QueueTime(c net.Conn) (time.Duration, error) { return realKernel.queueTime(c) }

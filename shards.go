@@ -31,19 +31,17 @@ func ListenTCPShards(addr string, n int, opts ...Option) (*Shards, error) {
 // socket cannot be made, all are closed.
 //
 // Without [WithReusePort] the address is exclusive: another process that listens on it
-// gets EADDRINUSE, unless it sets SO_REUSEPORT itself and its user may join, see
-// [WithReusePort].
-//
-// The kernel chooses a shard by a hash of the addresses and ports. It may refuse a client
-// because one shard is full while another is empty. [Shards.All] returns each shard.
+// gets EADDRINUSE. The exception is a process that sets SO_REUSEPORT itself and whose
+// user can join, see [WithReusePort]. The kernel may refuse a client because one shard is
+// full while another is empty. [Shards.All] returns each shard.
 //
 // A function of [WithControl] is called for each socket. On FreeBSD and DragonFly there
 // is one more socket, which reserves the address and is then closed.
 //
-// It is an error if n is not positive. If n is greater than 1 and the system does not
-// spread connections (see [WithReusePort]), the error matches [errors.ErrUnsupported].
-// So does the error if n is greater than 256 on FreeBSD or DragonFly, whose kernels
-// spread connections over a maximum of 256 sockets.
+// It is an error if n is not positive. The error matches [errors.ErrUnsupported]
+//   - if n is greater than 1 and the system does not spread connections, see
+//     [WithReusePort]
+//   - if n is greater than 256, the maximum of the kernel, on FreeBSD or DragonFly
 func ListenShards(ctx context.Context, network, address string, n int, opts ...Option) (*Shards, error) {
 	return realKernel.shards(ctx, network, address, n, opts)
 }

@@ -40,8 +40,8 @@
 //     functions of [http.Server.RegisterOnShutdown]. It waits for the requests that are
 //     being answered, including HTTP/2 streams.
 //
-// No client is refused during a restart only if another process listens on the port by
-// then. Start the new process before the old one stops, and let both listen with
+// If no other process listens on the port by then, the kernel refuses new clients. Start
+// the new process before the old one stops, and let both listen with
 // [acceptq.WithReusePort]. The page docs/draining.md compares the ways to restart.
 //
 // # The server and its handler
@@ -76,7 +76,8 @@
 //   - A kept-alive connection that is idle for longer than the linger is closed. A
 //     request that is on its way at that moment is lost, as with any server.
 //   - If an HTTP/2 client opens a stream at the moment of the GOAWAY, the stream is not
-//     answered. The frame tells the client, which repeats the request on a new connection.
+//     answered. The frame says so. The client then repeats the request on a new
+//     connection.
 //   - If the system has no way to keep new clients out, the kernel resets those that
 //     connect right before the listener closes, see [acceptq.Listener.Drain].
 package graceful

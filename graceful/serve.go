@@ -36,10 +36,10 @@ type Listener interface {
 //   - [http.ErrServerClosed]: other code closed srv or shut it down. Serve then returns
 //     at once, as [http.Server.Serve] does.
 //
-// ln can be a [net.Listener] of any type. Serve drains a listener of package acceptq,
-// even inside a listener of crypto/tls or of a PROXY protocol package, see [WithSocket].
-// It calls [acceptq.Wrap] for a [*net.TCPListener]. A listener that cannot be drained is
-// closed in that phase, and the kernel resets the connections in its queue.
+// ln can be a [net.Listener] of any type. Serve calls [acceptq.Wrap] for a
+// [*net.TCPListener]. For other wrapped listeners see [WithSocket]. A listener that
+// cannot be drained is closed in that phase, and the kernel resets the connections in
+// its queue.
 //
 // It is an error if srv is already being served by Serve.
 func Serve(ctx context.Context, srv *http.Server, ln Listener, opts ...Option) error {

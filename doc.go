@@ -52,24 +52,25 @@
 //   - Linux with CAP_NET_ADMIN: a socket filter drops SYNs and passes all other packets.
 //     Kernels released before mid-2026 allow the filter without the capability.
 //   - Linux without the filter: a minimum TTL of 255 (IP_MINTTL, IPV6_MINHOPCOUNT) drops
-//     the packets of most clients. Clients that send with TTL 255, with no router in
-//     between, still get in. Data sent before Accept arrives with its retransmission.
-//   - Other systems, and MPTCP sockets: the kernel has no way to keep clients out. The
-//     drain ends as soon as the queue is empty, with [ErrStillOpen].
+//     the packets of most clients. A client that sends with TTL 255 still gets in if no
+//     router is between it and the server. Data sent before Accept arrives with its
+//     retransmission.
+//   - Other systems, and MPTCP sockets: the kernel has no way to keep clients out. As
+//     soon as the queue is empty, the drain ends with [ErrStillOpen].
 //
 // Drain does not replace settings of the caller. If the socket already has a filter, Drain
 // uses the minimum TTL. If the socket already has a minimum TTL above 128, Drain uses only
 // the filter. If Drain can use neither, it ends with ErrStillOpen.
 //
-// In-flight handshakes. Linux lists them (sock_diag(7)). The drain waits for those that
-// it finds when it begins, for at most 3 s, because some clients never finish. The 3 s
-// start again while an accept queue is full. If the kernel does not list the handshakes,
-// the drain waits for the whole 3 s. On FreeBSD it waits for at most 3 s for connections
-// that an accept filter holds back.
+// In-flight handshakes. Linux lists them (sock_diag(7)). The drain waits for the
+// handshakes that it finds when it begins. It waits for at most 3 s, because some clients
+// never finish. The 3 s start again while an accept queue is full. If the kernel does not
+// list the handshakes, the drain waits for the whole 3 s. On FreeBSD the drain waits for
+// at most 3 s for connections that an accept filter holds back.
 //
-// Accept loops. A server may call Accept in several goroutines. After the queue is empty,
-// the drain waits until each goroutine that took a connection has called Accept again,
-// for at most 1 s.
+// Accept loops. A server may call Accept in several goroutines. When the queue is empty,
+// the drain waits until each goroutine that got a connection has called Accept again. It
+// waits for at most 1 s.
 //
 // Steering. On Linux, listeners made with [WithReusePort] can share an address. While
 // one of them drains, a BPF program (SO_ATTACH_REUSEPORT_CBPF) directs new clients to
@@ -100,8 +101,8 @@
 //   - If the socket is in another network namespace, listing the in-flight handshakes
 //     requires CAP_NET_ADMIN and CAP_SYS_ADMIN there. Without them the drain waits for
 //     3 s.
-//   - No system call reports the order of the listeners in a group. Steering works it
-//     out from the changes since the listener joined. If the result is wrong, the kernel
+//   - No system call reports the order of the listeners in a group. Steering computes it
+//     from the changes since the listener joined. If the result is wrong, the kernel
 //     drops some SYNs. Those clients retry after a second and are not lost.
 //
 // # Listeners on one address

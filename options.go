@@ -12,8 +12,8 @@ import (
 )
 
 // An Option sets one property of a new listener. If an option is given twice, the later
-// one applies, except for [WithControl]. No option is ignored: if the system does not
-// support an option, listening fails with an error that matches [errors.ErrUnsupported].
+// one applies, except for [WithControl]. If the system does not support an option,
+// listening fails with an error that matches [errors.ErrUnsupported].
 type Option func(*options)
 
 // control is the hook of net.ListenConfig.

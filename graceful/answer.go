@@ -61,17 +61,17 @@ func (t *turnAway) header() {
 	}
 }
 
-// status calls header, but not for an informational answer, which precedes the header. 101
-// needs its own "Connection: Upgrade".
+// status calls header, except for an informational answer, which precedes the header. An
+// answer with status 101 needs its own "Connection: Upgrade".
 func (t *turnAway) status(code int) {
 	if code >= 200 {
 		t.header()
 	}
 }
 
-// The ResponseWriter of a handler must implement exactly the interfaces that that of
-// net/http implements: http.Flusher, io.ReaderFrom for sendfile, http.Hijacker on HTTP/1
-// only, http.Pusher on HTTP/2 only.
+// The ResponseWriter of a handler must implement the same interfaces as the one of
+// net/http, and no others: http.Flusher, io.ReaderFrom for sendfile, http.Hijacker on
+// HTTP/1 only, http.Pusher on HTTP/2 only.
 type (
 	commonWriter interface {
 		http.ResponseWriter

@@ -142,8 +142,8 @@ func (cs *conns) end(c *conn) {
 	if c == nil {
 		return
 	}
-	// The lock orders restore before the return of a handler that is still running, so
-	// that there is no data race on the fields of the server.
+	// A handler may return after restore has written the fields of the server. The lock
+	// makes these writes visible to its goroutine.
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	c.handlers--
@@ -168,7 +168,7 @@ func (cs *conns) loopEnded() {
 }
 
 // checkEnd calls atEnd when no goroutine of net/http can read a field of the server
-// anymore. The exception are goroutines in a handler, see end.
+// anymore. Goroutines in a handler are an exception, see end.
 func (cs *conns) checkEnd() {
 	if cs.atEnd != nil && cs.loops == 0 && len(cs.all) == cs.inside {
 		cs.atEnd()
@@ -227,8 +227,9 @@ func (cs *conns) close(which func(*conn) bool) int {
 	return len(late)
 }
 
-// rested returns how long idle connections must still be left open. It returns 0 if no
-// connection is idle, or if none has become idle within linger and begin is as long ago.
+// rested returns how long idle connections must still be left open. The time ends linger
+// after begin, or linger after a connection last became idle, whichever is later. rested
+// returns 0 if no connection is idle.
 func (cs *conns) rested(begin time.Time, linger time.Duration) time.Duration {
 	if cs.inState[idle] == 0 {
 		return 0

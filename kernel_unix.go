@@ -38,7 +38,7 @@ import (
 //     options need (options_linux.go, options_bsd.go)
 //   - a row in ruleOf (backlog.go)
 
-// kernel holds the system calls that the package makes. No code calls them directly, so
+// kernel holds the system calls that the package makes. They are fields of a value, so
 // that a test can replace one of them with a call that fails.
 type kernel struct {
 	socket        func(domain int) (fd int, err error) // a stream socket, close-on-exec

@@ -18,17 +18,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An endpoint is where to listen, as net resolved it.
+// An endpoint is a resolved address to listen on.
 type endpoint struct {
 	network string         // "tcp4" or "tcp6", the socket's family
-	at      netip.AddrPort // no valid IP is the wildcard
+	at      netip.AddrPort // without a valid IP it is the wildcard
 	v6only  bool           // IPV6_V6ONLY of the socket
 }
 
-// addr is the endpoint as net has it in errors.
+// addr returns the endpoint in the form that package net uses in errors.
 func (ep endpoint) addr() *net.TCPAddr { return net.TCPAddrFromAddrPort(ep.at) }
 
-// domain is the socket's address family.
+// domain returns the socket's address family.
 func (ep endpoint) domain() int {
 	if ep.network == "tcp6" {
 		return unix.AF_INET6
@@ -36,20 +36,19 @@ func (ep endpoint) domain() int {
 	return unix.AF_INET
 }
 
-// wildcard says that the endpoint is every address of its family, or of both.
+// wildcard reports whether the endpoint is the wildcard of one family or of both.
 func (ep endpoint) wildcard() bool {
 	ip := ep.at.Addr().Unmap().WithZone("")
 	return !ip.IsValid() || ip.IsUnspecified()
 }
 
-// errNoted ends net's listening once the endpoint is known.
-var errNoted = errors.New("acceptq: endpoint noted")
+// errNoted stops net.Listen when the endpoint is known.
+var errNoted = errors.New("endpoint noted")
 
-// resolve applies net's rules to an address. A literal IP address with a number
-// for a port is taken apart here. Anything else (names, services, zones,
-// wildcards, what is malformed) is given to net itself, up to the moment at which
-// it has a socket of the right kind, so that the choice of the family and every
-// error are net's own.
+// resolve applies the rules of package net to an address. It parses a literal IP address
+// with a numeric port itself. It passes every other address (names, services, zones,
+// wildcards, malformed addresses) to net.Listen, and stops it when it has made a socket.
+// So the family and all errors are those of package net.
 func (k *kernel) resolve(ctx context.Context, network, address string) (endpoint, error) {
 	if ep, ok := literal(network, address); ok {
 		return ep, nil
@@ -74,7 +73,7 @@ func (k *kernel) resolve(ctx context.Context, network, address string) (endpoint
 		}
 		return errNoted
 	}}
-	lc.SetMultipathTCP(false) // the socket that serves is plain TCP too
+	lc.SetMultipathTCP(false) // the socket of the Listener is plain TCP too
 	_, err := lc.Listen(ctx, network, address)
 	var op *net.OpError
 	if !errors.As(err, &op) || !errors.Is(op.Err, errNoted) {
@@ -91,15 +90,15 @@ func (k *kernel) resolve(ctx context.Context, network, address string) (endpoint
 	return ep, nil
 }
 
-// portAlone takes apart an address that is nothing but a number for a port.
+// portAlone parses an address that has a numeric port and no host, such as ":8080".
 func portAlone(address string) (port uint16, ok bool) {
 	digits, ok := strings.CutPrefix(address, ":")
 	n, err := strconv.ParseUint(digits, 10, 16)
 	return uint16(n), ok && err == nil
 }
 
-// literal takes apart an address that needs no rule: its family is plain and it
-// is no wildcard, which net makes dual-stack where it can.
+// literal parses an address whose family is obvious. A wildcard is not such an address,
+// because package net makes it dual-stack if it can.
 func literal(network, address string) (endpoint, bool) {
 	ap, err := netip.ParseAddrPort(address)
 	ip := ap.Addr()
@@ -109,7 +108,7 @@ func literal(network, address string) (endpoint, bool) {
 	ep := endpoint{network: "tcp4", at: ap, v6only: network == "tcp6"}
 	if ip.Is6() {
 		ep.network = "tcp6"
-		// These two have IPV6_V6ONLY fixed: net knows when not to set it.
+		// IPV6_V6ONLY cannot be changed on these systems. Package net handles that.
 		if runtime.GOOS == "openbsd" || runtime.GOOS == "dragonfly" {
 			return endpoint{}, false
 		}
@@ -117,10 +116,9 @@ func literal(network, address string) (endpoint, bool) {
 	return ep, network == "tcp" || network == ep.network
 }
 
-// sockaddr returns the address to bind to. A zone that does not exist is an
-// error. Only bind(2) looks at the zone of a link-local address, so that the error
-// is the kernel's, as it is net's; the zone of another address is looked up here,
-// because the kernel ignores it.
+// sockaddr returns the address to bind to. It is an error if the zone does not exist.
+// For a link-local address that error comes from bind(2), as in package net. For other
+// addresses the kernel ignores the zone, so sockaddr looks it up.
 func (ep endpoint) sockaddr() (unix.Sockaddr, error) {
 	ip, port := ep.at.Addr(), int(ep.at.Port())
 	zone, err := zoneIndex(ip.Zone())
@@ -144,8 +142,8 @@ func (ep endpoint) sockaddr() (unix.Sockaddr, error) {
 	return sa, nil
 }
 
-// zoneIndex returns the index of the interface that a zone names or numbers; 0 for
-// no zone. The index of a number comes with the error too.
+// zoneIndex returns the index of the interface of a zone, which is a name or a number. It
+// returns 0 for an empty zone. For a number it returns the index with the error too.
 func zoneIndex(zone string) (uint32, error) {
 	if zone == "" {
 		return 0, nil
@@ -154,14 +152,14 @@ func zoneIndex(zone string) (uint32, error) {
 	if err == nil {
 		return uint32(ifi.Index), nil
 	}
-	n, _ := strconv.ParseUint(zone, 10, 31) // 0 if it is no number, the largest if it does not fit
+	n, _ := strconv.ParseUint(zone, 10, 31) // 0 if zone is not a number, the maximum if it is too large
 	if n > 0 {
 		_, err = net.InterfaceByIndex(int(n))
 	}
 	return uint32(n), err
 }
 
-// localAddr is the address that fd is bound to.
+// localAddr returns the address that fd is bound to.
 func (k *kernel) localAddr(fd int) (netip.AddrPort, error) {
 	sa, err := k.getsockname(fd)
 	switch sa := sa.(type) {
@@ -177,7 +175,7 @@ func (k *kernel) localAddr(fd int) (netip.AddrPort, error) {
 	return netip.AddrPort{}, os.NewSyscallError("getsockname", err)
 }
 
-// rawInt runs f on the descriptor of c, and names its system call getsockopt.
+// rawInt calls f with the descriptor of c. An error of f becomes an error of getsockopt.
 func rawInt(c syscall.RawConn, f func(fd int) (int, error)) (v int, err error) {
 	cerr := c.Control(func(fd uintptr) { v, err = f(int(fd)) })
 	return v, cmp.Or(cerr, os.NewSyscallError("getsockopt", err))

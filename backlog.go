@@ -10,44 +10,46 @@ import (
 	"strings"
 )
 
-// unknown is the value of a number that the system does not tell. It is not 0,
-// because a queue of unknown length is not an empty one.
+// unknown is the value of a number that the system does not report. It is not 0,
+// because a queue of unknown length is not an empty queue.
 const unknown = -1
 
-// Backlog is the account of one listener's accept queue: what was asked of
-// listen(2), what the kernel made of it, and what the system would allow now.
-// All numbers are in connections. -1 means unknown, except in Requested.
+// Backlog is the account of one accept queue: the requested backlog, what the kernel
+// granted, and what the system allows now. All numbers are in connections. -1 means
+// unknown, except in Requested.
 type Backlog struct {
-	// Requested is the number given to WithBacklog or SetBacklog. -1 is the maximum
-	// that the system allows, which is also the default, and what Wrap says.
+	// Requested is the argument of WithBacklog or SetBacklog. -1 requests the maximum
+	// that the system allows. It is the default, and the value after Wrap.
 	Requested int
-	// Ceiling is the system-wide maximum at the moment of the call. It may
-	// have changed since the kernel fixed Limit: a listening socket keeps its
-	// limit until listen(2) is called on it again, see [Listener.SetBacklog].
+	// Ceiling is the current system-wide maximum. It may have changed since the kernel
+	// stored Limit. A listening socket keeps its limit until the next listen(2), see
+	// [Listener.SetBacklog].
 	Ceiling int
 	// Limit is what the kernel stored on this socket after clamping.
 	Limit int
-	// Effective is the length to which the accept queue may grow, the kernel's
-	// factor included: 3×Limit/2 on FreeBSD (listen(2)), Limit elsewhere.
+	// Effective is the length to which the accept queue may grow. It is 3×Limit/2 on
+	// FreeBSD, see listen(2), and Limit on other systems.
 	Effective int
-	// Capacity is how many finished handshakes really fit before the next is
-	// refused: Limit+1 on Linux, 3×Limit/2+1 on FreeBSD, Limit on macOS (with
-	// the unfinished ones), Limit+1 on the other BSDs once a burst is over.
+	// Capacity is how many finished handshakes fit before the kernel refuses the next:
+	//   - Linux: Limit+1.
+	//   - FreeBSD: 3×Limit/2+1.
+	//   - macOS: Limit, where unfinished handshakes count too.
+	//   - NetBSD, OpenBSD, DragonFly: Limit+1. A burst can exceed it.
 	Capacity int
-	// Measured reports whether Limit was read from the socket: by TCP_INFO on Linux,
-	// by SO_LISTENQLIMIT on FreeBSD. Otherwise Limit follows from the kernel's rule and
-	// the ceiling at that time, or is unknown.
+	// Measured reports whether Limit was read from the socket: with TCP_INFO on Linux,
+	// with SO_LISTENQLIMIT on FreeBSD. If it is false, Limit was computed from the
+	// kernel's rule and the ceiling at that time, or is unknown.
 	Measured bool
 }
 
-// Clamped reports whether the kernel granted less than was asked. It is false if the
-// limit is unknown, and if the maximum was asked for.
+// Clamped reports whether the kernel granted less than requested. It is false if the
+// limit is unknown. It is also false if the maximum was requested.
 func (b Backlog) Clamped() bool {
 	return b.Limit != unknown && b.Limit < b.Requested
 }
 
-// String returns in one line what was asked and granted. If less was granted, or if
-// more could be had now, it names the setting that decides and what applies it. A zero
+// String describes the account in one line. If the kernel granted less than requested,
+// or would grant more now, the line names the setting and how to apply it. A zero
 // Backlog is "nothing known".
 func (b Backlog) String() string {
 	if b == (Backlog{}) {
@@ -57,8 +59,8 @@ func (b Backlog) String() string {
 	return r.describe(b)
 }
 
-// LogValue returns a group of the account's numbers, for [log/slog]. An unknown
-// number is left out, and so is a Requested of -1.
+// LogValue returns a group of the account's numbers, for [log/slog]. It omits unknown
+// numbers and a Requested of -1.
 func (b Backlog) LogValue() slog.Value {
 	b = orNothing(b, noBacklog)
 	return logKnown(
@@ -90,14 +92,14 @@ func (b Backlog) json() backlogJSON {
 	}
 }
 
-// MarshalJSON writes the account with lower-case names, and whether it is
-// [Backlog.Clamped]. An unknown number is null.
+// MarshalJSON writes the account with lower-case names and adds "clamped", the result
+// of [Backlog.Clamped]. An unknown number is null.
 func (b Backlog) MarshalJSON() ([]byte, error) {
 	return json.Marshal(orNothing(b, noBacklog).json())
 }
 
-// UnmarshalJSON reads what MarshalJSON writes. A number that is null, missing or
-// negative is unknown.
+// UnmarshalJSON reads the format of MarshalJSON. A number that is null, missing or
+// negative becomes unknown.
 func (b *Backlog) UnmarshalJSON(text []byte) error {
 	j := noBacklog.json()
 	if err := json.Unmarshal(text, &j); err != nil {
@@ -110,14 +112,14 @@ func (b *Backlog) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// noBacklog is an account of which nothing is known.
+// noBacklog is an account in which nothing is known.
 var noBacklog = rule{}.account(-1, unknown, unknown, false)
 
-// nothingKnown is what an account or a reading without a number says.
+// nothingKnown is the text of an account or a reading without any known number.
 const nothingKnown = "nothing known"
 
-// orNothing is v, or nothing if v is zero. A zero value was never filled in: an
-// account or a reading always has a number that is not 0.
+// orNothing returns v, or nothing if v is zero. A zero value was never filled in,
+// because a real account or reading always has a number that is not 0.
 func orNothing[T comparable](v, nothing T) T {
 	var zero T
 	if v == zero {
@@ -126,7 +128,7 @@ func orNothing[T comparable](v, nothing T) T {
 	return v
 }
 
-// count is a number in JSON, where null is unknown.
+// count is a number in JSON. null means unknown.
 type count int64
 
 func (c count) MarshalJSON() ([]byte, error) {
@@ -137,16 +139,16 @@ func (c count) MarshalJSON() ([]byte, error) {
 }
 
 func (c *count) UnmarshalJSON(text []byte) error {
-	n := int64(unknown) // null leaves it
+	n := int64(unknown) // null does not change it
 	err := json.Unmarshal(text, &n)
 	*c = count(max(n, unknown))
 	return err
 }
 
-// int is the number as an int, which may have 32 bits.
+// int returns the number as an int, which may have 32 bits.
 func (c count) int() int { return saturate(int64(c)) }
 
-// String is the number in a sentence.
+// String returns the number, or "unknown".
 func (c count) String() string {
 	if c == unknown {
 		return "unknown"
@@ -154,29 +156,31 @@ func (c count) String() string {
 	return fmt.Sprint(int64(c))
 }
 
-// logKnown is a group of attributes for log/slog, without the unknown numbers.
+// logKnown returns a group of attributes for log/slog, without the unknown numbers.
 func logKnown(attrs ...slog.Attr) slog.Value {
 	return slog.GroupValue(slices.DeleteFunc(attrs, func(a slog.Attr) bool {
 		return a.Value.Equal(slog.Int64Value(unknown))
 	})...)
 }
 
-// PredictBacklog returns what WithBacklog(n) would get now, by the kernel's rule and
-// the current ceiling. It makes no socket, so Measured is false. A negative n is the
-// maximum that the system allows.
+// PredictBacklog returns what the kernel would grant WithBacklog(n) now. It applies the
+// kernel's rule to the current ceiling and makes no socket, so Measured is false. If n
+// is negative, it predicts the result of a request for the maximum.
 //
-// On Linux the ceiling is that of the calling thread's network namespace. The
-// prediction is only as good as the ceiling that the system tells: gVisor's file has
-// another number than its kernel uses. [Listener.Backlog] asks the socket.
-// The error is that of reading the ceiling; it matches [errors.ErrUnsupported]
-// on systems whose rule the package does not know.
+// On Linux the ceiling is that of the calling thread's network namespace. If the system
+// reports a wrong ceiling, the prediction is wrong too. gVisor does so.
+// [Listener.Backlog] asks the socket instead.
+//
+// It is an error if the ceiling cannot be read. The error matches
+// [errors.ErrUnsupported] on systems whose rule the package does not know.
 func PredictBacklog(n int) (Backlog, error) {
 	return realKernel.predict(n)
 }
 
 func (k *kernel) predict(n int) (Backlog, error) { return predict(n, k.bounds) }
 
-// predict is what n would get under the bounds that are read by bounds.
+// predict returns what the kernel would grant for n. It calls bounds to read the ceiling
+// and the floor.
 func predict(n int, bounds func() (ceiling, floor int, err error)) (Backlog, error) {
 	r, known := ruleOf(runtime.GOOS)
 	if !known {
@@ -186,14 +190,14 @@ func predict(n int, bounds func() (ceiling, floor int, err error)) (Backlog, err
 	return r.account(n, ceiling, r.limit(n, ceiling, floor), false), err
 }
 
-// A ClampError says that a listener made with [WithStrictBacklog] did not get
-// the queue that it asked for. It comes inside a [*net.OpError].
+// A ClampError reports that the kernel grants a listener made with [WithStrictBacklog]
+// less than it requested. It is wrapped in a [*net.OpError].
 type ClampError struct {
-	Requested int    // the number asked for, in connections
+	Requested int    // the requested backlog, in connections
 	Limit     int    // what the kernel grants instead
-	Ceiling   int    // the system-wide maximum when this was found; -1 if unknown
-	Knob      string // the ceiling's name; "" where the kernel has it compiled in
-	Raise     string // the command that raises the ceiling; "" where none can
+	Ceiling   int    // the system-wide maximum at that time; -1 if unknown
+	Knob      string // the name of the setting; "" if the ceiling is compiled in
+	Raise     string // the command that raises the ceiling; "" if there is none
 }
 
 func (e *ClampError) Error() string {
@@ -205,23 +209,23 @@ func (e *ClampError) Error() string {
 	return s.String()
 }
 
-// A rule is what one kernel makes of the number given to listen(2). The rules
-// are data, so that each system's is tested on every other.
+// A rule describes what one kernel does with the argument of listen(2). The rules are
+// data, so that the rule of each system is tested on every system.
 type rule struct {
-	knob       string // the ceiling's name; "" where it is compiled in
-	formerKnob string // its name in older kernels, if it had another
-	floor      string // the floor's name; "" where there is none
-	set        string // the command that sets a knob, before "name=value"
-	compiled   int    // the ceiling where it is compiled in
-	highest    int    // the largest value that the knob accepts and the kernel can use
+	knob       string // the name of the ceiling's setting; "" if it is compiled in
+	formerKnob string // its name in older kernels, if that differs
+	floor      string // the name of the floor's setting; "" if there is none
+	set        string // the command that changes a setting, before "name=value"
+	compiled   int    // the ceiling, if it is compiled in
+	highest    int    // the largest value that the setting accepts and the kernel can use
 	widest     int    // the largest number that the kernel stores unchanged
 	zeroIsMax  bool   // listen(fd, 0) means the ceiling
 	half       bool   // the queue grows to one and a half times the limit
 	exact      bool   // the limit itself is the first length refused
 }
 
-// ruleOf returns the rule of the system that runtime.GOOS names. Where it is
-// not known every number is unknown.
+// ruleOf returns the rule of the system named goos, a value of runtime.GOOS. If the rule
+// is not known, every number is unknown. The sources:
 //
 // Linux: __sys_listen in net/socket.c, sk_acceptq_is_full in include/net/sock.h.
 // FreeBSD: solisten_proto and sonewconn in sys/kern/uipc_socket.c.
@@ -238,7 +242,7 @@ func ruleOf(goos string) (r rule, known bool) {
 	case "freebsd":
 		return rule{
 			knob: "kern.ipc.soacceptqueue", formerKnob: "kern.ipc.somaxconn", set: "sysctl ",
-			// Chosen by the kernel so that 3×limit/2 fits an unsigned int.
+			// The kernel accepts no more, so that 3×limit/2 fits in an unsigned int.
 			highest: math.MaxUint32 / 3, widest: math.MaxInt32,
 			half: true,
 		}, true
@@ -264,17 +268,16 @@ func ruleOf(goos string) (r rule, known bool) {
 	return rule{}, false
 }
 
-// hostRule returns the rule of this system. Where it is not known every number is
-// unknown.
+// hostRule returns the rule of this system. If it is not known, every number is unknown.
 func hostRule() rule {
 	r, _ := ruleOf(runtime.GOOS)
 	return r
 }
 
-// argument is the number to pass to listen(2) for a request of n. The kernel does the
-// clamping; only values that it cannot store are capped here. A negative request
-// becomes the largest number, which means the ceiling on every system; a negative
-// number does not (NetBSD makes it 0).
+// argument returns the number to pass to listen(2) for a request of n. The kernel does
+// the clamping; only values that it cannot store are capped here. A negative request
+// becomes the largest number, which every kernel clamps to its ceiling. A negative
+// number cannot be passed, because NetBSD treats it as 0.
 func (r rule) argument(n int) int {
 	if n < 0 || n > r.widest || n == 0 && r.zeroIsMax {
 		return r.widest
@@ -282,8 +285,8 @@ func (r rule) argument(n int) int {
 	return n
 }
 
-// limit is what the kernel stores for a request of n under these bounds; floor is 0
-// on a system without one. If a bound is unknown, so is the limit.
+// limit returns what the kernel stores for a request of n under these bounds. floor is 0
+// on a system without a floor. If a bound is unknown, so is the limit.
 func (r rule) limit(n, ceiling, floor int) int {
 	if ceiling == unknown || floor == unknown {
 		return unknown
@@ -291,7 +294,7 @@ func (r rule) limit(n, ceiling, floor int) int {
 	return max(min(r.argument(n), ceiling), floor)
 }
 
-// effective is the length to which a queue of this limit may grow.
+// effective returns the length to which a queue of this limit may grow.
 func (r rule) effective(limit int) int {
 	if r.half && limit != unknown {
 		return saturate(3 * int64(limit) / 2)
@@ -299,7 +302,7 @@ func (r rule) effective(limit int) int {
 	return limit
 }
 
-// capacity is the number of connections that a queue of this limit holds.
+// capacity returns the number of connections that a queue of this limit holds.
 func (r rule) capacity(limit int) int {
 	if limit == unknown || r.exact {
 		return limit
@@ -307,7 +310,7 @@ func (r rule) capacity(limit int) int {
 	return saturate(int64(r.effective(limit)) + 1)
 }
 
-// saturate keeps a number of connections positive where int has 32 bits.
+// saturate caps a number of connections at the largest int, which may have 32 bits.
 func saturate(n int64) int { return int(min(n, math.MaxInt)) }
 
 func (r rule) account(requested, ceiling, limit int, measured bool) Backlog {
@@ -321,7 +324,7 @@ func (r rule) account(requested, ceiling, limit int, measured bool) Backlog {
 	}
 }
 
-// ceilingName is what a sentence calls the ceiling.
+// ceilingName returns the name of the ceiling for a sentence.
 func ceilingName(knob string) string {
 	if knob == "" {
 		return "the compiled-in ceiling"
@@ -329,8 +332,8 @@ func ceilingName(knob string) string {
 	return knob
 }
 
-// raise is the command after which listen(fd, n) would be granted, as far as
-// the system can; "" if the ceiling is as high as that already.
+// raise returns the command that raises the ceiling to n, or to the highest value that
+// the system accepts. It is "" if the ceiling is already as high.
 func (r rule) raise(n, ceiling int) string {
 	wanted := min(n, r.highest)
 	if r.knob == "" || ceiling != unknown && ceiling >= wanted {
@@ -339,19 +342,19 @@ func (r rule) raise(n, ceiling int) string {
 	return fmt.Sprintf("%s%s=%d", r.set, r.knob, wanted)
 }
 
-// clamp is the error of a strict request of n that got limit.
+// clamp returns the error of a strict request of n for which the kernel grants limit.
 func (r rule) clamp(n, limit, ceiling int) *ClampError {
 	return &ClampError{Requested: n, Limit: limit, Ceiling: ceiling, Knob: r.knob, Raise: r.raise(n, ceiling)}
 }
 
 func (r rule) describe(b Backlog) string {
 	var s strings.Builder
-	if b.Requested >= 0 { // else nobody named a number, or it is not known
+	if b.Requested >= 0 { // otherwise it was the maximum, or is unknown
 		fmt.Fprintf(&s, "asked %d, ", b.Requested)
 	}
 	ceiling := fmt.Sprintf("%s is %v", ceilingName(r.knob), count(b.Ceiling))
 	if b.Limit == unknown {
-		s.WriteString("granted unknown: this system does not tell")
+		s.WriteString("granted unknown: this system does not report it")
 		if r != (rule{}) {
 			s.WriteString("; " + ceiling)
 		}
@@ -366,7 +369,7 @@ func (r rule) describe(b Backlog) string {
 	}
 	fmt.Fprintf(&s, ", holds %d; ", b.Capacity)
 
-	now := r.limit(b.Requested, b.Ceiling, 0) // what listening again would be granted
+	now := r.limit(b.Requested, b.Ceiling, 0) // what the next listen(2) would be granted
 	raise := r.raise(b.Requested, b.Ceiling)
 	switch {
 	case now > b.Limit:

@@ -10,16 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Options of a listening socket on FreeBSD, from sys/socket.h; x/sys has them
-// for FreeBSD only.
+// Options of a listening socket on FreeBSD, from sys/socket.h. x/sys defines them for
+// FreeBSD only.
 const (
 	soListenQueueLimit      = 0x1011 // SO_LISTENQLIMIT
 	soListenQueueLen        = 0x1012 // SO_LISTENQLEN
 	soListenIncompleteQueue = 0x1013 // SO_LISTENINCQLEN
 )
 
-// limit reads the limit of the listening socket fd. FreeBSD alone has an option
-// that tells it (getsockopt(2)).
+// limit reads the limit of the listening socket fd. Only FreeBSD has an option for that,
+// see getsockopt(2).
 func (k *kernel) limit(fd int) (limit int, ok bool) {
 	if runtime.GOOS != "freebsd" {
 		return unknown, false
@@ -31,8 +31,8 @@ func (k *kernel) limit(fd int) (limit int, ok bool) {
 	return n, true
 }
 
-// stats reads the accept queue of fd. One whose transport is known was looked at
-// when its Listener was made. The buffer is Linux's need.
+// stats reads the accept queue of fd. If tr is known, fd was checked when its Listener was
+// made. Only Linux needs the buffer.
 func (k *kernel) stats(fd int, tr transport, _ []byte) (Stats, error) {
 	if tr == transportUnknown {
 		if err := k.mustListen(fd); err != nil {
@@ -64,9 +64,10 @@ func (k *kernel) stats(fd int, tr transport, _ []byte) (Stats, error) {
 	return s, nil
 }
 
-// queueLength is the length of the accept queue of fd as kqueue(2) tells it; -1 if
-// it is too long for that. DragonFly alone has a bound (filt_solisten in
-// kern/uipc_socket.c); a kernel that does not know its name is from before it.
+// queueLength returns the length of the accept queue of fd, as kqueue(2) reports it. It
+// returns -1 if the queue is too long for that. Only DragonFly has a maximum
+// (filt_solisten in kern/uipc_socket.c). Older DragonFly kernels have neither the maximum
+// nor its sysctl.
 func (k *kernel) queueLength(fd int) (int, error) {
 	n, err := k.readable(fd)
 	if err != nil || n == 0 || runtime.GOOS != "dragonfly" {
@@ -82,9 +83,9 @@ func (k *kernel) queueLength(fd int) (int, error) {
 	return cappedLength(n, most), nil
 }
 
-// readable asks a kernel queue of its own, so that the poller of the listener is
-// not disturbed: EVFILT_READ on a listening socket comes with the length of the
-// accept queue, and does not come while that is empty (kqueue(2)).
+// readable returns the length of the accept queue of fd. The EVFILT_READ event of a
+// listening socket contains it. There is no event while the queue is empty (kqueue(2)).
+// readable opens a kqueue, so that the poller of the listener is not affected.
 func readable(fd int) (int, error) {
 	kq, err := unix.Kqueue()
 	if err != nil {
@@ -100,11 +101,11 @@ func readable(fd int) (int, error) {
 	if n == 0 {
 		return 0, nil
 	}
-	if event[0].Flags&unix.EV_ERROR != 0 { // the change was refused, and why
+	if event[0].Flags&unix.EV_ERROR != 0 { // the kernel refused the change; Data is the errno
 		return unknown, os.NewSyscallError("kevent", unix.Errno(event[0].Data))
 	}
 	return int(event[0].Data), nil
 }
 
-// transportOf: there is no MPTCP below net's listeners here.
+// transportOf returns plainTCP, because package net does not use MPTCP on these systems.
 func (k *kernel) transportOf(int) transport { return plainTCP }

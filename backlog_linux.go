@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// struct tcp_info of linux/tcp.h, as far as a listener fills it: tcpi_state,
-// and for a socket in that state of 10 its queue (tcp_get_info in net/ipv4/tcp.c).
+// Fields of struct tcp_info, linux/tcp.h, that the kernel fills for a listener
+// (tcp_get_info in net/ipv4/tcp.c).
 const (
 	infoState    = 0  // u8 tcpi_state
 	infoUnacked  = 24 // u32 tcpi_unacked: sk_ack_backlog, the connections queued
@@ -15,9 +15,9 @@ const (
 	infoQueueEnd = 32
 )
 
-// queue reads the accept queue of the listening socket fd. It is not ok where
-// TCP_INFO is refused, or is answered as if the socket did not listen: gVisor
-// fills it with zeros.
+// queue reads the accept queue of the listening socket fd. ok is false if the kernel
+// refuses TCP_INFO, or if the answer does not say that the socket listens. gVisor, for
+// example, fills in zeros.
 func (k *kernel) queue(fd int, p []byte) (queued, limit int, ok bool) {
 	n, err := k.getsockopt(fd, unix.IPPROTO_TCP, unix.TCP_INFO, p)
 	if err != nil || n < infoQueueEnd || p[infoState] != tcpListen {
@@ -26,7 +26,7 @@ func (k *kernel) queue(fd int, p []byte) (queued, limit int, ok bool) {
 	return connections(p[infoUnacked:]), connections(p[infoSacked:]), true
 }
 
-// connections is a u32 of the kernel's as an int, which may have 32 bits itself.
+// connections returns a u32 of the kernel as an int, which may have 32 bits.
 func connections(p []byte) int { return saturate(int64(binary.NativeEndian.Uint32(p))) }
 
 // limit reads the limit of the listening socket fd.
@@ -36,18 +36,18 @@ func (k *kernel) limit(fd int) (limit int, ok bool) {
 	return limit, ok
 }
 
-// SO_MEMINFO answers with the u32s of linux/sock_diag.h.
+// SO_MEMINFO returns an array of u32, linux/sock_diag.h.
 const (
 	memInfoDrops = 4 * unix.SK_MEMINFO_DROPS
 	memInfoEnd   = memInfoDrops + 4
 )
 
-// stats reads the accept queue of fd; p is room for one answer of the kernel.
+// stats reads the accept queue of fd. p is the buffer for an answer of the kernel.
 func (k *kernel) stats(fd int, tr transport, p []byte) (Stats, error) {
 	s := noStats
 	var ok bool
 	if s.Queued, s.Limit, ok = k.queue(fd, p); !ok {
-		// TCP_INFO of a listener that does not say so is gVisor's.
+		// On gVisor TCP_INFO does not show that the socket listens.
 		if err := k.mustListen(fd); err != nil {
 			return noStats, err
 		}
@@ -65,7 +65,7 @@ func (k *kernel) stats(fd int, tr transport, p []byte) (Stats, error) {
 	return s, nil
 }
 
-// transportOf tells MPTCP, which net.Listen uses by default, from plain TCP.
+// transportOf reports whether fd is MPTCP, which net.Listen uses by default, or plain TCP.
 func (k *kernel) transportOf(fd int) transport {
 	switch proto, err := k.getInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); {
 	case err != nil:

@@ -240,13 +240,13 @@ func TestDescribe(t *testing.T) {
 
 		// Unknown.
 		{"darwin", 100, unknown, unknown, false,
-			"asked 100, granted unknown: this system does not tell; kern.ipc.somaxconn is unknown"},
+			"asked 100, granted unknown: this system does not report it; kern.ipc.somaxconn is unknown"},
 		{"openbsd", 100, unknown, 128, false,
-			"asked 100, granted unknown: this system does not tell; kern.somaxconn is 128"},
+			"asked 100, granted unknown: this system does not report it; kern.somaxconn is 128"},
 		{"windows", 100, unknown, unknown, false,
-			"asked 100, granted unknown: this system does not tell"},
+			"asked 100, granted unknown: this system does not report it"},
 		{"windows", -1, unknown, unknown, false,
-			"granted unknown: this system does not tell"},
+			"granted unknown: this system does not report it"},
 	} {
 		r, _ := ruleOf(tt.system)
 		b := r.account(tt.n, tt.ceiling, tt.limit, tt.measured)

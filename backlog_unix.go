@@ -9,10 +9,9 @@ import (
 	"runtime"
 )
 
-// listenFor calls listen(2) for a request of n connections, on a bound socket
-// or on one that listens already, and finds out what was granted. The ceiling
-// in the account is unknown, for it is read when asked for, except where the
-// rule needed it.
+// listenFor calls listen(2) for a request of n connections and returns what the kernel
+// granted. fd is bound and may already listen. The account has the ceiling only if the
+// rule needed it, because Backlog reads the ceiling at each call.
 func (k *kernel) listenFor(fd, n int) (Backlog, error) {
 	r := hostRule()
 	if err := k.listenCall(fd, r.argument(n)); err != nil {
@@ -21,28 +20,28 @@ func (k *kernel) listenFor(fd, n int) (Backlog, error) {
 	if limit, ok := k.limit(fd); ok {
 		return r.account(n, unknown, limit, true), nil
 	}
-	b, _ := predict(n, k.boundsAt(fd)) // what cannot be read is unknown, and not a failure
+	b, _ := predict(n, k.boundsAt(fd)) // a bound that cannot be read is unknown, not an error
 	return b, nil
 }
 
-// boundsAt is boundsOf, to be called later.
+// boundsAt returns a function that calls boundsOf for fd.
 func (k *kernel) boundsAt(fd int) func() (ceiling, floor int, err error) {
 	return func() (int, int, error) { return k.boundsOf(fd) }
 }
 
-// tooShort is the error of a strict request that got b.
+// tooShort returns the error of a strict request for which the kernel grants b.
 func tooShort(b Backlog, bounds func() (ceiling, floor int, err error)) error {
 	if b.Limit == unknown {
-		return fmt.Errorf("WithStrictBacklog: the limit cannot be known: %w", errors.ErrUnsupported)
+		return fmt.Errorf("WithStrictBacklog: this system does not report the limit: %w", errors.ErrUnsupported)
 	}
 	r := hostRule()
 	ceiling, _, _ := bounds()
 	return r.clamp(b.Requested, b.Limit, ceiling)
 }
 
-// setBacklog calls listen(2) again on the listening socket fd. A strict one is
-// left with the limit it had when the kernel would grant less than n. So is one with TCP
-// Fast Open whose count of pending connections would become too small.
+// setBacklog calls listen(2) again on the listening socket fd. It fails without a change
+// if the listener is strict and the kernel would grant less than n. It also does so if
+// the new limit would be too small for the qlen of TCP Fast Open.
 func (k *kernel) setBacklog(fd, n int, strict bool, fastOpen int, former Backlog) (Backlog, error) {
 	bounds := k.boundsAt(fd)
 	if strict || fastOpen != 0 {
@@ -57,15 +56,15 @@ func (k *kernel) setBacklog(fd, n int, strict bool, fastOpen int, former Backlog
 	}
 	b, err := k.listenFor(fd, n)
 	if err != nil {
-		return former, err // what was granted before is granted still
+		return former, err // the limit has not changed
 	}
 	if !strict || !b.Clamped() && b.Limit != unknown {
 		return b, nil
 	}
 	if former.Limit == unknown {
-		return b, tooShort(b, bounds) // there is no way back
+		return b, tooShort(b, bounds) // the former limit is unknown and cannot be restored
 	}
-	// It could not be foreseen; the way back is the same call.
+	// The prediction was wrong or impossible. Restore the former limit.
 	back, err := k.listenFor(fd, former.Limit)
 	if err != nil {
 		return b, err

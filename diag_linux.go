@@ -15,7 +15,7 @@ import (
 // This file is a client of sock_diag(7), the netlink interface that lists the
 // sockets of a network namespace. It needs no privilege.
 
-// A handshake is one row of sock_diag: the family, and the ports, addresses and
+// A handshake identifies an in-flight handshake: the family, and the ports, addresses and
 // interface of struct inet_diag_sockid, linux/inet_diag.h.
 type handshake [1 + diagID]byte
 
@@ -32,16 +32,16 @@ const (
 	diagReqSize = 56             // sizeof(struct inet_diag_req_v2)
 )
 
-// Socket states of net/tcp_states.h. A handshake that is not finished is in the last
-// one, or in the first if it is a fast-open connection.
+// Socket states of net/tcp_states.h. An in-flight handshake has the state tcpNewSynRecv,
+// or tcpSynRecv if it is a fast-open connection.
 const (
 	tcpSynRecv    = 3
 	tcpListen     = 10
 	tcpNewSynRecv = 12
 )
 
-// handshakes returns the unfinished handshakes on a local port, of every listener
-// in the calling thread's network namespace.
+// handshakes returns the in-flight handshakes on a local port, for all listeners in the
+// calling thread's network namespace.
 func (k *kernel) handshakes(ctx context.Context, families []uint8, port int) (map[handshake]struct{}, error) {
 	found := make(map[handshake]struct{})
 	for _, family := range families {
@@ -62,13 +62,14 @@ func (k *kernel) handshakes(ctx context.Context, families []uint8, port int) (ma
 	return found, nil
 }
 
-// diagRequest asks for the sockets on a local port that are in one of states, a set of
-// bits.
+// diagRequest returns a request for the sockets on a local port whose state is in states,
+// a set of bits.
 func diagRequest(family uint8, port int, states uint32) []byte {
 	return diagRequestWith(family, port, states, 0)
 }
 
-// diagRequestWith asks for attributes too: bit n-1 of extensions is the attribute n.
+// diagRequestWith is like diagRequest and also requests attributes. Bit n-1 of extensions
+// requests attribute n.
 func diagRequestWith(family uint8, port int, states uint32, extensions uint8) []byte {
 	p := make([]byte, unix.SizeofNlMsghdr+diagReqSize)
 	binary.NativeEndian.PutUint32(p[0:], uint32(len(p)))
@@ -81,20 +82,19 @@ func diagRequestWith(family uint8, port int, states uint32, extensions uint8) []
 	return p
 }
 
-// diagWait is how long one read of an answer blocks before ctx is looked at.
+// diagWait is how long a read of the answer may block before ctx is checked.
 const diagWait = 100 * time.Millisecond
 
-// diag asks for all rows on behalf of a drain. No look is worth more time than a drain
-// gives the handshakes in flight.
+// diag requests all rows for a drain. It stops after drainFlight, because a drain does not
+// wait longer for in-flight handshakes.
 func diag(ctx context.Context, request []byte) (rows [][]byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, drainFlight)
 	defer cancel()
 	return diagSome(ctx, request, func([]byte) bool { return true })
 }
 
-// diagSome sends one request for a dump to sock_diag and returns those rows of the
-// answer that keep wants. The kernel walks its whole table of sockets for each
-// datagram, and ctx is looked at between two of them.
+// diagSome sends one dump request to sock_diag and returns the rows for which keep returns
+// true. It checks ctx before each datagram of the answer.
 func diagSome(ctx context.Context, request []byte, keep func(row []byte) bool) (rows [][]byte, err error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
@@ -129,7 +129,7 @@ func readDump(ctx context.Context, keep func(row []byte) bool, receive func(p []
 			return nil, err
 		}
 		if n == 0 {
-			return nil, unix.EBADMSG // this is not the end, and nothing would follow
+			return nil, unix.EBADMSG // an empty datagram does not end a dump
 		}
 		var more [][]byte
 		if more, done, err = parseDump(p[:n]); err != nil {
@@ -144,8 +144,8 @@ func readDump(ctx context.Context, keep func(row []byte) bool, receive func(p []
 	return rows, nil
 }
 
-// parseDump parses one datagram of a dump, netlink(7), and copies what it returns.
-// It is done at the message that ends the dump.
+// parseDump parses one datagram of a dump, netlink(7). The rows are copies. done reports
+// whether the datagram ends the dump.
 func parseDump(p []byte) (rows [][]byte, done bool, err error) {
 	for len(p) > 0 {
 		if len(p) < unix.SizeofNlMsghdr {
@@ -173,8 +173,8 @@ func parseDump(p []byte) (rows [][]byte, done bool, err error) {
 	return rows, false, nil
 }
 
-// A member is one listener of a port, as sock_diag lists it. Two with the same group
-// are of one SO_REUSEPORT group, if they have the option.
+// A member is one listener of a port, as sock_diag lists it. If two members have the
+// option SO_REUSEPORT and equal groups, they are in one SO_REUSEPORT group.
 type member struct {
 	inode uint32
 	group group
@@ -196,8 +196,8 @@ const (
 	diagSKV6Only  = 11               // INET_DIAG_SKV6ONLY, a u8
 )
 
-// listeners lists the listeners of l's port and family, in the order in which they
-// called listen(2). The kernel lists those of IPv4 newest first.
+// listeners lists the listeners on the port and family of l, in the order of their
+// listen(2). For IPv4 the kernel lists the newest first.
 func (k *kernel) listeners(ctx context.Context, l *Listener) (all []member, err error) {
 	addr := l.Addr().(*net.TCPAddr)
 	family := uint8(unix.AF_INET6)
@@ -221,7 +221,7 @@ func (k *kernel) listeners(ctx context.Context, l *Listener) (all []member, err 
 	return all, nil
 }
 
-// groupOf lists the group of l in the order of listen(2), by inode.
+// groupOf returns the inodes of the group of l in the order of listen(2).
 func (k *kernel) groupOf(ctx context.Context, l *Listener, inode uint32) (inodes []uint32, err error) {
 	rows, err := k.listeners(ctx, l)
 	if err != nil {
@@ -229,7 +229,7 @@ func (k *kernel) groupOf(ctx context.Context, l *Listener, inode uint32) (inodes
 	}
 	i := slices.IndexFunc(rows, func(r member) bool { return r.inode == inode })
 	if i < 0 {
-		return nil, errors.New("the listener is not listed")
+		return nil, errors.New("sock_diag does not list the listener")
 	}
 	for _, r := range rows {
 		if r.group == rows[i].group {
@@ -239,7 +239,7 @@ func (k *kernel) groupOf(ctx context.Context, l *Listener, inode uint32) (inodes
 	return inodes, nil
 }
 
-// parseMember parses a row of sock_diag: struct inet_diag_msg, then attributes.
+// parseMember parses a row of sock_diag: a struct inet_diag_msg followed by attributes.
 func parseMember(row []byte) (r member, err error) {
 	if len(row) < diagMsgSize {
 		return r, unix.EBADMSG
@@ -260,10 +260,10 @@ func parseMember(row []byte) (r member, err error) {
 type diagRow struct {
 	state         uint8
 	local, client netip.AddrPort
-	iface         uint32 // the device that it is bound to; 0 is any
-	cookie        uint64 // no two sockets have the same one
+	iface         uint32 // the device that the socket is bound to; 0 if it is not bound
+	cookie        uint64 // unique for each socket
 	inode         uint32
-	info          []byte // struct tcp_info; nil if there is none
+	info          []byte // struct tcp_info; nil if the row has none
 }
 
 const diagInfo = 2 // INET_DIAG_INFO, the attribute that holds a struct tcp_info
@@ -294,8 +294,8 @@ func parseRow(p []byte) (row diagRow, err error) {
 	return row, nil
 }
 
-// attribute returns the value of one of the attributes behind a struct inet_diag_msg;
-// nil if it is not there.
+// attribute returns the value of an attribute that follows a struct inet_diag_msg. It
+// returns nil if the row does not have the attribute.
 func attribute(row []byte, kind uint16) (value []byte, err error) {
 	for p := row[diagMsgSize:]; len(p) >= unix.SizeofNlAttr; {
 		size := int(binary.NativeEndian.Uint16(p))

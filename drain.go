@@ -12,26 +12,23 @@ import (
 	"time"
 )
 
-// Drain makes l safe to close without resetting connections. It keeps out new
-// clients, waits for the handshakes in flight, and returns once Accept has taken
-// every queued connection and each loop that took one has called Accept again. It
-// does not close l: call Close or the server's Shutdown next.
+// Drain makes l safe to close without resetting connections. It keeps new clients out,
+// waits for the in-flight handshakes, and returns when Accept has returned every queued
+// connection. The server must continue to call Accept. Drain does not close l.
 //
-// nil means that Close resets nobody. Otherwise the error is a [*net.OpError] and
-// matches
-//   - a [*DrainError] and the error of ctx, when ctx ended first
-//   - [ErrStillOpen], when the wait is over but new clients are let in again
-//   - [net.ErrClosed], when l was closed before or meanwhile
-//   - [errors.ErrUnsupported], when the system does not tell the queue's length
+// A nil error means that Close resets no connection. Otherwise the error is a
+// [*net.OpError] and matches one of these:
+//   - [*DrainError] and the error of ctx: ctx ended first.
+//   - [ErrStillOpen]: new clients are let in when Drain returns.
+//   - [net.ErrClosed]: l is closed.
+//   - [errors.ErrUnsupported]: the system does not report the length of the queue.
 //
-// New clients are kept out until l is closed or [Listener.Resume] is called, also
-// after an error. Their SYN is dropped, so they retry a second later and reach
-// whichever process listens by then. Drain may be called again, and concurrently.
+// Unless the socket is shared, new clients stay out until [Listener.Close] or
+// [Listener.Resume], even if ctx ends. They retry after a second and reach the process
+// that listens by then. Drain may be called again and concurrently.
 //
-// Accept connections, set deadlines and copy the descriptor by the methods of l
-// while it drains, not by those of [Listener.TCPListener] or of a listener that l
-// wraps. The section "Draining" of the package comment says how it works and what it
-// cannot do.
+// To drain l, call Accept, SetDeadline and File on l only, not on its
+// [*net.TCPListener]. See the section "Draining" of the package comment.
 func (l *Listener) Drain(ctx context.Context) error {
 	if !l.ok() {
 		return l.opError("drain", errNotListening)
@@ -39,10 +36,11 @@ func (l *Listener) Drain(ctx context.Context) error {
 	return drain(ctx, []*Listener{l})
 }
 
-// Resume undoes a drain: new clients are let in again. Drains that are waiting end
-// with [ErrStillOpen]. It does nothing if l is not draining.
+// Resume undoes a drain: l lets new clients in again. A drain that is in progress ends
+// with [ErrStillOpen]. If l does not keep new clients out, Resume does nothing.
 //
-// After Close the error matches [net.ErrClosed].
+// If the kernel refuses to let new clients in, the error says so. After Close the error
+// matches [net.ErrClosed].
 func (l *Listener) Resume() error {
 	if !l.ok() {
 		return l.opError("resume", errNotListening)
@@ -55,23 +53,24 @@ func (l *Listener) Resume() error {
 	return nil
 }
 
-// ErrStillOpen is the error of a drain that waited for every handshake and every
-// queued connection that it could see, but new clients are let in when it returns:
-// Close resets those that connect in between. The reason is in its text:
-//   - The socket has another holder, who must not lose its clients: see
-//     [Listener.File] and [Wrap]. Nobody is lost if that holder goes on listening.
-//   - This system, or MPTCP, has no way to keep them out.
-//   - The kernel refused both ways to keep them out.
+// ErrStillOpen is the error of a drain that has ended but does not keep new clients out.
+// Close resets the clients that connect between the drain and Close. The text of the
+// error gives the reason:
+//   - The socket has another holder, see [Listener.File] and [Wrap]. If that holder
+//     continues to listen, no client is lost.
+//   - The system has no way to keep clients out, or the socket is an MPTCP socket.
+//   - Drain could use neither the socket filter nor the minimum TTL.
+//   - Another holder of the socket let new clients in.
 //   - [Listener.Resume] was called.
 var ErrStillOpen = errors.New("new clients are still let in")
 
-// A DrainError says what a drain was still waiting for when its context ended. It
-// unwraps to the context's error. A number that cannot be known is -1.
+// A DrainError reports what a drain was still waiting for when its context ended. It
+// unwraps to the error of the context. -1 means unknown.
 type DrainError struct {
 	Queued   int // connections that wait for Accept; Close resets them
-	InFlight int // handshakes that began before the drain and are not finished
+	InFlight int // unfinished handshakes that began before the drain
 	HeldBack int // connections that the kernel holds back from Accept, see Stats.Incomplete
-	Accepted int // connections that Accept returned to a loop that has not called it again
+	Accepted int // accepted connections whose loop has not called Accept again
 
 	err error
 }
@@ -90,34 +89,36 @@ func (e *DrainError) Error() string {
 // Unwrap returns the error of the context.
 func (e *DrainError) Unwrap() error { return e.err }
 
-// queuedIsCapped says that a long queue is told as unknown, see Stats.Queued.
+// queuedIsCapped reports whether the length of a long queue is unknown, see Stats.Queued.
 const queuedIsCapped = runtime.GOOS == "dragonfly"
 
 const (
-	drainLook   = 5 * time.Millisecond // how often a drain looks
-	drainFlight = 3 * time.Second      // how long it waits for handshakes in flight
-	drainReturn = time.Second          // and for loops that have not called Accept again
+	drainLook   = 5 * time.Millisecond // how often a drain checks the queue
+	drainFlight = 3 * time.Second      // the maximum wait for in-flight handshakes
+	drainReturn = time.Second          // the maximum wait for loops to call Accept again
 )
 
-// drain drains listeners, which are of one port, with one look at its handshakes for
-// all of them.
+// drain drains listeners, which share one port. It lists the handshakes of the port once
+// for all of them.
 func drain(ctx context.Context, listeners []*Listener) (err error) {
 	fail := func(err error) error { return listeners[0].opError("drain", err) }
 	if ctx == nil {
-		return fail(errors.New("nil context"))
+		return fail(errNilContext)
 	}
-	// A queue that cannot be read cannot be drained, and nothing is changed then.
+	// A queue that cannot be read cannot be drained. This is checked before anything is
+	// changed.
 	for _, l := range listeners {
 		if s, err := l.Stats(); err != nil {
 			return fail(err)
 		} else if s.Queued == unknown && !queuedIsCapped {
-			return fail(fmt.Errorf("the length of the queue: %w", errors.ErrUnsupported))
+			return fail(fmt.Errorf("this system does not report the length of the queue: %w", errors.ErrUnsupported))
 		}
 	}
 
 	flight := newFlight(ctx, listeners)
 	defer flight.close()
-	// Steering comes first: a SYN that is dropped costs its client a second.
+	// Steering begins before the sockets drop SYNs: a dropped SYN delays its client by a
+	// second.
 	steering := steeringOf(listeners)
 	steering.look(ctx, flight, false)
 	var drainings []*draining
@@ -167,14 +168,15 @@ func drain(ctx context.Context, listeners []*Listener) (err error) {
 		}
 		select {
 		case <-ctx.Done():
-			ended = true // one more look: the error describes the present
+			ended = true // look once more, so that the error reports the current numbers
 		case <-tick.C:
 		}
 	}
 }
 
-// join joins the errors of several listeners or attempts on one line, each text once:
-// 64 shards mostly fail alike. A single error stays as it is.
+// join joins the errors of several listeners or attempts on one line. Each text appears
+// once, because shards usually fail for the same reason. A single error is returned
+// unchanged.
 func join(errs []error) (joined error) {
 	seen := make(map[string]bool)
 	for _, err := range errs {
@@ -196,19 +198,19 @@ type draining struct {
 	l     *Listener
 	stop  *stop     // what keeps new clients out; nil if nothing does
 	why   error     // why nothing does
-	empty int       // how many looks in a row have found nobody waiting
-	since time.Time // when the first of them was
+	empty int       // how many looks in a row have found no connection
+	since time.Time // when the first of these looks was
 	done  bool
-	stuck bool // calls of Accept did not come out
+	stuck bool // calls of Accept did not return although their deadline has passed
 }
 
-// stopped reports whether new clients are kept out of one at least. Otherwise those in
-// flight cannot be told from those to come.
+// stopped reports whether at least one listener keeps new clients out. If none does, new
+// handshakes cannot be told apart from those that began before the drain.
 func stopped(drainings []*draining) bool {
 	return slices.ContainsFunc(drainings, func(d *draining) bool { return d.stop != nil })
 }
 
-// look looks at the queue once, and adds what it finds to left.
+// look checks the queue once and adds its numbers to left.
 func (d *draining) look(ctx context.Context, f *flight, left *DrainError) error {
 	s, err := d.l.Stats()
 	if err != nil {
@@ -239,14 +241,15 @@ func (d *draining) look(ctx context.Context, f *flight, left *DrainError) error 
 	if d.empty < d.looks() {
 		return nil
 	}
-	// A connection that was on its way out of Accept is counted by now. No other
-	// can have come in behind it, unless nothing keeps new clients out.
+	// The queue is empty, but a call of Accept may still hold a connection that it has
+	// not returned yet.
 	d.done = d.settled(ctx) || time.Since(d.since) > drainReturn
 	return nil
 }
 
-// settled asks the gate, and waits no longer than ctx has left. A socket that was made
-// blocking is waited for once.
+// settled asks the gate whether Accept holds no connection. It does not wait longer than
+// ctx. On a blocking socket the calls of Accept ignore deadlines, so only the first
+// attempt waits.
 func (d *draining) settled(ctx context.Context) bool {
 	wait := 20 * drainLook
 	if end, ok := ctx.Deadline(); ok {
@@ -260,7 +263,7 @@ func (d *draining) settled(ctx context.Context) bool {
 	return settled
 }
 
-// sum is unknown if a part of it is.
+// sum adds two numbers. The sum is unknown if one of them is.
 func sum(a, b int) int {
 	if a == unknown || b == unknown {
 		return unknown
@@ -268,29 +271,30 @@ func sum(a, b int) int {
 	return a + b
 }
 
-// looks is how many looks in a row must find nobody. The kernel takes a handshake out
-// of its table a moment before it puts the connection into the queue.
+// looks returns how many looks in a row must find no connection. One look is not enough:
+// the kernel removes a handshake from its table shortly before it adds the connection to
+// the queue.
 func (d *draining) looks() int {
 	if d.stop == nil {
-		return 1 // the first moment must do: others come in all the time
+		return 1 // new clients still connect, so a second empty look may never come
 	}
 	return 2
 }
 
-// An intake lets new clients into a Listener, or is stopped by a drain. It is the
-// only owner of what a drain changes on the socket.
+// An intake holds what a drain has changed on the socket of a Listener. No other code
+// changes these settings.
 type intake struct {
 	mu      sync.Mutex
-	running int         // drains
+	running int         // the number of drains in progress
 	stop    *stop       // what keeps new clients out; nil if nothing does
-	shared  bool        // another holder has the socket, or may have it
-	shown   atomic.Bool // someone saw the descriptor, and may have copied it
+	shared  bool        // another process, or other code, may hold the socket
+	shown   atomic.Bool // other code had access to the descriptor and may have copied it
 
 	inherited atomic.Pointer[inheritance]
-	steering  atomic.Pointer[steering] // of the drain that runs, or that ended well
+	steering  atomic.Pointer[steering] // nil unless a drain steers or has steered clients
 }
 
-// beginDrain stops the intake, if that can be done and no drain before has.
+// beginDrain keeps new clients out, if the system can do that and no earlier drain does.
 func (l *Listener) beginDrain(f *flight) (*draining, error) {
 	in := &l.intake
 	in.mu.Lock()
@@ -307,8 +311,8 @@ func (l *Listener) beginDrain(f *flight) (*draining, error) {
 	return d, nil
 }
 
-// end ends a drain and says why it does not keep new clients out. With another holder
-// of the socket the last drain lets them in again.
+// end ends a drain. The error says why new clients are not kept out. If the socket has
+// another holder, the last drain that ends lets new clients in again.
 func (d *draining) end(waited, copied bool) error {
 	in := &d.l.intake
 	in.mu.Lock()
@@ -332,15 +336,15 @@ func (d *draining) end(waited, copied bool) error {
 	return fmt.Errorf("%w: %w", ErrStillOpen, d.why)
 }
 
-// stands reports whether what keeps new clients out is still on the socket. Of a closed
-// one that is no question.
+// stands reports whether the socket still keeps new clients out. It is true for a closed
+// socket.
 func (d *draining) stands() (yes bool) {
 	err := d.l.raw.Control(func(fd uintptr) { yes = d.l.kernel.stands(int(fd), d.stop) })
 	return yes || err != nil
 }
 
-// open lets new clients in again, and steers them to l. If it fails it is tried again at
-// the next occasion: another holder of the socket would never see a client.
+// open lets new clients in again and stops steering them away from l. If that fails, stop
+// stays set, and the next call tries again.
 func (l *Listener) open() error {
 	in := &l.intake
 	var operr error
@@ -365,8 +369,8 @@ func (l *Listener) open() error {
 	return nil
 }
 
-// markShared notes that another holder of the socket may exist from now on. New clients
-// are let in again, unless a drain is running and will do that when it ends.
+// markShared notes that the socket may have another holder. It lets new clients in again,
+// unless a drain is in progress, which will do so when it ends.
 func (l *Listener) markShared() error {
 	in := &l.intake
 	in.mu.Lock()
@@ -385,21 +389,21 @@ func (in *intake) stoppedBy(s *stop) bool {
 	return in.stop == s
 }
 
-// An inheritance is what connections that are accepted may have inherited from a
-// listening socket that was stopped when they were made.
+// An inheritance is what accepted connections may have inherited from the listening
+// socket, because they were made while it kept new clients out.
 type inheritance struct {
 	stop   *stop
-	lifted time.Time // when the stop was lifted; zero while it is in force
-	over   bool      // no such connection can be in the queue any more
+	lifted time.Time // when the stop was removed; zero while it is in force
+	over   bool      // the queue can no longer hold such a connection
 }
 
-// inheritanceLast is how long after the lift a connection may still come into the
-// queue that was made before it.
+// inheritanceLast is how long after the removal of a stop the kernel may still queue a
+// connection that was made before it.
 const inheritanceLast = 100 * time.Millisecond
 
-// removeStop takes from c, which was accepted just now, what it inherited from a stopped
-// listener. before is what could be inherited when the call of Accept began: the queue
-// may have been seen empty by another call while this one had c already.
+// removeStop removes from c, which Accept is about to return, what c inherited from l.
+// before is the inheritance when the call of Accept began. It is needed because another
+// call may have found the queue empty, and set over, after this call had taken c.
 func (l *Listener) removeStop(c *net.TCPConn, before *inheritance) {
 	now := l.intake.inherited.Load()
 	if now == nil || now.over && before == now {

@@ -9,31 +9,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A flight is the handshakes on a port that were unfinished when the intake stopped.
-// Their rows do not name a listener, so those of another listener of this port are
-// among them. Handshakes that begin later are not.
+// A flight holds the handshakes on a port that were in flight when the drain began. The
+// kernel does not report the listener of a handshake. So the flight includes those of
+// other listeners on the port.
 type flight struct {
 	kernel   *kernel
 	where    namespace
-	lost     error // why the listener's namespace cannot be asked
+	lost     error // why the listener's namespace cannot be used
 	port     int
 	families []uint8
-	limit    int   // of all listeners: with more handshakes than that the kernel sends SYN cookies
-	cookies  int64 // how many it had sent when the drain began
+	limit    int   // the sum over all listeners; with more handshakes the kernel sends SYN cookies
+	cookies  int64 // how many SYN cookies the kernel had sent when the drain began
 	full     bool  // an accept queue was full then, so clients with cookies may be retrying
-	// cookiesOnly says that the kernel answers every SYN with a cookie
-	// (net.ipv4.tcp_syncookies is 2), and knows of no handshake in flight.
+	// cookiesOnly means that the kernel answers every SYN with a cookie
+	// (net.ipv4.tcp_syncookies is 2), and therefore lists no in-flight handshake.
 	cookiesOnly bool
 
-	looked  int                    // how many looks the kernel has answered
-	unseen  bool                   // handshakes may be in flight that no look shows
-	waiting map[handshake]struct{} // as of the last look
+	looked  int                    // how many requests the kernel has answered
+	unseen  bool                   // there may be in-flight handshakes that the kernel does not list
+	waiting map[handshake]struct{} // the handshakes of the last answer
 	next    time.Time              // when to ask the kernel again
-	pause   time.Duration          // and how long after that: each answer costs it a walk
+	pause   time.Duration          // the time between two requests, which are expensive
 	until   time.Time
 }
 
-// newFlight is for listeners of one port.
+// newFlight returns a flight for listeners that share one port.
 func newFlight(ctx context.Context, listeners []*Listener) *flight {
 	l := listeners[0]
 	f := &flight{kernel: l.kernel, until: time.Now().Add(drainFlight), cookies: unknown}
@@ -56,8 +56,8 @@ func newFlight(ctx context.Context, listeners []*Listener) *flight {
 	return f
 }
 
-// namespace is where to ask about l. On a kernel that cannot compare namespaces the
-// calling thread's is the one if l is listed in it.
+// namespace returns the network namespace of l. Some kernels cannot compare namespaces.
+// There it is the namespace of the calling thread, if l is listed in it.
 func (l *Listener) namespace(ctx context.Context) (ns namespace, err error) {
 	var compared bool
 	cerr := l.raw.Control(func(fd uintptr) { ns, compared, err = l.kernel.namespaceOf(int(fd)) })
@@ -71,12 +71,12 @@ func (l *Listener) namespace(ctx context.Context) (ns namespace, err error) {
 	return ns, err
 }
 
-// families are those that a client of a listener at addr may have.
+// families returns the address families that clients of a listener at addr may have.
 func families(addr *net.TCPAddr) []uint8 {
 	switch {
 	case len(addr.IP) == net.IPv4len:
 		return []uint8{unix.AF_INET}
-	case addr.IP.To4() != nil || addr.IP.IsUnspecified() || addr.IP == nil: // may be of both
+	case addr.IP.To4() != nil || addr.IP.IsUnspecified() || addr.IP == nil: // possibly both
 		return []uint8{unix.AF_INET, unix.AF_INET6}
 	}
 	return []uint8{unix.AF_INET6}
@@ -84,7 +84,7 @@ func families(addr *net.TCPAddr) []uint8 {
 
 func (f *flight) close() { f.where.close() }
 
-// ask calls question where the listener is.
+// ask calls question in the network namespace of the listener.
 func (f *flight) ask(question func() error) error {
 	if f.lost != nil {
 		return f.lost
@@ -92,7 +92,7 @@ func (f *flight) ask(question func() error) error {
 	return f.where.in(question)
 }
 
-// look asks the kernel which handshakes are left, if it is time to.
+// look asks the kernel which handshakes are left, unless it has asked recently.
 func (f *flight) look(ctx context.Context) {
 	if f.unseen || f.looked > 1 && len(f.waiting) == 0 || time.Now().Before(f.next) {
 		return
@@ -105,7 +105,7 @@ func (f *flight) look(ctx context.Context) {
 		return err
 	})
 	if ctx.Err() != nil {
-		return // the last answer holds
+		return // keep the last answer
 	}
 	f.pause = min(2*f.pause+drainLook, 20*drainLook)
 	f.next = time.Now().Add(f.pause)
@@ -114,12 +114,12 @@ func (f *flight) look(ctx context.Context) {
 	case err != nil || f.cookiesOnly:
 		f.unseen = true
 	case f.looked <= 2:
-		// Handshakes by SYN cookies have no state. There may be some if the kernel
-		// sends cookies now, or has sent some and the accept queue was full.
+		// The kernel does not list handshakes that use SYN cookies. There may be some
+		// if it sends cookies now, or if it has sent some and the accept queue was full.
 		f.unseen = f.cookies != unknown && cookies > f.cookies || f.cookies > 0 && f.full ||
 			f.limit != unknown && len(now) > f.limit
-		// The second look adds those whose SYN another processor was about to take
-		// in when the intake stopped.
+		// The second answer includes handshakes whose SYN another processor was
+		// processing when the socket began to drop SYNs.
 		f.waiting = now
 	default:
 		for h := range f.waiting {
@@ -130,8 +130,8 @@ func (f *flight) look(ctx context.Context) {
 	}
 }
 
-// left is the number of handshakes still unfinished; -1 if it cannot be found out, or
-// has not been yet.
+// left returns the number of unfinished handshakes. It returns -1 if the number cannot be
+// determined or is not known yet.
 func (f *flight) left() int {
 	if f.unseen || f.looked < 2 {
 		return unknown
@@ -139,8 +139,9 @@ func (f *flight) left() int {
 	return len(f.waiting)
 }
 
-// extend gives them their time again: an accept queue is full, and does not let them end.
+// extend starts the time limit again. It is called while an accept queue is full, because
+// handshakes cannot finish then.
 func (f *flight) extend() { f.until = time.Now().Add(drainFlight) }
 
-// over reports whether they have been waited for long enough.
+// over reports whether the time limit has passed.
 func (f *flight) over() bool { return time.Now().After(f.until) }

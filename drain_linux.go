@@ -11,25 +11,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A stop keeps new handshakes from a listening socket while those in flight go on.
-// Connections that are made meanwhile inherit it.
+// A stop keeps new clients from a listening socket, while in-flight handshakes continue.
+// Connections that are made in the meantime inherit it.
 type stop struct {
 	filter bool // a socket filter drops SYNs
-	// Otherwise packets need a TTL of 255, which few systems send. These are the
-	// values of IP_MINTTL and IPV6_MINHOPCOUNT before; -1 where the socket has no such
-	// option.
+	// If filter is false, the stop is a minimum TTL of 255, which few systems send. ttl
+	// and hops are the former values of IP_MINTTL and IPV6_MINHOPCOUNT. -1 means that
+	// the socket does not have the option.
 	ttl, hops int
 }
 
 const (
 	maxTTL = 255
-	// The initial TTLs in use are 64, 128 and 255. A listener that asks for more than
-	// 128 already serves only clients that send 255, and a minimum of 255 stops none.
+	// Systems use the initial TTLs 64, 128 and 255. If the minimum TTL of a listener is
+	// above 128, its clients send with 255, and a minimum of 255 would stop none of them.
 	mostTTL = 128
 )
 
-// dropSYN is a socket filter, which sees a packet from its TCP header on: flags
-// are byte 13. A SYN without an ACK is dropped, everything else passes.
+// dropSYN is a socket filter that drops a SYN without an ACK and passes all other
+// packets. A socket filter sees a packet from its TCP header on, and byte 13 holds the
+// flags.
 var dropSYN = [...]unix.SockFilter{
 	{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 13},
 	{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: tcpSYN | tcpACK},
@@ -43,9 +44,9 @@ const (
 	tcpACK = 0x10
 )
 
-// stopIntake stops the intake of the listening socket fd, or says why it cannot. A stop
-// that is on the socket already, left by a process that was killed or put there by
-// another holder, is taken over.
+// stopIntake keeps new clients from the listening socket fd. The error says why it
+// cannot. If the socket already has a stop, that stop is used: a process that was killed
+// or another holder of the socket has set it.
 func (k *kernel) stopIntake(fd int, in *intake, f *flight) (*stop, error) {
 	if s := k.stopOn(fd); s != nil {
 		in.inherited.Store(&inheritance{stop: s})
@@ -56,7 +57,8 @@ func (k *kernel) stopIntake(fd int, in *intake, f *flight) (*stop, error) {
 	for _, way := range []func(fd int, f *flight) (*stop, error){k.filterWay, k.ttlWay} {
 		s, err := way(fd, f)
 		if err == nil {
-			// Noted first: a connection may be made, and accepted, right after.
+			// This is stored before apply, because a connection may inherit the stop and
+			// be accepted right after it.
 			in.inherited.Store(&inheritance{stop: s})
 			if err = k.apply(fd, s); err == nil {
 				return s, nil
@@ -68,8 +70,8 @@ func (k *kernel) stopIntake(fd int, in *intake, f *flight) (*stop, error) {
 	return nil, join(reasons)
 }
 
-// filterWay is the stop by a socket filter, if fd can take it. A filter that is there
-// already is the user's, and would be replaced.
+// filterWay returns the stop by a socket filter. It fails if fd has a filter, because
+// that filter belongs to the caller and would be replaced.
 func (k *kernel) filterWay(fd int, _ *flight) (*stop, error) {
 	switch some, _, err := k.filterOn(fd); {
 	case err != nil:
@@ -80,23 +82,25 @@ func (k *kernel) filterWay(fd int, _ *flight) (*stop, error) {
 	return &stop{filter: true}, nil
 }
 
-// ttlWay is the stop by a minimum TTL, if that stops anyone on fd. It drops the final
-// ACK of a SYN cookie, so it does not serve where every handshake is made by one.
+// ttlWay returns the stop by a minimum TTL. It fails if a minimum TTL would stop no
+// client of fd. It also fails if every handshake uses a SYN cookie, because a minimum TTL
+// drops the final ACKs of those.
 func (k *kernel) ttlWay(fd int, f *flight) (*stop, error) {
 	if f.cookiesOnly {
-		return nil, errors.New("a minimum TTL drops the handshakes of SYN cookies")
+		return nil, errors.New("net.ipv4.tcp_syncookies is 2, and a minimum TTL drops handshakes that use SYN cookies")
 	}
 	ttl, hops := k.minimumTTL(fd)
 	switch most := max(ttl, hops); {
 	case most == unknown:
-		return nil, fmt.Errorf("a minimum TTL: %w", errors.ErrUnsupported)
+		return nil, fmt.Errorf("the socket has no minimum TTL: %w", errors.ErrUnsupported)
 	case most > mostTTL:
 		return nil, fmt.Errorf("the socket has a minimum TTL of its own, %d", most)
 	}
 	return &stop{ttl: ttl, hops: hops}, nil
 }
 
-// minimumTTL reads IP_MINTTL and IPV6_MINHOPCOUNT of fd; -1 where it has no such option.
+// minimumTTL reads IP_MINTTL and IPV6_MINHOPCOUNT of fd. A value is -1 if the socket does
+// not have the option.
 func (k *kernel) minimumTTL(fd int) (ttl, hops int) {
 	read := func(level, name int) int {
 		n, err := k.getInt(fd, level, name)
@@ -108,13 +112,13 @@ func (k *kernel) minimumTTL(fd int) (ttl, hops int) {
 	return read(unix.IPPROTO_IP, unix.IP_MINTTL), read(unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT)
 }
 
-// apply puts s on fd, or leaves fd as it was.
+// apply sets s on fd. If that fails, fd is as before.
 func (k *kernel) apply(fd int, s *stop) error {
 	if s.filter {
 		return os.NewSyscallError("setsockopt", k.attachFilter(fd, &unix.SockFprog{Len: uint16(len(dropSYN)), Filter: &dropSYN[0]}))
 	}
-	// The mark comes first and goes last, so that whatever is found between is known
-	// to be a drain's.
+	// The mark is set first and removed last. So a minimum TTL that a drain has set is
+	// always marked.
 	err := k.setMark(fd, 1)
 	if err == nil {
 		err = k.setTTL(fd, s, maxTTL, maxTTL)
@@ -125,15 +129,16 @@ func (k *kernel) apply(fd int, s *stop) error {
 	return err
 }
 
-// setMark marks a minimum TTL as a drain's by SO_RXQ_OVFL, an option that TCP does not
-// use. Without it nobody could tell it from one that the user set for GTSM (RFC 5082).
+// setMark marks the minimum TTL of fd as set by a drain. The mark is SO_RXQ_OVFL, an
+// option that TCP does not use. Without the mark, a minimum TTL that the caller set for
+// GTSM (RFC 5082) would look the same.
 func (k *kernel) setMark(fd, value int) error {
 	return k.setInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, value)
 }
 
-// stopOn returns the stop that is on fd, a listener or a connection that inherited
-// it; nil if there is none. What the minimum TTL was before is not known then, and 0
-// is the kernel's default.
+// stopOn returns the stop on fd, a listener or a connection that inherited the stop. It
+// returns nil if there is none. The former minimum TTL is unknown, so the stop has the
+// kernel's default, 0.
 func (k *kernel) stopOn(fd int) *stop {
 	if _, ours, _ := k.filterOn(fd); ours {
 		return &stop{filter: true}
@@ -154,11 +159,11 @@ func (k *kernel) hasOtherFilter(fd int) bool {
 	return some && !ours
 }
 
-// filterOn reports whether fd has some filter, and whether that is dropSYN.
+// filterOn reports whether fd has a filter, and whether that filter is dropSYN.
 func (k *kernel) filterOn(fd int) (some, ours bool, err error) {
 	var p [len(dropSYN)]unix.SockFilter
 	switch n, err := k.getFilter(fd, p[:]); {
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EACCES): // it is longer, or eBPF
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EACCES): // the filter is longer than p, or eBPF
 		return true, false, nil
 	case err != nil:
 		return false, false, err
@@ -167,17 +172,17 @@ func (k *kernel) filterOn(fd int) (some, ours bool, err error) {
 	}
 }
 
-// marked reports whether a drain has set, or is setting, a minimum TTL on fd.
+// marked reports whether fd has the mark of setMark.
 func (k *kernel) marked(fd int) (bool, error) {
 	n, err := k.getInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL)
 	return n != 0, err
 }
 
-// remove takes s from fd, a listener or a connection that inherited it.
+// remove removes s from fd, a listener or a connection that inherited s.
 func (k *kernel) remove(fd int, s *stop) error {
 	if s.filter {
 		err := k.setInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
-		if errors.Is(err, unix.ENOENT) { // another holder was quicker
+		if errors.Is(err, unix.ENOENT) { // another holder has removed it
 			return nil
 		}
 		return err
@@ -188,8 +193,8 @@ func (k *kernel) remove(fd int, s *stop) error {
 	return k.setMark(fd, 0)
 }
 
-// setTTL sets those of the two options that the socket has, the second also when
-// the first fails.
+// setTTL sets both options, as far as the socket has them. If the first fails, it still
+// sets the second.
 func (k *kernel) setTTL(fd int, s *stop, ttl, hops int) error {
 	var v4, v6 error
 	if s.ttl != unknown {
@@ -201,8 +206,8 @@ func (k *kernel) setTTL(fd int, s *stop, ttl, hops int) error {
 	return cmp.Or(v4, v6)
 }
 
-// lift takes s from the listening socket fd, unless another holder has taken it or has
-// put something else in its place. If that cannot be found out it is taken all the same.
+// lift removes s from the listening socket fd. It does nothing if another holder has
+// replaced s. If that cannot be determined, it removes s.
 func (k *kernel) lift(fd int, s *stop) error {
 	var replaced bool
 	if s.filter {
@@ -217,8 +222,8 @@ func (k *kernel) lift(fd int, s *stop) error {
 	return k.remove(fd, s)
 }
 
-// stands reports whether s is still on the listening socket fd. Another Listener over
-// the socket, or Wrap, may have taken it off. If that cannot be found out it is there.
+// stands reports whether s is still on the listening socket fd. Another Listener of the
+// socket, or Wrap, may have removed it. If that cannot be determined, stands is true.
 func (k *kernel) stands(fd int, s *stop) bool {
 	if s.filter {
 		_, ours, err := k.filterOn(fd)
@@ -228,22 +233,22 @@ func (k *kernel) stands(fd int, s *stop) bool {
 	return max(ttl, hops) == maxTTL || max(ttl, hops) == unknown
 }
 
-// removeInherited takes from the connection fd what it inherited. With a minimum TTL it would
-// hear nothing from its client. s is what its listener was stopped by; what the user
-// has set on it is left alone.
+// removeInherited removes from the connection fd the stop s that it inherited from its
+// listener. With a minimum TTL it would receive nothing from its client. Settings of the
+// caller are not changed.
 func (k *kernel) removeInherited(fd int, s *stop) {
 	on := k.stopOn(fd)
 	if on == nil {
 		return
 	}
 	if on.filter == s.filter {
-		on = s // it knows the former values
+		on = s // s has the former values
 	}
 	k.remove(fd, on)
 }
 
-// liftLeft takes from the listening socket fd what a drain has left on it, and returns
-// what connections in the queue may have inherited from it; nil if there was nothing.
+// liftLeft removes the stop that a killed process has left on the listening socket fd. It
+// returns what connections in the queue may have inherited, or nil if there was no stop.
 func (k *kernel) liftLeft(fd int) (*inheritance, error) {
 	s := k.stopOn(fd)
 	if s == nil {
@@ -252,22 +257,22 @@ func (k *kernel) liftLeft(fd int) (*inheritance, error) {
 	return &inheritance{stop: s, lifted: time.Now()}, k.remove(fd, s)
 }
 
-// duplicated reports which of the listeners this process has another descriptor of, as
-// tableflip keeps one. If that cannot be found out, each is taken to have one.
+// duplicated reports for each listener whether this process has a second descriptor of
+// its socket. If that cannot be determined, the result is true.
 func duplicated(listeners []*Listener) map[*Listener]bool {
 	counts, err := listeners[0].kernel.descriptors()
 	found := make(map[*Listener]bool)
 	for _, l := range listeners {
 		inode, statErr := l.inode()
 		if errors.Is(statErr, net.ErrClosed) {
-			continue // nothing is on a socket that is closed
+			continue // a closed socket has nothing to restore
 		}
 		found[l] = err != nil || statErr != nil || counts[inode] > 1
 	}
 	return found
 }
 
-// inode is the number by which the kernel tells the socket of l from others.
+// inode returns the inode number of the socket of l, which identifies it.
 func (l *Listener) inode() (uint64, error) {
 	var s unix.Stat_t
 	var err error
@@ -275,8 +280,8 @@ func (l *Listener) inode() (uint64, error) {
 	return s.Ino, cmp.Or(cause(cerr), os.NewSyscallError("fstat", err))
 }
 
-// descriptors counts the descriptors of this process that name a socket, by inode. It
-// looks at each descriptor of the process.
+// descriptors returns how many descriptors of this process refer to each socket, by
+// inode. It checks every descriptor of the process.
 func descriptors() (counts map[uint64]int, err error) {
 	dir, err := os.Open("/proc/self/fd")
 	if err != nil {

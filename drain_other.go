@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// A stop keeps new clients out. The systems here have none: nothing lets the
-// handshakes in flight finish while it drops SYNs. IP_MINTTL drops the final ACK too
-// (FreeBSD), and listen(fd, 0) keeps nobody out on any of them.
+// A stop keeps new clients out. These systems have none, because no setting drops SYNs
+// and lets in-flight handshakes finish. IP_MINTTL drops the final ACK too (FreeBSD).
+// After listen(fd, 0) new clients still get in.
 type stop struct{}
 
 func (*kernel) stopIntake(int, *intake, *flight) (*stop, error) {
-	return nil, fmt.Errorf("on this system: %w", errors.ErrUnsupported)
+	return nil, fmt.Errorf("this system cannot keep them out: %w", errors.ErrUnsupported)
 }
 
 func (*kernel) lift(int, *stop) error      { return nil }
@@ -27,8 +27,8 @@ func (*kernel) stands(int, *stop) bool { return true }
 
 func duplicated([]*Listener) map[*Listener]bool { return nil }
 
-// A flight is the time that connections which the kernel holds back are given. The
-// handshakes in flight cannot be told from those that begin later.
+// A flight limits the time that a drain waits for connections that the kernel holds back.
+// These systems do not list in-flight handshakes.
 type flight struct{ until time.Time }
 
 func newFlight(context.Context, []*Listener) *flight {
@@ -41,5 +41,5 @@ func (*flight) close()               {}
 
 func (f *flight) extend() { f.until = time.Now().Add(drainFlight) }
 
-// over reports whether they have been waited for long enough.
+// over reports whether the time is over.
 func (f *flight) over() bool { return time.Now().After(f.until) }

@@ -6,21 +6,20 @@ import (
 	"time"
 )
 
-// A gate stands before net's Accept and counts the calls inside. The kernel's queue
-// may be empty while a connection that was in it is still on its way out of net's
-// Accept, and no look at the queue can tell.
+// A gate counts the calls that are inside net's Accept. A drain needs that number: the
+// queue can be empty while net's Accept holds a connection that it has not returned yet.
 type gate struct {
 	mu       sync.Mutex
-	moved    sync.Cond // inside has decreased, or the gate is open again
-	inside   int       // calls of net's Accept
-	shut     bool      // the calls inside are being sent out, and none comes in
-	epoch    uint64    // how many times the calls inside have been sent out
-	deadline time.Time // the user's
-	accepted int       // connections that Accept has returned and no call has followed
+	moved    sync.Cond // signals that inside has decreased or that the gate is open again
+	inside   int       // the number of calls inside net's Accept
+	shut     bool      // the calls inside are being ended, and no new call may enter
+	epoch    uint64    // how many times the calls inside have been ended
+	deadline time.Time // the deadline that the caller of the package has set
+	accepted int       // connections that Accept returned, minus the calls of Accept since
 }
 
-// enter waits until the gate is open and returns the epoch, for leave. A call that
-// was sent out and comes again is not a new call by the user.
+// enter waits until the gate is open. It returns the epoch, for leave. If again is true,
+// the gate has ended this call before, so it is not a new call of Accept.
 func (g *gate) enter(again bool) (epoch uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -34,9 +33,9 @@ func (g *gate) enter(again bool) (epoch uint64) {
 	return g.epoch
 }
 
-// leave reports whether the calls inside have been sent out since the call that now
-// leaves entered: then a deadline that has passed may not be the user's. A call can
-// be late and leave when the gate is open again.
+// leave reports whether the gate has ended the calls inside since this call entered. If
+// so, the deadline that has passed may be that of the gate. A call can leave late, when
+// the gate is already open again.
 func (g *gate) leave(epoch uint64, accepted bool) (sentOut bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -50,17 +49,17 @@ func (g *gate) leave(epoch uint64, accepted bool) (sentOut bool) {
 	return g.epoch != epoch
 }
 
-// settled reports whether a call of Accept has followed each connection that Accept
-// returned. One call after the last connection is not enough: of several loops one
-// may be back while another is still busy with its connection. (The first call of a
-// new loop cannot be told from the return of an old one.) settled sends out all calls
-// inside, so that none is on its way out with a connection.
+// settled reports whether Accept has been called again for each connection that it
+// returned. One call after the last connection is not enough: with several loops, one
+// may call Accept while another is still busy with its connection. A new loop cannot be
+// told apart from an old loop that calls again.
 //
-// It waits for them no longer than d.
+// settled ends all calls inside, so that none of them holds a connection. It waits for
+// at most d.
 func (g *gate) settled(ln *net.TCPListener, d time.Duration) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.shut { // by another drain
+	for g.shut { // another drain has shut the gate
 		g.moved.Wait()
 	}
 	if g.accepted > 0 {
@@ -72,9 +71,9 @@ func (g *gate) settled(ln *net.TCPListener, d time.Duration) bool {
 	return g.accepted == 0 && g.inside == 0
 }
 
-// sendOut ends the calls inside by a deadline in the past. A socket that someone made
-// blocking (by Fd of a copy, as os/exec does) ignores deadlines, so the wait is
-// bounded.
+// sendOut ends the calls inside with a deadline in the past. A blocking socket ignores
+// deadlines, so the wait is bounded. The Fd method of a copy makes it blocking, and
+// os/exec calls that method.
 func (g *gate) sendOut(ln *net.TCPListener, d time.Duration) {
 	tooLong := false
 	defer time.AfterFunc(d, func() {
@@ -85,7 +84,7 @@ func (g *gate) sendOut(ln *net.TCPListener, d time.Duration) {
 	}).Stop()
 	g.shut = true
 	g.epoch++
-	ln.SetDeadline(time.Unix(1, 0)) // on a closed listener the calls return anyway
+	ln.SetDeadline(time.Unix(1, 0)) // fails on a closed listener, whose calls return anyway
 	for g.inside > 0 && !tooLong {
 		g.moved.Wait()
 	}
@@ -94,8 +93,8 @@ func (g *gate) sendOut(ln *net.TCPListener, d time.Duration) {
 	g.moved.Broadcast()
 }
 
-// unreturned is the number of connections that Accept returned and no call has
-// followed.
+// unreturned returns the number of connections that Accept returned to a loop that has
+// not called it again.
 func (g *gate) unreturned() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -105,7 +104,7 @@ func (g *gate) unreturned() int {
 func (g *gate) setDeadline(ln *net.TCPListener, t time.Time) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.shut { // or sendOut would overwrite t
+	for g.shut { // sendOut would overwrite t
 		g.moved.Wait()
 	}
 	g.deadline = t

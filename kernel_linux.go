@@ -41,18 +41,19 @@ var realOwnCalls = ownCalls{
 	descriptors:   descriptors,
 }
 
-// getsockopt is getsockopt(2) into a buffer; n is the length of the answer.
-// unix.GetsockoptTCPInfo allocates its answer, and SO_MEMINFO has no call there.
+// getsockopt calls getsockopt(2) with the buffer p. n is the length of the answer.
+// unix.GetsockoptTCPInfo allocates its answer, and package unix has no call for
+// SO_MEMINFO.
 func getsockopt(fd, level, name int, p []byte) (n int, err error) {
 	return getsockoptCounted(fd, level, name, p)
 }
 
-// getFilter: the length of this option is in instructions, and not in bytes.
+// getFilter reads SO_GET_FILTER, whose length is in instructions and not in bytes.
 func getFilter(fd int, p []unix.SockFilter) (n int, err error) {
 	return getsockoptCounted(fd, unix.SOL_SOCKET, unix.SO_GET_FILTER, p)
 }
 
-// getsockoptCounted is getsockopt(2) of an option whose length is in elements of p.
+// getsockoptCounted calls getsockopt(2) for an option whose length is in elements of p.
 func getsockoptCounted[T any](fd, level, name int, p []T) (n int, err error) {
 	size := uint32(len(p))
 	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),

@@ -16,30 +16,30 @@ import (
 //   - inspect, which looks at a listener that was made elsewhere
 //   - setBacklog, which calls listen(2) again
 //   - stats, which reads the accept queue
-//   - bounds and readSettings, which read the system's settings, boundsOf and
-//     [Listener].ceiling, which read those that hold for one socket
-//   - stop, stopIntake, lift, liftLeft, removeInherited and duplicated, stands, with
-//     which a drain keeps out new clients
+//   - bounds and readSettings, which read the system's settings
+//   - boundsOf and [Listener].ceiling, which read the settings that apply to one socket
+//   - stop, stopIntake, lift, liftLeft, removeInherited, duplicated and stands, which a
+//     drain uses to keep new clients out
 //   - flight, the handshakes that a drain waits for
-//   - steering and detachProgram, with which a drain leads new clients to other
+//   - steering and detachProgram, which a drain uses to direct new clients to other
 //     listeners
 //
-// The smallest port is that of the systems on which net makes the socket: see
+// The smallest port is for the systems on which package net makes the socket: see
 // socket_other.go, namespace_other.go, drain_other.go and steer_other.go.
 //
 // The systems of this file make the socket themselves. They share the files *_unix.go
-// and one table of system calls. For these each system provides:
+// and one table of system calls. Each of these systems provides:
 //   - ownCalls and realOwnCalls: the calls that no other system needs (kernel_linux.go,
 //     kernel_bsd.go)
 //   - streamSocket, which makes a socket (socket_cloexec.go, socket_forklock.go)
 //   - limit and transportOf, which read a listening socket (backlog_linux.go,
 //     backlog_bsd.go)
-//   - setBeforeListen, setAfterListen, spreads, bufferKnob and keepAliveNames, which are
-//     for the options (options_linux.go, options_bsd.go)
+//   - setBeforeListen, setAfterListen, spreads, bufferKnob and keepAliveNames, which the
+//     options need (options_linux.go, options_bsd.go)
 //   - a row in ruleOf (backlog.go)
 
-// kernel holds the system calls that the package makes. It is handed down, so that a
-// test can put a failing call in the place of one of them.
+// kernel holds the system calls that the package makes. They are fields of a value, so
+// that a test can replace one of them with a call that fails.
 type kernel struct {
 	socket        func(domain int) (fd int, err error) // a stream socket, close-on-exec
 	setsockoptInt func(fd, level, name, value int) error
@@ -49,11 +49,11 @@ type kernel struct {
 	bind          func(fd int, sa unix.Sockaddr) error
 	listenCall    func(fd, backlog int) error
 	adopt         func(*os.File) (net.Listener, error)
-	// What net makes of an address without a host: an endpoint without an address,
-	// by network. net looks at the system for it once in the life of a process, so it
-	// is asked once.
+	// withoutHost maps a network to the endpoint that package net chooses for an address
+	// without a host. Package net probes the system for it once per process, so the
+	// result does not change.
 	withoutHost *sync.Map
-	ownCalls    // what only this system has
+	ownCalls    // the calls that only this system has
 }
 
 var realKernel = kernel{

@@ -13,13 +13,13 @@ import (
 	"time"
 )
 
-// A Listener is a TCP listener that knows its accept queue. It is a
-// [net.Listener] and a [syscall.Conn], and it has the methods of
-// [*net.TCPListener]. Code that needs that type can use [Listener.TCPListener].
+// A Listener is a TCP listener that reports its accept queue. It implements
+// [net.Listener] and [syscall.Conn], and it has the methods of [*net.TCPListener].
+// Code that needs the concrete type can use [Listener.TCPListener].
 //
-// A Listener comes from [Listen], [ListenTCP] or [Wrap]. All methods may be called
+// [Listen], [ListenTCP] and [Wrap] return a Listener. All methods may be called
 // concurrently. On a closed, zero or nil Listener every method that can return an
-// error does, and Addr returns nil on a zero or nil one.
+// error does. Addr returns nil on a zero or nil Listener.
 type Listener struct {
 	tcp *net.TCPListener // nil in a zero Listener
 
@@ -27,35 +27,37 @@ type Listener struct {
 	raw       syscall.RawConn
 	transport transport
 	strict    bool
-	group     membership              // of the SO_REUSEPORT group of its address
+	group     membership              // in the SO_REUSEPORT group of the address
 	fastOpen  int                     // the qlen of WithFastOpen; 0 without it
-	keepAlive *net.KeepAliveConfig    // of accepted connections; nil is net's default
-	granted   atomic.Pointer[Backlog] // its Ceiling is not kept: it is read when asked for
-	resize    sync.Mutex              // one SetBacklog at a time
+	keepAlive *net.KeepAliveConfig    // for accepted connections; nil is net's default
+	granted   atomic.Pointer[Backlog] // without Ceiling, which is read at each call
+	resize    sync.Mutex              // allows one SetBacklog at a time
 	gate      gate
 	intake    intake
 }
 
-// ListenTCP listens on the TCP address addr, as net.Listen("tcp", addr) does,
-// with the accept queue that the options ask for.
+// ListenTCP listens on the TCP address addr with the accept queue that the options
+// request. It is like net.Listen("tcp", addr), see [Listen].
 func ListenTCP(addr string, opts ...Option) (*Listener, error) {
 	return Listen(context.Background(), "tcp", addr, opts...)
 }
 
-// Listen listens on a TCP address with the accept queue that the options ask
-// for. The network is "tcp", "tcp4" or "tcp6". Addresses, defaults and errors
-// are those of [net.ListenConfig.Listen], and ctx is for the resolution of the
-// address, as it is there.
+// Listen listens on a TCP address with the accept queue that the options request. The
+// network is "tcp", "tcp4" or "tcp6". Addresses, defaults and errors are those of
+// [net.ListenConfig.Listen]. As there, ctx applies to address resolution only.
 //
-// These things differ from net.Listen: the backlog is asked for with
-// [WithBacklog]; the socket is plain TCP, where net.Listen has used MPTCP
-// since Go 1.24 if the kernel offers it; a ctx that has ended, and a zone that
-// does not exist, are errors also where net ignores them; and the network in the
-// text of errors from Accept is "tcp" in every case.
+// If the kernel grants a smaller backlog than requested, Listen succeeds, and
+// [Listener.Backlog] reports it. [WithStrictBacklog] makes that an error. Errors are of
+// type [*net.OpError] with Op "listen".
 //
-// When less was granted than asked, Listen succeeds and [Listener.Backlog] tells;
-// see [WithStrictBacklog]. The error is a [*net.OpError] with Op "listen". A second
-// descriptor is needed for a moment, until net has adopted the socket.
+// Listen differs from [net.Listen] in these points:
+//   - The backlog is that of [WithBacklog].
+//   - The socket is plain TCP. Since Go 1.24 net.Listen uses MPTCP if the kernel
+//     supports it.
+//   - It is always an error if ctx has ended or if the zone of the address does not
+//     exist. Package net ignores these in some cases.
+//   - The text of errors from Accept always names the network "tcp".
+//   - Listen needs two descriptors until package net has adopted the socket.
 func Listen(ctx context.Context, network, address string, opts ...Option) (*Listener, error) {
 	return realKernel.listenWith(ctx, network, address, opts)
 }
@@ -68,21 +70,24 @@ func (k *kernel) listenWith(ctx context.Context, network, address string, opts [
 	return k.listen(ctx, network, address, o)
 }
 
-// checked is what the options amount to, once all is well that can be judged
-// before the address is looked at.
+// checked returns the options. It fails if an argument is invalid, as far as that can be
+// known before the address is resolved.
 func checked(ctx context.Context, network string, opts []Option) (*options, error) {
 	o, err := newOptions(opts)
 	if err != nil {
 		return nil, err
 	}
 	if ctx == nil {
-		return nil, errors.New("acceptq: nil context")
+		return nil, errNilContext
 	}
 	return o, checkNetwork(network)
 }
 
-// checkNetwork refuses what net.Listen knows and TCP is not. Names that net
-// does not know either are left to net, which has the words for them.
+// errNilContext is the error of a call with a nil context.
+var errNilContext = errors.New("nil context")
+
+// checkNetwork refuses the networks of net.Listen that are not TCP. Package net refuses
+// unknown names itself, with its own error.
 func checkNetwork(network string) error {
 	switch network {
 	case "unix", "unixpacket", "unixgram":
@@ -91,23 +96,21 @@ func checkNetwork(network string) error {
 	return nil
 }
 
-// Wrap makes a Listener of one that is listening already: a [*net.TCPListener], such as
-// net.Listen's, systemd's or tableflip's, or a *Listener, which is returned as it is.
-// They share one socket: closing either closes both.
+// Wrap returns a Listener for ln, a [*net.TCPListener] that net.Listen, systemd or
+// another library has made. Both share one socket: closing either closes both. If ln is
+// a *Listener, Wrap returns ln itself.
 //
-// The Listener counts as shared, since another process may hold the socket, see
-// [ErrStillOpen]. If a process was killed while it drained the socket, Wrap lets new
-// clients in again. Otherwise it changes nothing, and it copies no descriptor.
-// What the first holder asked for is not known, so Requested is -1. Wrap reads the
-// limit where the system tells it.
+// Wrap does not copy the descriptor. If a process was killed while it drained the socket,
+// Wrap lets new clients in again. It does not change the socket otherwise. The socket
+// counts as shared, because another process may hold it, see [ErrStillOpen]. Requested
+// in [Backlog] is -1. Wrap reads the limit if the system reports it.
 //
-// Set deadlines by the Listener from then on: a drain overwrites one that was set
-// before, which net does not tell.
+// Afterwards, set deadlines on the Listener only. A drain replaces a deadline that was
+// set on ln, because package net does not report it.
 //
-// A listener of another type that holds a TCP listener, such as that of
-// [crypto/tls.NewListener], cannot be wrapped: wrap the one inside it. The error matches
-// [syscall.EINVAL] if ln is not a listening TCP socket or is of another type, and
-// [net.ErrClosed] if it is closed.
+// The error matches [net.ErrClosed] if ln is closed. It matches [syscall.EINVAL] if ln
+// is not a listening TCP socket or is of another type, such as the listener of
+// [crypto/tls.NewListener]. In that case wrap the TCP listener inside it.
 func Wrap(ln net.Listener) (*Listener, error) {
 	return realKernel.wrap(ln)
 }
@@ -127,8 +130,8 @@ func (k *kernel) wrap(ln net.Listener) (*Listener, error) {
 		tcp = ln
 	case nil, *net.UnixListener:
 		return fail(fmt.Errorf("a %T: %w", ln, errNotListening))
-	default: // TLS's, or one that reads a PROXY header
-		return fail(fmt.Errorf("a %T: wrap the *net.TCPListener inside it instead: %w", ln, errNotListening))
+	default: // such as a listener of crypto/tls, or one that reads a PROXY header
+		return fail(fmt.Errorf("a %T; wrap the *net.TCPListener inside it: %w", ln, errNotListening))
 	}
 	raw, err := tcp.SyscallConn()
 	if err != nil {
@@ -157,7 +160,7 @@ func (k *kernel) wrap(ln net.Listener) (*Listener, error) {
 	return l, nil
 }
 
-// newListener makes a Listener over ln. The account is what listening found.
+// newListener returns a Listener for ln with the account of its backlog.
 func newListener(k *kernel, ln *net.TCPListener, tr transport, account Backlog) (*Listener, error) {
 	raw, err := ln.SyscallConn()
 	if err != nil {
@@ -169,7 +172,8 @@ func newListener(k *kernel, ln *net.TCPListener, tr transport, account Backlog) 
 	return l, nil
 }
 
-// socket is nil for a zero and a nil Listener; net's methods return an error then.
+// socket returns nil for a zero or nil Listener. The methods of a nil *net.TCPListener
+// return an error.
 func (l *Listener) socket() *net.TCPListener {
 	if l == nil {
 		return nil
@@ -177,11 +181,11 @@ func (l *Listener) socket() *net.TCPListener {
 	return l.tcp
 }
 
-// ok reports whether l has a socket. As in net, one that is closed still has it.
+// ok reports whether l has a socket. A closed Listener has one, as in package net.
 func (l *Listener) ok() bool { return l.socket() != nil }
 
-// Addr returns the address that l listens on, a [*net.TCPAddr]; nil for a zero
-// Listener.
+// Addr returns the address that l listens on, a [*net.TCPAddr]. It returns nil for a
+// zero Listener.
 func (l *Listener) Addr() net.Addr {
 	if !l.ok() {
 		return nil
@@ -208,13 +212,14 @@ func (l *Listener) String() string {
 	return addrString(l.Addr())
 }
 
-// TCPListener returns the listener below l, for code that needs that type. They
-// share one socket: closing either closes both.
+// TCPListener returns the [*net.TCPListener] that l uses, for code that needs this type.
+// Both share one socket: closing either closes both. For a zero Listener it returns nil.
 //
-// Its Accept bypasses l: [WithKeepAlive] does not apply to the connections that it
-// returns, [Listener.Drain] does not wait for them, and one that was made during a
-// drain may stay unreadable. Its SetDeadline and File bypass l as well, see
-// [Listener.Drain]. It is nil if l is a zero Listener.
+// To drain l, call Accept, SetDeadline and File on l only. The Accept method of the
+// TCPListener has these limitations:
+//   - [WithKeepAlive] does not apply to the connections.
+//   - [Listener.Drain] does not wait for the connections.
+//   - A connection made during a drain may receive no data.
 func (l *Listener) TCPListener() *net.TCPListener {
 	if l.ok() {
 		l.intake.shown.Store(true)
@@ -247,7 +252,7 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 			continue
 		}
 		if err == nil {
-			// These fail on a connection that is over already, as net's own does.
+			// As in package net, an error is ignored: the connection may have ended.
 			switch k := l.keepAlive; {
 			case k == nil:
 			case k.Enable:
@@ -268,18 +273,22 @@ func (l *Listener) SetDeadline(t time.Time) error {
 	return l.gate.setDeadline(l.tcp, t)
 }
 
-// SetBacklog asks for an accept queue of n connections on the live socket, by calling
-// listen(2) again, and returns the account after that. A negative n is the maximum
-// that the system allows under the current ceiling. Queued connections are kept, even
-// if the new limit is smaller than their number: no client is let in until the queue
-// has emptied to the new limit. SetBacklog may be called concurrently with Accept.
+// SetBacklog changes the backlog of the listening socket to n connections by calling
+// listen(2) again. It returns the new account. If n is negative, SetBacklog requests the
+// maximum under the current ceiling.
 //
-// A listener made with [WithStrictBacklog] keeps its limit if the kernel would grant
-// less than n, and the error has a [*ClampError]. So does one made with [WithFastOpen] on
-// FreeBSD if half the new limit would be less than its count, and the error matches
-// [errors.ErrUnsupported]. After Close the error matches [net.ErrClosed]. On systems
-// where net makes the socket the error matches [errors.ErrUnsupported]; one of them is
-// Windows, which has no second listen.
+// Queued connections are kept, even if the new limit is smaller than their number. In
+// that case new clients get in only after the queue has emptied to the new limit.
+// SetBacklog may be called concurrently with Accept.
+//
+// In these cases SetBacklog fails and does not change the limit:
+//   - The listener was made with [WithStrictBacklog], and the kernel would grant less
+//     than n. The error wraps a [*ClampError].
+//   - The listener was made with [WithFastOpen] on FreeBSD, and half the new limit would
+//     be less than qlen. The error matches [errors.ErrUnsupported].
+//   - Package net made the socket, for example on Windows, which has no second listen.
+//     The error matches [errors.ErrUnsupported].
+//   - l is closed. The error matches [net.ErrClosed].
 func (l *Listener) SetBacklog(n int) (Backlog, error) {
 	if !l.ok() {
 		return l.Backlog(), l.opError("listen", errNotListening)
@@ -298,14 +307,16 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 	return l.Backlog(), nil
 }
 
-// File returns a copy of the listening socket, as [net.TCPListener.File] does. Use it
-// to hand the socket to another process, with the connections in its queue.
+// File returns a file with a duplicate of the descriptor, as [net.TCPListener.File]
+// does. Use it to pass the socket, with the connections in its queue, to another
+// process.
 //
-// From then on l counts as shared: [Listener.Drain] lets new clients in again before it
-// returns, and says so by [ErrStillOpen]. If l is draining already, File lets them in.
+// Afterwards l counts as shared: when [Listener.Drain] ends, it lets new clients in again
+// and returns [ErrStillOpen]. If an earlier drain keeps new clients out, File lets them
+// in again.
 //
-// Calling Fd on the file, as os/exec does for ExtraFiles, makes l itself blocking,
-// since they share one socket. Use SyscallConn of the file instead.
+// The Fd method of the file makes the socket blocking, and therefore l too. Package
+// os/exec calls it for ExtraFiles. Use the SyscallConn method of the file instead.
 func (l *Listener) File() (*os.File, error) {
 	if l.ok() {
 		if err := l.markShared(); err != nil {
@@ -315,13 +326,13 @@ func (l *Listener) File() (*os.File, error) {
 	return l.socket().File()
 }
 
-// SyscallConn returns a raw connection, as [net.TCPListener.SyscallConn] does, to read
-// or set options of the listening socket.
+// SyscallConn returns a raw connection to the listening socket, as
+// [net.TCPListener.SyscallConn] does. Use it to read or set options.
 //
-// If a function given to its Control duplicates the descriptor, as tableflip's does, l
-// counts as shared from then on, like after [Listener.File]. To find that out on Linux,
-// Control looks at each open descriptor of the process. A descriptor that the function
-// sends to another process is not seen: send a copy that File returned.
+// If a function passed to Control duplicates the descriptor, l counts as shared, as
+// after [Listener.File]. To detect that, Control checks each open descriptor of the
+// process on Linux. It cannot detect that the function sends the descriptor to another
+// process. To do that, send a copy that [Listener.File] returned.
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	raw, err := l.socket().SyscallConn()
 	if err != nil {
@@ -330,7 +341,7 @@ func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	return watchedConn{raw, l}, nil
 }
 
-// A watchedConn notices when its user duplicates the descriptor.
+// A watchedConn notices when a function duplicates the descriptor.
 type watchedConn struct {
 	syscall.RawConn
 	l *Listener
@@ -344,27 +355,26 @@ func (c watchedConn) Control(f func(fd uintptr)) error {
 	return err
 }
 
-// itself is l, also for a type that embeds it.
+// itself returns l. A type that embeds a *Listener has the method too, see ReadStats.
 func (l *Listener) itself() *Listener { return l }
 
-// addrString is an address with its network.
+// addrString returns an address with its network.
 func addrString(addr net.Addr) string { return addr.Network() + " " + addr.String() }
 
-// opError is err as net has it.
+// opError returns err in the form that package net uses.
 func (l *Listener) opError(op string, err error) error {
 	return &net.OpError{Op: op, Net: "tcp", Addr: l.Addr(), Err: cause(err)}
 }
 
 // EffectiveBacklog returns the length to which the accept queue may grow, in
-// connections, as it was granted when l last called listen(2); -1 if unknown. It
-// counts the factor of FreeBSD, where the queue grows to one and a half times
-// the limit (listen(2)). One more fits than this on most systems: see
+// connections. It returns -1 if the length is unknown. On FreeBSD the length is one and
+// a half times the limit, see listen(2). On most systems the queue holds one more, see
 // [Backlog].Capacity.
 //
-// On Linux and FreeBSD it rests on a number read from the socket, elsewhere on
-// the kernel's rule. A ceiling that is raised later does not lengthen the queue
-// of a socket that is listening. EffectiveBacklog makes no system call and
-// works after Close.
+// The kernel fixes the limit at listen(2). If the ceiling is raised later, the limit
+// does not change until [Listener.SetBacklog] is called. On Linux and FreeBSD the limit
+// is read from the socket. On other systems it is computed from the kernel's rule.
+// EffectiveBacklog makes no system call and works after Close.
 func (l *Listener) EffectiveBacklog() int {
 	if !l.ok() {
 		return unknown
@@ -372,9 +382,9 @@ func (l *Listener) EffectiveBacklog() int {
 	return l.granted.Load().Effective
 }
 
-// Backlog returns the whole account: what was asked, what was granted, and the
-// ceiling, which is read at each call, so that a change of it since then shows.
-// A ceiling that cannot be read is -1. It works after Close.
+// Backlog returns the requested backlog, what the kernel granted and the current
+// ceiling. It reads the ceiling at each call. The ceiling is -1 if it cannot be read.
+// Backlog works after Close.
 func (l *Listener) Backlog() Backlog {
 	if !l.ok() {
 		return noBacklog

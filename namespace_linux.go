@@ -9,13 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A socket belongs to the network namespace of the thread that made it, and the
-// settings and tables of the kernel are those of the thread that reads them. A
-// program that listens in another namespace calls the methods of its Listener
-// from any thread, so the two must be compared before the kernel is asked.
+// A socket belongs to the network namespace of the thread that made it. Settings and
+// tables of the kernel are those of the thread that reads them. A program may call the
+// methods of a Listener from any thread, so the two namespaces are compared first.
 
-// A namespace is where to ask about a socket: the calling thread's network
-// namespace if file is nil, else the one that file names.
+// A namespace is the network namespace of a socket. If file is nil, it is that of the
+// calling thread.
 type namespace struct{ file *os.File }
 
 func (ns namespace) close() {
@@ -24,11 +23,11 @@ func (ns namespace) close() {
 	}
 }
 
-// namespaceOf returns the network namespace of the socket fd. Naming one that is
-// not the calling thread's needs CAP_NET_ADMIN in it (SIOCGSKNS).
+// namespaceOf returns the network namespace of the socket fd. If that is not the calling
+// thread's namespace, it requires CAP_NET_ADMIN in it (SIOCGSKNS).
 //
-// A kernel older than 5.14 has no SO_NETNS_COOKIE. There the two are not compared, and
-// the socket is taken to be in the calling thread's namespace.
+// Kernels before 5.14 do not have SO_NETNS_COOKIE. On these compared is false, and the
+// socket is assumed to be in the calling thread's namespace.
 func (k *kernel) namespaceOf(fd int) (ns namespace, compared bool, err error) {
 	cookie, err := k.namespaceCookie(fd)
 	if err != nil {
@@ -53,8 +52,8 @@ func (k *kernel) namespaceOf(fd int) (ns namespace, compared bool, err error) {
 	return namespace{file}, true, nil
 }
 
-// namespaceCookie returns the number that the kernel gave to the network namespace
-// of fd. No two namespaces have the same one, also after one is gone.
+// namespaceCookie returns the number of the network namespace of fd. The kernel never uses
+// a number twice.
 func (k *kernel) namespaceCookie(fd int) (uint64, error) {
 	var p [8]byte
 	n, err := k.getsockopt(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE, p[:])
@@ -64,7 +63,7 @@ func (k *kernel) namespaceCookie(fd int) (uint64, error) {
 	return binary.NativeEndian.Uint64(p[:]), err
 }
 
-// unixSocket makes a socket that serves only to be asked for its namespace.
+// unixSocket makes a socket that is used only to read its namespace.
 func unixSocket() (int, error) {
 	return unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 }
@@ -78,8 +77,8 @@ func namespaceFile(fd int) (*os.File, error) {
 	return os.NewFile(uintptr(ns), "network namespace"), nil
 }
 
-// in calls f on a thread in the namespace ns. Entering one that is not the calling
-// thread's needs CAP_SYS_ADMIN (setns(2)).
+// in calls f on a thread in the namespace ns. If that is not the calling thread's
+// namespace, it requires CAP_SYS_ADMIN (setns(2)).
 func (ns namespace) in(f func() error) error {
 	if ns.file == nil {
 		return f()
@@ -89,8 +88,8 @@ func (ns namespace) in(f func() error) error {
 	return <-done
 }
 
-// visit is to be called on a goroutine of its own. If the thread cannot come back it
-// stays locked, and the runtime ends it with the goroutine: nothing else ever runs in
+// visit must run in its own goroutine. If the thread cannot return to its namespace, it
+// stays locked, and the runtime ends it with the goroutine. So no other goroutine runs in
 // the other namespace.
 func (ns namespace) visit(f func() error) error {
 	fail := func(call string, err error) error {
@@ -114,7 +113,7 @@ func (ns namespace) visit(f func() error) error {
 	return err
 }
 
-// boundsOf reads the ceiling that holds for the listening socket fd.
+// boundsOf reads the ceiling that applies to the listening socket fd.
 func (k *kernel) boundsOf(fd int) (ceiling, floor int, err error) {
 	ns, _, err := k.namespaceOf(fd)
 	if err != nil {
@@ -129,8 +128,9 @@ func (k *kernel) boundsOf(fd int) (ceiling, floor int, err error) {
 	return ceiling, floor, err
 }
 
-// ceiling reads the ceiling that holds for l; -1 if it cannot be read. Of a closed
-// socket the namespace is not known, and the ceiling is the calling thread's.
+// ceiling reads the ceiling that applies to l. It returns -1 if that cannot be read. The
+// namespace of a closed socket is not known. For it, ceiling uses that of the calling
+// thread.
 func (l *Listener) ceiling() (ceiling int) {
 	err := l.raw.Control(func(fd uintptr) { ceiling, _, _ = l.kernel.boundsOf(int(fd)) })
 	if err != nil {

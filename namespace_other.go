@@ -2,7 +2,7 @@
 
 package acceptq
 
-// The systems here have one ceiling for all sockets that a process can make.
+// On these systems one ceiling applies to all sockets that a process can make.
 
 func (l *Listener) ceiling() int {
 	ceiling, _, _ := l.kernel.bounds()

@@ -11,24 +11,24 @@ import (
 	"time"
 )
 
-// An Option sets one property of a new listener. A later option replaces an earlier
-// one of its kind, except [WithControl]. No option is ignored: if the system cannot
-// honor one, listening fails with an error that matches [errors.ErrUnsupported].
+// An Option sets one property of a new listener. If an option is given twice, the later
+// one applies, except for [WithControl]. If the system does not support an option,
+// listening fails with an error that matches [errors.ErrUnsupported].
 type Option func(*options)
 
 // control is the hook of net.ListenConfig.
 type control = func(network, address string, c syscall.RawConn) error
 
-// options is what the Options of one call amount to.
+// options holds the settings that the Options of one call make.
 type options struct {
 	backlog   int
 	strict    bool
-	reusePort bool // by WithReusePort, or for shards of their own
-	steers    bool // by WithReusePort: a drain may steer new clients to the others
+	reusePort bool // set by WithReusePort, and for exclusive shards
+	steers    bool // set by WithReusePort: a drain may steer new clients to other listeners
 	unsteered bool
 	controls  []control
 
-	// Zero and nil are for what was not asked for.
+	// Zero and nil mean that the option was not given.
 	deferAccept   time.Duration
 	acceptFilter  *acceptFilter
 	fastOpen      int
@@ -45,24 +45,24 @@ func newOptions(opts []Option) (*options, error) {
 	o := &options{backlog: -1}
 	for _, opt := range opts {
 		if opt == nil {
-			return nil, errors.New("acceptq: nil Option")
+			return nil, errors.New("nil Option")
 		}
 		opt(o)
 	}
 	if o.err == nil && o.deferAccept != 0 && o.acceptFilter != nil {
-		return nil, errors.New("acceptq: WithDeferAccept and WithAcceptFilter: a socket has one filter")
+		return nil, errors.New("WithDeferAccept and WithAcceptFilter: a socket has only one filter; use one of the two")
 	}
 	return o, o.err
 }
 
-// fail notes the first option that makes no sense.
+// fail records the error of the first invalid option.
 func (o *options) fail(format string, args ...any) {
 	if o.err == nil {
-		o.err = fmt.Errorf("acceptq: "+format, args...)
+		o.err = fmt.Errorf(format, args...)
 	}
 }
 
-// positive sets an option that counts something, of which there is at least one.
+// positive returns an Option that sets a number or a time. The value must be positive.
 func positive[T int | time.Duration](option string, n T, field func(*options) *T) Option {
 	return func(o *options) {
 		if n <= 0 {
@@ -73,10 +73,11 @@ func positive[T int | time.Duration](option string, n T, field func(*options) *T
 	}
 }
 
-// notHere is the error of an option that this system cannot honor.
+// notHere returns the error of an option that this system does not support.
 func notHere(option string) error { return fmt.Errorf("%s: %w", option, errors.ErrUnsupported) }
 
-// beyondNet names an option for which net has no room here; "" if there is none.
+// beyondNet returns the name of an option that package net cannot apply on this system.
+// It returns "" if there is none.
 func (o *options) beyondNet() string {
 	switch {
 	case o.strict:
@@ -103,7 +104,7 @@ func (o *options) beyondNet() string {
 	return ""
 }
 
-// callControls calls the hooks in the order given, up to the first that fails.
+// callControls calls the functions of WithControl in order and stops at the first error.
 func (o *options) callControls(network, address string, c syscall.RawConn) error {
 	for _, f := range o.controls {
 		if err := f(network, address, c); err != nil {
@@ -113,178 +114,185 @@ func (o *options) callControls(network, address string, c syscall.RawConn) error
 	return nil
 }
 
-// WithBacklog asks for an accept queue of n connections: n is passed to listen(2).
-// Without this option, or if n is negative, the listener asks for the maximum that
-// the system allows. Zero is passed on: Linux and FreeBSD then hold one connection,
-// macOS treats it as the maximum, and OpenBSD raises it to 80.
+// WithBacklog requests an accept queue of n connections: it passes n to listen(2).
+// Without this option, or if n is negative, the listener requests the maximum that the
+// system allows.
 //
-// POSIX calls the number a hint: a kernel that grants less does not say so.
-// [Listener.Backlog] tells what was granted, and [WithStrictBacklog] makes less an
-// error. A number above 2147483647 is passed as 2147483647, because listen(2) takes 32
-// bits; on macOS, NetBSD and DragonFly, which store 16, a number above 32767 is
-// passed as 32767. On systems where net makes the socket (Windows and others, see the
-// package comment), net chooses the number, and what was granted is unknown.
+// The kernel may grant less without an error, because POSIX calls the number a hint.
+// [Listener.Backlog] reports what the kernel granted. With [WithStrictBacklog] it is an
+// error if the kernel grants less. Some values are special:
+//   - 0: the queue holds one connection on Linux and FreeBSD. macOS treats 0 as the
+//     maximum, and OpenBSD raises it to 80.
+//   - Values that the kernel cannot store are capped. The maximum is 32767 on macOS,
+//     NetBSD and DragonFly, which store 16 bits, and 2147483647 on other systems.
+//
+// On systems where package net makes the socket (Windows and others, see the package
+// comment), package net chooses the number, and the limit is unknown.
 func WithBacklog(n int) Option {
 	return func(o *options) { o.backlog = n }
 }
 
-// WithStrictBacklog makes listening fail, with a [*ClampError] in the
-// [*net.OpError], if the kernel grants less than [WithBacklog] asks; nothing stays
-// bound. If the ceiling can be read and is below n, listening fails before bind(2).
-// It is not an error if more is granted, and a request for the maximum is never
-// clamped. If what was granted cannot be known, listening fails with an error that
-// matches [errors.ErrUnsupported].
+// WithStrictBacklog makes listening fail if the kernel grants less than [WithBacklog]
+// requests. The error wraps a [*ClampError], and no socket stays open.
+//
+// If the ceiling can be read and is below n, listening fails before bind(2). It is not
+// an error if the kernel grants more than n. A request for the maximum is never clamped.
+// If the limit is unknown, listening fails with an error that matches
+// [errors.ErrUnsupported].
 func WithStrictBacklog() Option {
 	return func(o *options) { o.strict = true }
 }
 
 // WithReusePort lets several sockets listen on one address, each with its own queue.
-// The kernel spreads new connections over them: by SO_REUSEPORT on Linux (socket(7))
-// and DragonFly, by SO_REUSEPORT_LB on FreeBSD (setsockopt(2)). Every socket of the
-// address needs the option.
+// Every socket on the address needs the option. The kernel spreads new connections over
+// the sockets by a hash of the addresses and ports, even if a queue is full.
+//   - Linux: SO_REUSEPORT, socket(7). Processes of the same user can join the address.
+//   - FreeBSD: SO_REUSEPORT_LB, setsockopt(2). Processes of the same user can join.
+//     Before FreeBSD 15 every user can join a wildcard address whose port is not
+//     reserved.
+//   - DragonFly: SO_REUSEPORT. It is not known who can join.
 //
-// The kernel chooses a socket by a hash of the addresses and ports, even if its queue
-// is full. These may join the address:
-//   - Linux: processes of the same user.
-//   - FreeBSD before 15: processes of the same user; on a wildcard address with a port
-//     that is not reserved, processes of every user.
-//   - FreeBSD 15: processes of the same user.
-//   - DragonFly: not known.
+// Listening fails with an error that matches [errors.ErrUnsupported] if the kernel does
+// not spread connections:
+//   - macOS, NetBSD, OpenBSD: always.
+//   - FreeBSD: for the wildcard of both families (":8080" on "tcp") and, before 13.3, in
+//     a jail.
+//   - DragonFly: for IPv6 and in a jail.
 //
-// On FreeBSD before 15 a socket belongs to the group from bind(2) on, and not from
-// listen(2): clients that fall to it between the two are refused. Listen calls one right
-// after the other.
-//
-// Listening fails with an error that matches [errors.ErrUnsupported] where the kernel
-// gives all connections to one of the sockets:
-//   - on macOS, NetBSD and OpenBSD
-//   - on FreeBSD on the wildcard of both families (":8080" on "tcp") and, before 13.3,
-//     in a jail
-//   - on DragonFly on IPv6 and in a jail
-//
-// On Linux [Listener.Drain] steers new clients to the other listeners of the address by
-// a BPF program on the group (SO_ATTACH_REUSEPORT_CBPF, socket(7)), and a listener that
-// joins the group takes such a program off, since a process that was killed may have
-// left it. The kernel does not show a program, so one that somebody else attached is
-// taken off too: see [WithoutSteering].
+// The section "Listeners on one address" of the package comment has more.
 func WithReusePort() Option {
 	return func(o *options) { o.reusePort, o.steers = true, true }
 }
 
-// WithoutSteering leaves the BPF program of a SO_REUSEPORT group alone, for listeners
-// whose group has a program of its own. Clients whose SYN falls to a listener that
-// drains then wait for a second, as if it were alone. Every listener of the group needs
-// the option. It does nothing without [WithReusePort] and on systems other than Linux.
+// WithoutSteering keeps this package from changing the BPF program of a SO_REUSEPORT
+// group. Use it if the group has a program of its own. Every listener of the group needs
+// the option.
+//
+// During a drain the kernel still assigns clients to the draining listener and drops
+// their SYNs. These clients retry after a second. The option has no effect without
+// [WithReusePort] and on systems other than Linux.
 func WithoutSteering() Option {
 	return func(o *options) { o.unsteered = true }
 }
 
-// WithControl calls f on the socket after the listener's own options are set and
-// before bind(2), as [net.ListenConfig] calls its Control: network is "tcp4" or
-// "tcp6", and address is the resolved one. If the option is given several times, each
-// f is called, in order. If f returns an error, listening fails with that error. The
-// connection is valid only during the call. It is an error if f is nil, and on systems
-// where net calls no such function (Plan 9, js, wasip1).
+// WithControl calls f on the socket before bind(2), after the other options are set. f
+// is like the Control field of [net.ListenConfig]: network is "tcp4" or "tcp6", address
+// is the resolved address, and c is valid only during the call.
+//
+// If the option is given several times, each f is called, in order. If f returns an
+// error, listening fails with that error. It is an error if f is nil. On Plan 9, js and
+// wasip1, where package net calls no such function, the error matches
+// [errors.ErrUnsupported].
 func WithControl(f func(network, address string, c syscall.RawConn) error) Option {
 	return func(o *options) {
 		if f == nil {
-			o.fail("WithControl(nil)")
+			o.fail("WithControl(nil): nil function")
 			return
 		}
 		o.controls = append(o.controls, f)
 	}
 }
 
-// WithDeferAccept keeps a connection from Accept until its client has sent data. It
-// is an error if d is not positive.
+// WithDeferAccept makes Accept return a connection only after its client has sent data.
+// It is an error if d is not positive.
 //
-//   - Linux: TCP_DEFER_ACCEPT, tcp(7). d is rounded up to the next SYN-ACK
-//     retransmission (1, 3, 7, 15, ... seconds). A client that is silent for longer is
-//     forgotten, or let in if it answers that retransmission. The connection waits in
-//     the SYN queue. If that queue is full, a client that got a SYN cookie is not
-//     deferred. If d is longer than the kernel's longest wait, about 8 hours, the
-//     error matches [errors.ErrUnsupported].
-//   - FreeBSD, NetBSD and DragonFly: the accept filter "dataready", which sets no
-//     time; see [WithAcceptFilter].
+//   - Linux: TCP_DEFER_ACCEPT, tcp(7). The connection waits in the SYN queue. d is
+//     rounded up to the next SYN-ACK retransmission (1, 3, 7, 15, ... seconds). If the
+//     client sends no data by then, the kernel drops the connection, or lets it in if
+//     the client answers that retransmission. If the SYN queue is full, connections
+//     made with a SYN cookie are not deferred. If d is longer than the maximum of the
+//     kernel, about 8 hours, the error matches [errors.ErrUnsupported].
+//   - FreeBSD, NetBSD and DragonFly: the accept filter "dataready", which ignores d, see
+//     [WithAcceptFilter].
 //   - Other systems: the error matches [errors.ErrUnsupported].
 func WithDeferAccept(d time.Duration) Option {
 	return positive("WithDeferAccept", d, func(o *options) *time.Duration { return &o.deferAccept })
 }
 
 // WithAcceptFilter makes the kernel hold connections back until the named filter lets
-// them through: "dataready" waits for data, "httpready" for a whole GET or HEAD request.
-// Data that cannot begin such a request passes "httpready" at once, a POST too. The
-// meaning of arg depends on the filter; it is usually empty. A name has at most 15
-// bytes, an argument 239.
+// them through: SO_ACCEPTFILTER, accept_filter(9). The filter "dataready" waits for data.
+// The filter "httpready" waits for a complete GET or HEAD request, and lets all other
+// data through at once, such as a POST request. The meaning of arg depends on the filter,
+// and arg is usually empty. A name has at most 15 bytes and an argument at most 239.
 //
-// FreeBSD, NetBSD and DragonFly: SO_ACCEPTFILTER, accept_filter(9). Connections that are
-// held back are Incomplete in [Stats] on FreeBSD; NetBSD and DragonFly do not tell them.
-// Past the limit the oldest is reset (FreeBSD, DragonFly) or let through (NetBSD). If the
-// filter's module is not loaded, the error matches ENOENT and names the module. On other
-// systems, on FreeBSD 14, which takes filters and ignores them, and together with
-// [WithDeferAccept], listening fails.
+// If the limit is exceeded, the kernel resets the oldest connection that it holds back
+// (FreeBSD, DragonFly) or lets it through (NetBSD). On FreeBSD, Incomplete in [Stats] is
+// the number of these connections. NetBSD and DragonFly do not report it.
+//
+// If the module of the filter is not loaded, the error matches ENOENT and names the
+// module. The option cannot be combined with [WithDeferAccept]. On systems without
+// accept filters, and on FreeBSD 14, which ignores them, the error matches
+// [errors.ErrUnsupported].
 func WithAcceptFilter(name, arg string) Option {
 	return func(o *options) {
 		if name == "" || len(name) > 15 || len(arg) > 239 || strings.ContainsRune(name+arg, 0) {
-			o.fail("WithAcceptFilter(%q, %q): a name of 1 to 15 bytes, an argument of 0 to 239, no NUL", name, arg)
+			o.fail("WithAcceptFilter(%q, %q): the name must have 1 to 15 bytes and the argument at most 239, without NUL", name, arg)
 			return
 		}
 		o.acceptFilter = &acceptFilter{name, arg}
 	}
 }
 
-// WithFastOpen lets clients that have connected before send data in their SYN
-// (TCP Fast Open, RFC 7413). At most qlen such connections may be in an unfinished
-// handshake. It is an error if qlen is not positive.
+// WithFastOpen enables TCP Fast Open (RFC 7413): clients that have connected before may
+// send data in their SYN. At most qlen such connections may have an unfinished
+// handshake. It is an error if qlen is not positive. If the kernel does not grant the
+// option or qlen, the error matches [errors.ErrUnsupported].
 //
-//   - Linux: TCP_FASTOPEN, tcp(7). The kernel silently ignores the option if the bit
-//     of value 2 in net.ipv4.tcp_fastopen is off, and silently cuts qlen to
-//     net.core.somaxconn. Listening fails in both cases, in the first unless the
-//     setting cannot be read.
+//   - Linux: TCP_FASTOPEN, tcp(7). The kernel silently ignores the option if the
+//     bit 0x2 of net.ipv4.tcp_fastopen is off. It silently clamps qlen to
+//     net.core.somaxconn.
+//     Listening fails in both cases. The bit is not checked if the setting cannot be
+//     read.
 //   - FreeBSD: TCP_FASTOPEN, tcp(4), with net.inet.tcp.fastopen.server_enable. The
-//     kernel uses half the limit instead of qlen, and listening fails if that is less.
-//     Before FreeBSD 15 each listen(2) on such a socket, and so each
-//     [Listener.SetBacklog], leaks one counter in the kernel.
-//   - Other systems: the error matches [errors.ErrUnsupported].
+//     kernel uses half the limit instead of qlen. Listening fails if that is less than
+//     qlen. Before FreeBSD 15 the kernel leaks one counter at each listen(2) on the
+//     socket, and therefore at each [Listener.SetBacklog].
+//   - Other systems: not supported.
 func WithFastOpen(qlen int) Option {
 	return positive("WithFastOpen", qlen, func(o *options) *int { return &o.fastOpen })
 }
 
-// WithReceiveBuffer asks for a receive buffer of n bytes for each accepted
-// connection: SO_RCVBUF, socket(7). It is set before listen(2), so that the window
-// scale of the handshake fits it. The kernel then no longer tunes that buffer itself.
-// It is an error if n is not positive or if the kernel grants less: Linux silently cuts
-// n to net.core.rmem_max, FreeBSD grants a maximum of 8/9 of kern.ipc.maxsockbuf, and
-// NetBSD one of 4/5 of kern.sbmax.
+// WithReceiveBuffer requests a receive buffer of n bytes for each accepted connection:
+// SO_RCVBUF, socket(7). It is set before listen(2), so that the window scale of the
+// handshake matches. The kernel then no longer tunes the size of this buffer.
+//
+// It is an error if n is not positive or if the kernel grants less:
+//   - Linux silently clamps n to net.core.rmem_max.
+//   - FreeBSD grants at most 8/9 of kern.ipc.maxsockbuf.
+//   - NetBSD grants at most 4/5 of kern.sbmax.
 func WithReceiveBuffer(n int) Option {
 	return positive("WithReceiveBuffer", n, func(o *options) *int { return &o.receiveBuffer })
 }
 
-// WithSendBuffer asks for a send buffer of n bytes for each accepted connection:
-// SO_SNDBUF, socket(7), set before listen(2). The kernel then no longer tunes that
-// buffer itself. It is an error if n is not positive or if the kernel grants less:
-// Linux silently cuts n to net.core.wmem_max.
+// WithSendBuffer requests a send buffer of n bytes for each accepted connection:
+// SO_SNDBUF, socket(7). The kernel then no longer tunes the size of this buffer.
+//
+// It is an error if n is not positive or if the kernel grants less. Linux silently
+// clamps n to net.core.wmem_max. The maximum on FreeBSD and NetBSD is that of
+// [WithReceiveBuffer].
 func WithSendBuffer(n int) Option {
 	return positive("WithSendBuffer", n, func(o *options) *int { return &o.sendBuffer })
 }
 
-// WithKeepAlive sets keep-alive on each accepted connection. The fields mean what they
-// mean in [net.ListenConfig]: zero is net's default, and negative leaves the system's
-// value. If Enable is false, connections have no keep-alive; net turns it on for a zero
-// KeepAliveConfig. Without this option the default is an idle time of 15 s, an interval
-// of 15 s and 9 probes. The listening socket has no keep-alive, because NetBSD and macOS
-// end a listening socket that has it.
+// WithKeepAlive sets TCP keep-alive on each accepted connection. Without this option the
+// default is an idle time of 15 s, an interval of 15 s and 9 probes. A field of 0 uses
+// that default, and a negative field keeps the value of the system. If Enable is false,
+// keep-alive is off, even for a zero KeepAliveConfig, for which package net enables it.
 //
-// Listening fails if the kernel refuses a value. For that the values are tried on
-// another socket, which is closed again. On systems where net makes the socket, net
-// ignores a refusal. The error matches [errors.ErrUnsupported] on OpenBSD, where no
-// value can be set, unless all three are negative. It does so for a negative value on a
-// system that does not tell its own, or whose own is less than a second.
+// The listening socket has no keep-alive, because NetBSD and macOS end a listening socket
+// that has it.
+//
+// Listening fails if the kernel refuses a value. This is tested on a temporary socket. On
+// systems where package net makes the socket, package net ignores the refusal. The error
+// matches [errors.ErrUnsupported] in these cases:
+//   - OpenBSD, which cannot set the values, unless all three are negative.
+//   - A negative field, if the system does not report its own value or if that value is
+//     less than a second.
 func WithKeepAlive(config net.KeepAliveConfig) Option {
 	return func(o *options) {
-		// The kernel takes 32 bits of each, and net does not look.
+		// The kernel uses 32 bits of each value, and package net does not check that.
 		if max(config.Idle, config.Interval) > math.MaxInt32*time.Second || int64(config.Count) > math.MaxInt32 {
-			o.fail("WithKeepAlive(%+v): more than fits", config)
+			o.fail("WithKeepAlive(%+v): the maximum is %d s and %d probes", config, math.MaxInt32, math.MaxInt32)
 			return
 		}
 		o.keepAlive = &config

@@ -11,19 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hasFilters says that the system has accept filters.
+// hasFilters reports whether the system has accept filters.
 const hasFilters = runtime.GOOS == "freebsd" || runtime.GOOS == "netbsd" || runtime.GOOS == "dragonfly"
 
-// setBeforeListen sets what belongs on a socket before bind(2) and listen(2), and
-// refuses what cannot be had.
+// setBeforeListen sets the options that must be set before bind(2) and listen(2). It fails
+// if the system does not support an option.
 func (k *kernel) setBeforeListen(fd int, o *options) error {
 	if o.deferAccept != 0 || o.acceptFilter != nil {
 		if err := k.mustFilter(); err != nil {
-			option := "WithAcceptFilter"
-			if o.deferAccept != 0 {
-				option = "WithDeferAccept"
-			}
-			return fmt.Errorf("%s: %w", option, err)
+			return fmt.Errorf("%s: %w", o.filterOption(), err)
 		}
 	}
 	if o.fastOpen == 0 {
@@ -34,17 +30,25 @@ func (k *kernel) setBeforeListen(fd int, o *options) error {
 	}
 	const knob = "net.inet.tcp.fastopen.server_enable"
 	if on, err := k.readSysctl(knob); err == nil && on == 0 {
-		return fmt.Errorf("WithFastOpen: %s is 0: sysctl %s=1: %w", knob, knob, errors.ErrUnsupported)
+		return fmt.Errorf("WithFastOpen(%d): %s is 0; run sysctl %s=1: %w", o.fastOpen, knob, knob, errors.ErrUnsupported)
 	}
 	const tcpFastOpen = 1025 // TCP_FASTOPEN, FreeBSD netinet/tcp.h
 	err := k.setInt(fd, unix.IPPROTO_TCP, tcpFastOpen, 1)
-	if errors.Is(err, unix.ENOPROTOOPT) { // a kernel without it
+	if errors.Is(err, unix.ENOPROTOOPT) { // the kernel was built without it
 		return fmt.Errorf("WithFastOpen: %w: %w", errors.ErrUnsupported, err)
 	}
 	return err
 }
 
-// setAfterListen sets what a socket takes only after listen(2).
+// filterOption returns the name of the option that set the accept filter.
+func (o *options) filterOption() string {
+	if o.deferAccept != 0 {
+		return "WithDeferAccept"
+	}
+	return "WithAcceptFilter"
+}
+
+// setAfterListen sets the options that can be set only after listen(2).
 func (k *kernel) setAfterListen(fd, limit int, o *options) error {
 	if err := fastOpenFits(runtime.GOOS, o.fastOpen, limit); err != nil {
 		return err
@@ -63,13 +67,13 @@ func (k *kernel) setAfterListen(fd, limit int, o *options) error {
 	copy(arg[nameSize:len(arg)-1], f.arg)
 	err := os.NewSyscallError("setsockopt", k.setsockoptString(fd, unix.SOL_SOCKET, soAcceptFilter, string(arg[:])))
 	if errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("accept filter %q: %s: %w", f.name, loadFilter(f.name), err)
+		return fmt.Errorf("%s: accept filter %q: %s: %w", o.filterOption(), f.name, loadFilter(f.name), err)
 	}
 	return err
 }
 
-// mustFilter refuses a kernel that has no accept filters, or that takes one and
-// ignores it.
+// mustFilter returns an error if the kernel has no accept filters, or if it accepts a
+// filter and then ignores it.
 func (k *kernel) mustFilter() error {
 	if !hasFilters {
 		return errors.ErrUnsupported
@@ -79,17 +83,17 @@ func (k *kernel) mustFilter() error {
 	}
 	release, err := k.readSysctl(releaseKnob)
 	if err == nil && filtersIgnored(release) {
-		return fmt.Errorf("FreeBSD %d (%s) takes accept filters and ignores them; 13 and 15.0 do not: %w",
+		return fmt.Errorf("FreeBSD %d (%s) ignores accept filters; FreeBSD 13 and 15.0 do not: %w",
 			release, releaseKnob, errors.ErrUnsupported)
 	}
 	return nil
 }
 
-// loadFilter tells how to load a filter that is missing.
+// loadFilter returns the command that loads a missing filter, see filterModule.
 func loadFilter(name string) string { return filterModule(runtime.GOOS, name) }
 
-// spreads refuses an address over whose listeners this kernel does not spread
-// connections, though it takes the option.
+// spreads returns an error if this kernel accepts the option but does not spread
+// connections over the listeners of the address.
 func (k *kernel) spreads(ep endpoint) error {
 	facts := groupFacts{goos: runtime.GOOS, release: unknown}
 	jailed := func(knob string) bool {
@@ -112,9 +116,9 @@ func (k *kernel) spreads(ep endpoint) error {
 	return nil
 }
 
-// bufferKnob names what bounds a buffer. The kernel counts an mbuf's header with
-// each cluster (sb_max_adj in kern/uipc_sockbuf.c, uipc_socket2.c), so a buffer
-// cannot have the whole of the setting.
+// bufferKnob returns a name for the maximum of a buffer. It is only a part of the setting,
+// because the kernel adds the header of an mbuf to each cluster (sb_max_adj in
+// kern/uipc_sockbuf.c, uipc_socket2.c).
 func bufferKnob(int) string {
 	switch runtime.GOOS {
 	case "freebsd":
@@ -129,8 +133,8 @@ func bufferKnob(int) string {
 	return "kern.ipc.maxsockbuf"
 }
 
-// keepAliveNames are the options of TCP_KEEPIDLE, TCP_KEEPINTVL and TCP_KEEPCNT, from
-// netinet/tcp.h; x/sys does not have each for each. OpenBSD has none.
+// keepAliveNames returns TCP_KEEPIDLE, TCP_KEEPINTVL and TCP_KEEPCNT, from netinet/tcp.h.
+// x/sys does not define all of them for each system. OpenBSD does not have them.
 func keepAliveNames() (names [3]int, ok bool) {
 	switch runtime.GOOS {
 	case "freebsd", "dragonfly":
@@ -138,7 +142,7 @@ func keepAliveNames() (names [3]int, ok bool) {
 	case "netbsd":
 		return [...]int{3, 5, 6}, true
 	case "darwin", "ios":
-		return [...]int{0x10, 0x101, 0x102}, true // the first is TCP_KEEPALIVE
+		return [...]int{0x10, 0x101, 0x102}, true // macOS calls the first TCP_KEEPALIVE
 	}
 	return names, false
 }

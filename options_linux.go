@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// setBeforeListen sets what belongs on a socket before bind(2) and listen(2).
+// setBeforeListen sets the options that must be set before bind(2) and listen(2).
 func (k *kernel) setBeforeListen(fd int, o *options) error {
 	if o.acceptFilter != nil {
 		return notHere("WithAcceptFilter")
@@ -25,8 +25,8 @@ func (k *kernel) setBeforeListen(fd int, o *options) error {
 	return nil
 }
 
-// setDeferAccept asks for d and sees to it that the kernel waits as long: it counts
-// repeated SYN-ACKs in 8 bits, and cuts in silence what is longer.
+// setDeferAccept requests d and checks that the kernel grants it. The kernel counts
+// retransmissions of the SYN-ACK in 8 bits and silently clamps longer times.
 func (k *kernel) setDeferAccept(fd int, d time.Duration) error {
 	wait := seconds(d)
 	if err := k.setInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, wait); err != nil {
@@ -37,19 +37,19 @@ func (k *kernel) setDeferAccept(fd int, d time.Duration) error {
 		return err
 	}
 	if granted < wait {
-		return fmt.Errorf("WithDeferAccept(%v): granted %v: %w", d, time.Duration(granted)*time.Second, errors.ErrUnsupported)
+		return fmt.Errorf("WithDeferAccept(%v): granted %v, the maximum of the kernel: %w", d, time.Duration(granted)*time.Second, errors.ErrUnsupported)
 	}
 	return nil
 }
 
-// setFastOpen sets the option and sees to it that it will act: the kernel takes it
-// all the same when servers may not use it, and cuts the number.
+// setFastOpen sets the option and checks that it takes effect. The kernel accepts the
+// option even if servers may not use it, and silently clamps the number.
 func (k *kernel) setFastOpen(fd, qlen int) error {
 	const server = 2 // the bit of net.ipv4.tcp_fastopen, networking/ip-sysctl.rst
 	text, _ := k.readFile("/proc/sys/net/ipv4/tcp_fastopen")
 	if bits, err := parseSysctl(string(text)); err == nil && bits&server == 0 {
-		return fmt.Errorf("WithFastOpen: net.ipv4.tcp_fastopen is %d, without the server's bit: sysctl -w net.ipv4.tcp_fastopen=%d: %w",
-			bits, bits|server, errors.ErrUnsupported)
+		return fmt.Errorf("WithFastOpen(%d): net.ipv4.tcp_fastopen is %d, without the bit for servers; run sysctl -w net.ipv4.tcp_fastopen=%d: %w",
+			qlen, bits, bits|server, errors.ErrUnsupported)
 	}
 	if err := k.setInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN, min(qlen, math.MaxInt32)); err != nil {
 		return err
@@ -59,15 +59,15 @@ func (k *kernel) setFastOpen(fd, qlen int) error {
 		return err
 	}
 	if granted < qlen {
-		return fmt.Errorf("WithFastOpen(%d): granted %d, see net.core.somaxconn: %w", qlen, granted, errors.ErrUnsupported)
+		return fmt.Errorf("WithFastOpen(%d): granted %d; raise net.core.somaxconn: %w", qlen, granted, errors.ErrUnsupported)
 	}
 	return nil
 }
 
-// setAfterListen: nothing here has to wait for listen(2).
+// setAfterListen does nothing: on Linux no option has to wait for listen(2).
 func (k *kernel) setAfterListen(int, int, *options) error { return nil }
 
-// bufferKnob names the setting that bounds a buffer.
+// bufferKnob returns the name of the setting that is the maximum of a buffer.
 func bufferKnob(name int) string {
 	if name == unix.SO_RCVBUF {
 		return "net.core.rmem_max"
@@ -75,10 +75,10 @@ func bufferKnob(name int) string {
 	return "net.core.wmem_max"
 }
 
-// keepAliveNames are the options of TCP_KEEPIDLE, TCP_KEEPINTVL and TCP_KEEPCNT.
+// keepAliveNames returns TCP_KEEPIDLE, TCP_KEEPINTVL and TCP_KEEPCNT.
 func keepAliveNames() (names [3]int, ok bool) {
 	return [...]int{unix.TCP_KEEPIDLE, unix.TCP_KEEPINTVL, unix.TCP_KEEPCNT}, true
 }
 
-// spreads: Linux spreads connections over the listeners of every address.
+// spreads returns nil: Linux spreads connections over the listeners of every address.
 func (k *kernel) spreads(endpoint) error { return nil }

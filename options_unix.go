@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// setOptions sets what net.Listen sets, then what was asked for.
+// setOptions sets the options that net.Listen sets, and then those of the caller.
 func (k *kernel) setOptions(fd int, ep endpoint, o *options) error {
 	if ep.network == "tcp6" {
 		if err := k.setInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, boolInt(ep.v6only)); err != nil {
@@ -23,7 +23,7 @@ func (k *kernel) setOptions(fd int, ep endpoint, o *options) error {
 		}
 	}
 	if runtime.GOOS == "dragonfly" {
-		// Its default range of ephemeral ports is narrow, see net/sockopt_bsd.go.
+		// The default range of ephemeral ports is narrow, see net/sockopt_bsd.go.
 		const ipPortRange, ipv6PortRange, high = 0x13, 0xe, 1 // netinet/in.h, netinet6/in6.h
 		level, name := unix.IPPROTO_IP, ipPortRange
 		if ep.network == "tcp6" {
@@ -61,15 +61,16 @@ func (k *kernel) setReusePort(fd int) error {
 	return k.setInt(fd, unix.SOL_SOCKET, name, 1)
 }
 
-// setBuffer asks for a buffer of n bytes, if n is not 0, and sees to it that it
-// was granted: on Linux and macOS a smaller one is no error of the kernel's.
+// setBuffer requests a buffer of n bytes, if n is not 0, and checks that the kernel grants
+// it. Linux and macOS silently grant a smaller buffer.
 func (k *kernel) setBuffer(fd int, option string, name, n int) error {
 	if n == 0 {
 		return nil
 	}
 	err := k.setInt(fd, unix.SOL_SOCKET, name, min(n, math.MaxInt32))
-	if errors.Is(err, unix.ENOBUFS) { // the BSDs do say so
-		return fmt.Errorf("%s(%d): more than %s: %w: %w", option, n, bufferKnob(name), errors.ErrUnsupported, err)
+	if errors.Is(err, unix.ENOBUFS) { // the BSDs report an error
+		return fmt.Errorf("%s(%d): more than %s; raise that or request less: %w: %w",
+			option, n, bufferKnob(name), errors.ErrUnsupported, err)
 	}
 	if err != nil {
 		return err
@@ -79,27 +80,28 @@ func (k *kernel) setBuffer(fd int, option string, name, n int) error {
 		return err
 	}
 	if runtime.GOOS == "linux" || runtime.GOOS == "android" {
-		granted /= 2 // the kernel doubles it for its own needs, socket(7)
+		granted /= 2 // the kernel doubles the value for its overhead, socket(7)
 	}
 	if granted < n {
-		return fmt.Errorf("%s(%d): granted %d, see %s: %w", option, n, granted, bufferKnob(name), errors.ErrUnsupported)
+		return fmt.Errorf("%s(%d): granted %d; raise %s or request less: %w",
+			option, n, granted, bufferKnob(name), errors.ErrUnsupported)
 	}
 	return nil
 }
 
-// tryKeepAlive sets the values of config on a socket of the endpoint's family
-// that is closed again: a value that the kernel refuses there, it would refuse on
-// each connection. The listening socket is not used for it, because NetBSD and macOS
-// end a listening socket that sends keep-alive probes.
+// tryKeepAlive sets the values of config on a temporary socket of the endpoint's family.
+// If the kernel refuses a value there, it would refuse it on each connection. The
+// listening socket is not used, because NetBSD and macOS end a listening socket that has
+// keep-alive.
 //
-// It returns the values to set on each connection. A negative one is replaced by the
-// system's own, because net has set another by the time a connection is accepted.
+// tryKeepAlive returns the values to set on each connection. It replaces a negative value
+// with that of the system, because package net sets its default on each connection first.
 func (k *kernel) tryKeepAlive(ep endpoint, config *net.KeepAliveConfig) (*net.KeepAliveConfig, error) {
 	if config == nil || !config.Enable {
 		return config, nil
 	}
 	names, ok := keepAliveNames()
-	if !ok { // net cannot set the values either, and fails unless they are negative
+	if !ok { // package net cannot set the values either, and fails unless they are negative
 		if max(config.Idle, config.Interval) >= 0 || config.Count >= 0 {
 			return nil, notHere("WithKeepAlive with a time or a count")
 		}
@@ -117,19 +119,19 @@ func (k *kernel) tryKeepAlive(ep endpoint, config *net.KeepAliveConfig) (*net.Ke
 		case n < 0:
 			n, err := k.getInt(fd, unix.IPPROTO_TCP, name)
 			if err == nil && n == 0 {
-				// The kernel rounds a time under a second down to 0, which to net is its
-				// own default.
-				return 0, fmt.Errorf("the system's own value is less than 1, which cannot be set: %w", errors.ErrUnsupported)
+				// The kernel rounds a time below 1 s down to 0. Package net would treat 0
+				// as its default.
+				return 0, fmt.Errorf("the value of the system is less than 1 and cannot be set: %w", errors.ErrUnsupported)
 			}
 			return n, err
 		}
-		return 0, nil // net's default
+		return 0, nil // the default of package net
 	}
 	idle, err := try(names[0], seconds(config.Idle))
 	interval, err1 := try(names[1], seconds(config.Interval))
 	count, err2 := try(names[2], config.Count)
 	err = cmp.Or(err, err1, err2)
-	if errors.Is(err, unix.ENOPROTOOPT) { // NetBSD may not tell its own values
+	if errors.Is(err, unix.ENOPROTOOPT) { // NetBSD may not report the values of the system
 		return nil, fmt.Errorf("WithKeepAlive: %w: %w", errors.ErrUnsupported, err)
 	}
 	if err != nil {
@@ -143,7 +145,8 @@ func (k *kernel) tryKeepAlive(ep endpoint, config *net.KeepAliveConfig) (*net.Ke
 	}, nil
 }
 
-// seconds rounds d up to whole seconds in 32 bits, as net does. A negative d is -1.
+// seconds rounds d up to whole seconds in 32 bits, as package net does. It returns -1 for
+// a negative d.
 func seconds(d time.Duration) int {
 	if d < 0 {
 		return -1
@@ -155,15 +158,15 @@ func seconds(d time.Duration) int {
 	return int(min(whole, math.MaxInt32))
 }
 
-// reusePort is the socket option with which the kernel spreads connections over
-// the listeners of one address. SO_REUSEPORT of macOS, NetBSD, OpenBSD and
-// FreeBSD gives them all to one.
+// reusePort returns the socket option that makes the kernel spread connections over the
+// listeners of one address. With SO_REUSEPORT, macOS, NetBSD, OpenBSD and FreeBSD assign
+// all connections to one listener.
 func reusePort() (name int, err error) {
 	switch runtime.GOOS {
 	case "linux", "android", "dragonfly":
 		return unix.SO_REUSEPORT, nil
 	case "freebsd":
-		return 0x10000, nil // SO_REUSEPORT_LB, sys/socket.h; x/sys has it for FreeBSD only
+		return 0x10000, nil // SO_REUSEPORT_LB, sys/socket.h; x/sys defines it for FreeBSD only
 	}
 	return 0, notHere("WithReusePort")
 }

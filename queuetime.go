@@ -9,26 +9,23 @@ import (
 	"time"
 )
 
-// QueueTime returns how long a connection waited in the accept queue: the time since
-// its three-way handshake ended. Call it right after Accept, for example in
-// [net/http.Server.ConnContext]. c is a TCP connection, or a wrapper that has a NetConn
-// method, such as [*crypto/tls.Conn].
+// QueueTime returns how long a connection waited in the accept queue: the time since its
+// three-way handshake ended. Call it right after Accept and before anything is sent, for
+// example in [net/http.Server.ConnContext]. c is a TCP connection or a wrapper with a
+// NetConn method, such as [*crypto/tls.Conn].
 //
-// It makes one system call and does not allocate. The result can be one tick of the
-// kernel (1 to 10 ms) too long or too short. If there is an error it is -1.
+// QueueTime makes one system call and does not allocate. The result can be wrong by one
+// kernel tick (1 to 10 ms). With [WithDeferAccept] the time begins when data arrives. On
+// a fast-open connection the result is about one round trip too short. QueueTime also
+// works if the client has closed or reset the connection.
 //
-// A connection that the client has closed or reset meanwhile still tells its time. The
-// wait begins when the connection enters the queue: with [WithDeferAccept] that is when
-// data comes. On a fast-open connection the time is about one round trip too short.
+// The result is -1 if there is an error. The error matches
+//   - [syscall.EINVAL] if c was dialed, has sent data (Linux before 4.6 does not always
+//     report that), or is not a TCP connection
+//   - [errors.ErrUnsupported] on systems other than Linux, see docs/overload.md
+//   - [net.ErrClosed] if c is closed
 //
-// The error matches
-//   - [syscall.EINVAL], if c was dialed or has sent data (as far as the kernel tells:
-//     since Linux 4.6), or is not a TCP connection
-//   - [errors.ErrUnsupported], on systems other than Linux; docs/overload.md says what
-//     their fields of the same name mean
-//   - [net.ErrClosed], if c is closed
-//
-// Source: tcpi_last_data_sent of TCP_INFO, tcp(7).
+// The source is tcpi_last_data_sent of TCP_INFO, tcp(7).
 func QueueTime(c net.Conn) (time.Duration, error) { return realKernel.queueTime(c) }
 
 func (k *kernel) queueTime(c net.Conn) (time.Duration, error) {
@@ -53,15 +50,15 @@ func (k *kernel) readQueueTime(c net.Conn) (time.Duration, error) {
 	return r.waited, r.err
 }
 
-// maxWrappers is how many wrappers are taken off a connection: one that is its own
-// NetConn must not keep the caller for ever.
+// maxWrappers is the maximum number of nested wrappers. Without it, a wrapper whose
+// NetConn returns the wrapper itself would cause an endless loop.
 const maxWrappers = 16
 
-// onConn calls f with the descriptor below c.
+// onConn calls f with the descriptor of c, or of the connection that c wraps.
 func onConn(c net.Conn, f func(fd uintptr)) error {
 	for range maxWrappers {
 		switch wrapper := c.(type) {
-		case *net.TCPConn: // as the next, but with a known type the RawConn is not allocated
+		case *net.TCPConn: // like the next case, but a concrete type avoids an allocation
 			raw, err := wrapper.SyscallConn()
 			if err != nil {
 				return err
@@ -79,14 +76,14 @@ func onConn(c net.Conn, f func(fd uintptr)) error {
 			return fmt.Errorf("a %T has neither SyscallConn nor NetConn: %w", c, syscall.EINVAL)
 		}
 	}
-	return fmt.Errorf("more than %d wrappers: %w", maxWrappers, syscall.EINVAL)
+	return fmt.Errorf("more than %d wrappers around the connection: %w", maxWrappers, syscall.EINVAL)
 }
 
-// errNoQueueTime is the error where the time cannot be known.
-var errNoQueueTime = fmt.Errorf("the time in the accept queue: %w", errors.ErrUnsupported)
+// errNoQueueTime is the error if the kernel does not report the time.
+var errNoQueueTime = fmt.Errorf("this system does not report the time in the accept queue: %w", errors.ErrUnsupported)
 
-// A queueTimeReader is what one reading needs besides the descriptor. It is kept for
-// the next one, and read is bound once, so that a reading allocates nothing.
+// A queueTimeReader holds what a reading needs besides the descriptor. It is reused, and
+// the function read is made only once, so that a reading does not allocate.
 type queueTimeReader struct {
 	kernel *kernel
 	buffer [256]byte

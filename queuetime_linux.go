@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// struct tcp_info of linux/tcp.h, as far as it tells what became of a connection. A
-// kernel answers with as much of it as it knows: the first two are older than Go.
+// Fields of struct tcp_info, linux/tcp.h. A kernel answers with the fields that it knows.
+// Every kernel that Go supports knows the first two.
 const (
 	infoSendMSS       = 16  // u32 tcpi_snd_mss: never 0 on Linux
 	infoLastDataSent  = 44  // u32 tcpi_last_data_sent, milliseconds
@@ -29,7 +29,7 @@ const (
 	tcpClosing     = 11
 )
 
-// timeInQueue reads how long the accepted connection fd waited; p is room for the
+// timeInQueue reads how long the accepted connection fd waited. p is the buffer for the
 // kernel's answer.
 func (k *kernel) timeInQueue(fd int, p []byte) (time.Duration, error) {
 	p = p[:infoConnEnd]
@@ -40,7 +40,7 @@ func (k *kernel) timeInQueue(fd int, p []byte) (time.Duration, error) {
 	return queueTimeIn(p[:max(0, min(n, len(p)))])
 }
 
-// queueTimeIn takes the time from a TCP_INFO of any length.
+// queueTimeIn returns the time from a struct tcp_info of any length.
 func queueTimeIn(info []byte) (time.Duration, error) {
 	age, ok := ageIn(info)
 	switch {
@@ -48,7 +48,7 @@ func queueTimeIn(info []byte) (time.Duration, error) {
 		return unknown, errNoQueueTime
 	case info[infoState] == tcpSynSent:
 		return unknown, errNotJustAccepted
-	// The peer acknowledged something: data, the SYN of a dialed connection, or a FIN.
+	// The peer has acknowledged data, the SYN of a dialed connection, or a FIN.
 	case len(info) >= infoBytesAcked+8 && binary.NativeEndian.Uint64(info[infoBytesAcked:]) > 0:
 		return unknown, errNotJustAccepted
 	case len(info) >= infoDataSegsOut+4 && binary.NativeEndian.Uint32(info[infoDataSegsOut:]) > 0:
@@ -57,8 +57,8 @@ func queueTimeIn(info []byte) (time.Duration, error) {
 	return age, nil
 }
 
-// ageIn is how long ago the handshake of a connection ended that has sent nothing. It
-// is not ok where the kernel does not tell: gVisor fills in zeros.
+// ageIn returns the time since the handshake of a connection that has sent nothing. ok is
+// false if the kernel does not report it. gVisor, for example, fills in zeros.
 func ageIn(info []byte) (age time.Duration, ok bool) {
 	if len(info) < infoLastDataSent+4 {
 		return unknown, false
@@ -70,6 +70,6 @@ func ageIn(info []byte) (age time.Duration, ok bool) {
 	return time.Duration(binary.NativeEndian.Uint32(info[infoLastDataSent:])) * time.Millisecond, true
 }
 
-// errNotJustAccepted is the error of a connection on which the kernel's clock does not
-// run from the end of the handshake.
-var errNotJustAccepted = fmt.Errorf("the connection was dialed, or has sent data since Accept: %w", syscall.EINVAL)
+// errNotJustAccepted is the error for a connection whose kernel clock does not measure
+// the time since the end of the handshake.
+var errNotJustAccepted = fmt.Errorf("the connection was dialed or has sent data; call QueueTime right after Accept: %w", syscall.EINVAL)

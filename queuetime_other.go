@@ -4,14 +4,13 @@ package acceptq
 
 import "time"
 
-// timeInQueue: what these systems tell of a connection is not how long it waited.
-//   - FreeBSD: tcpi_last_data_recv is the time since the client's last segment
-//     (t_rcvtime): exact if the client has stayed silent, too short if it has sent.
-//     A lower bound under the name of the time would make the numbers of two systems
-//     look alike that are not. tcpi_last_data_sent is always 0.
-//   - NetBSD: as FreeBSD, from which its tcp_fill_info comes.
-//   - OpenBSD: tcpi_last_data_sent is set when the connection is made (t_sndtime in
-//     syn_cache_get), as on Linux. Nobody has compared it with a known wait yet.
-//   - macOS: TCP_CONNECTION_INFO has no time of this kind.
+// timeInQueue returns an error, because these systems do not report the time in the queue.
+//   - FreeBSD: tcpi_last_data_recv is the time since the last segment of the client
+//     (t_rcvtime). It is too short if the client has sent data, so it is only a lower
+//     bound. tcpi_last_data_sent is always 0.
+//   - NetBSD: like FreeBSD, because its tcp_fill_info comes from there.
+//   - OpenBSD: tcpi_last_data_sent begins when the connection is made, as on Linux
+//     (t_sndtime in syn_cache_get). That has not been tested, so it is not used.
+//   - macOS: TCP_CONNECTION_INFO has no such field.
 //   - DragonFly: there is no TCP_INFO.
 func (*kernel) timeInQueue(int, []byte) (time.Duration, error) { return unknown, errNoQueueTime }

@@ -7,14 +7,14 @@ import (
 	"fmt"
 )
 
-// Where kernels of one system differ by their release, the difference is data or a
-// function of plain numbers here, so that each is tested on every system. FreeBSD's
-// number is that of the kernel, unless jail(8) has given this jail another one.
+// Differences between the releases of one system are data or functions of plain numbers
+// here, so that they are tested on every system. kern.osreldate is the release of the
+// kernel, unless jail(8) has set another number for the jail.
 
 const (
 	releaseKnob = "kern.osreldate"             // FreeBSD's __FreeBSD_version
 	groupKnob   = "net.inet.tcp.reuseport_ext" // DragonFly: SO_REUSEPORT spreads
-	availKnob   = "kern.ipc.soavailconn"       // DragonFly: the most that kqueue(2) tells
+	availKnob   = "kern.ipc.soavailconn"       // DragonFly: the maximum that kqueue(2) reports
 	cookiesKnob = "net.inet.tcp.syncookies"    // FreeBSD
 	firstOf13_3 = 1303000                      // 13.3-STABLE and 13.3-RELEASE begin here
 	firstOf14   = 1400000                      // 14.0-CURRENT
@@ -22,64 +22,68 @@ const (
 	release15_0 = 1500068                      // 15.0-RELEASE
 )
 
-// groupFacts is what decides whether a kernel spreads connections over the
-// listeners of one address that have the option of reusePort.
+// groupFacts holds what decides whether a kernel spreads connections over the listeners
+// of one address that have the option of reusePort.
 type groupFacts struct {
 	goos    string
 	release int  // FreeBSD: kern.osreldate; -1 if unknown
 	jailed  bool // this process runs in a jail
-	off     bool // DragonFly: the administrator has turned it off
+	off     bool // DragonFly: the administrator has disabled it
 }
 
-// refusal says why connections are not spread over the listeners of ep. It is ""
-// if they are.
+// refusal returns the reason why the kernel does not spread connections over the listeners
+// of ep. It returns "" if the kernel does so.
 //
-// FreeBSD: in_pcbinslbgrouphash in netinet/in_pcb.c leaves out the wildcard of
-// both families, and the sockets of a jail before the change of D37029. That
-// change was made in 14.0-CURRENT and merged to stable/13 after 13.2. The release
-// numbers of 14.0-CURRENT that have it are not known here, so those before
-// 14.0-RELEASE are taken not to.
+// FreeBSD: in_pcbinslbgrouphash in netinet/in_pcb.c omits the wildcard of both families.
+// Before the change D37029 it also omits the sockets of a jail. That change was made in
+// 14.0-CURRENT and merged to stable/13 after 13.2. It is not known which numbers of
+// 14.0-CURRENT have it, so all before 14.0-RELEASE are assumed not to have it.
 //
-// DragonFly: in_pcbinslocalgrphash_oncpu in netinet/in_pcb.c leaves out the sockets
-// of a jail, and the lookup for IPv6 does not use the group.
+// DragonFly: in_pcbinslocalgrphash_oncpu in netinet/in_pcb.c omits the sockets of a jail,
+// and the lookup for IPv6 does not use the group.
 func (k groupFacts) refusal(ep endpoint) string {
 	switch k.goos {
 	case "freebsd":
 		if ep.network == "tcp6" && !ep.v6only && ep.wildcard() {
-			return "FreeBSD does not spread connections over sockets of both families, listen on tcp4 and on tcp6"
+			return "FreeBSD does not spread connections over sockets of both families; listen on tcp4 and on tcp6"
 		}
 		if k.jailed && (k.release < firstOf13_3 || k.release >= firstOf14 && k.release < release14_0) {
-			return fmt.Sprintf("FreeBSD %v (%s) does not spread connections over the sockets of a jail, 13.3 and 14.0 do",
+			return fmt.Sprintf("FreeBSD %v (%s) does not spread connections over the sockets of a jail; 13.3 and 14.0 do",
 				count(k.release), releaseKnob)
 		}
 	case "dragonfly":
 		switch {
 		case ep.network == "tcp6":
-			return "DragonFly does not spread connections over IPv6 sockets, listen on tcp4"
+			return "DragonFly does not spread connections over IPv6 sockets; listen on tcp4"
 		case k.jailed:
 			return "DragonFly does not spread connections over the sockets of a jail"
 		case k.off:
-			return groupKnob + " is 0: sysctl " + groupKnob + "=1"
+			return groupKnob + " is 0; run sysctl " + groupKnob + "=1"
 		}
 	}
 	return ""
 }
 
-// filtersIgnored reports whether a FreeBSD kernel takes an accept filter and lets
-// every connection pass it. Since 14.0 an accepted socket inherits only some of the
-// listener's options (solisten_clone in kern/uipc_socket.c). SO_ACCEPTFILTER is not
-// one of them, and without it soisconnected does not call the filter.
+// filtersIgnored reports whether a FreeBSD kernel accepts an accept filter and then ignores
+// it. Since 14.0 an accepted socket inherits only some of the listener's options
+// (solisten_clone in kern/uipc_socket.c). SO_ACCEPTFILTER is not one of them, and without
+// it soisconnected does not call the filter.
 //
-// Seen to ignore filters: 1400507. Read in the sources: 1400081 still inherits all
-// options, the stable/14 of 2025 and 1500012 do not have SO_ACCEPTFILTER among
-// them. Seen to hold connections back: 1302001 and 1500068. Between these the exact
-// numbers are not known, and every kernel from 1400082 until 15.0-RELEASE is taken
-// to ignore filters.
+// The releases:
+//   - 1400507 ignores filters, as a test showed.
+//   - The stable/14 of 2025 and 1500012 do not inherit SO_ACCEPTFILTER, as their sources
+//     show.
+//   - 1400081 inherits all options, as its sources show.
+//   - 1302001 and 1500068 hold connections back, as a test showed.
+//
+// The exact numbers between these are not known. Every kernel from 1400082 until
+// 15.0-RELEASE is assumed to ignore filters.
 func filtersIgnored(release int) bool {
 	return release > 1400081 && release < release15_0
 }
 
-// filterModule tells how to load the accept filter of a name.
+// filterModule returns the command that loads the accept filter with this name, or says
+// that the filter is not loaded.
 func filterModule(goos, name string) string {
 	modules := map[string]map[string]string{
 		"freebsd": {
@@ -95,9 +99,9 @@ func filterModule(goos, name string) string {
 	return "no such filter is loaded"
 }
 
-// cappedLength is the length of a queue of which the kernel told n and never tells
-// more than most. At that number the length is unknown. A most of 0 or less is no
-// bound.
+// cappedLength returns the length of a queue for which the kernel reports n. The kernel
+// never reports more than most, so from that number on the length is unknown. If most is
+// 0 or less, there is no maximum.
 func cappedLength(n, most int) int {
 	if most > 0 && n >= most {
 		return unknown
@@ -105,10 +109,10 @@ func cappedLength(n, most int) int {
 	return n
 }
 
-// fastOpenFits refuses a limit that is too small for qlen pending connections of
-// TCP Fast Open. FreeBSD allows half the limit, and does not store qlen
-// (tcp_fastopen_alloc_counter and syncache_add in netinet). On Linux the count
-// does not depend on the limit.
+// fastOpenFits returns an error if a limit is too small for qlen pending connections of
+// TCP Fast Open. FreeBSD allows half the limit and does not store qlen
+// (tcp_fastopen_alloc_counter and syncache_add in netinet). On Linux the number does not
+// depend on the limit.
 func fastOpenFits(goos string, qlen, limit int) error {
 	if goos != "freebsd" || limit == unknown || qlen <= limit/2 {
 		return nil

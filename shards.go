@@ -11,40 +11,37 @@ import (
 	"sync"
 )
 
-// Shards are several listeners on one address, each with its own accept queue. The
-// kernel spreads new connections over them, so that n queues hold n times what the
-// ceiling allows one. See [ListenShards].
+// Shards is a group of listeners on one address, each with its own accept queue. The
+// kernel spreads new connections over them, so n queues can hold n times as many
+// connections as the ceiling allows. [ListenShards] returns a Shards.
 //
-// On zero or nil Shards every method that can return an error does.
+// On a zero or nil Shards every method that can return an error does.
 type Shards struct {
 	listeners []*Listener
-	closing   sync.Mutex // one Close at a time: Serve calls it too, when the first has closed one
+	closing   sync.Mutex // allows one Close at a time: Serve calls it too
 }
 
-// ListenTCPShards listens with n sockets on the TCP address addr, see
-// [ListenShards].
+// ListenTCPShards listens on the TCP address addr with n sockets, see [ListenShards].
 func ListenTCPShards(addr string, n int, opts ...Option) (*Shards, error) {
 	return ListenShards(context.Background(), "tcp", addr, n, opts...)
 }
 
-// ListenShards listens on a TCP address with n sockets, each made as [Listen] makes
-// one with these options. WithBacklog applies to each socket, and a port of 0 becomes
-// the same port for all. If one socket cannot be made, none is left.
+// ListenShards listens on a TCP address with n sockets. Each socket is made as by
+// [Listen] with these options. If the port is 0, all sockets get the same port. If one
+// socket cannot be made, all are closed.
 //
-// The shards are exclusive: a second process that listens on the address gets
-// EADDRINUSE, unless it sets SO_REUSEPORT itself: [WithReusePort] says which users may.
-// With [WithReusePort] the address can be shared on purpose. A [WithControl] function is
-// called for each socket; on FreeBSD and DragonFly there is one more, which claims the
-// address and is closed again.
+// Without [WithReusePort] the address is exclusive: another process that listens on it
+// gets EADDRINUSE. The exception is a process that sets SO_REUSEPORT itself and whose
+// user can join, see [WithReusePort]. The kernel may refuse a client because one shard is
+// full while another is empty. [Shards.All] returns each shard.
 //
-// The kernel chooses a shard by a hash of the addresses and ports, even if its queue is
-// full: a full shard turns clients away while another is empty. [Shards.All] shows
-// each.
+// A function of [WithControl] is called for each socket. On FreeBSD and DragonFly there
+// is one more socket, which reserves the address and is then closed.
 //
-// It is an error if n is not positive. If n is more than 1 and the system does not
-// spread connections (see [WithReusePort]), the error matches [errors.ErrUnsupported].
-// On FreeBSD and DragonFly so does the error if n is more than 256, the maximum of their
-// kernels.
+// It is an error if n is not positive. The error matches [errors.ErrUnsupported]
+//   - if n is greater than 1 and the system does not spread connections, see
+//     [WithReusePort]
+//   - if n is greater than 256, the maximum of the kernel, on FreeBSD or DragonFly
 func ListenShards(ctx context.Context, network, address string, n int, opts ...Option) (*Shards, error) {
 	return realKernel.shards(ctx, network, address, n, opts)
 }
@@ -52,7 +49,7 @@ func ListenShards(ctx context.Context, network, address string, n int, opts ...O
 func (k *kernel) shards(ctx context.Context, network, address string, n int, opts []Option) (*Shards, error) {
 	o, err := checked(ctx, network, opts)
 	if err == nil && n < 1 {
-		err = fmt.Errorf("acceptq: %d shards", n)
+		err = fmt.Errorf("ListenShards(%d): not positive", n)
 	}
 	if err != nil {
 		return nil, &net.OpError{Op: "listen", Net: network, Err: err}
@@ -64,7 +61,7 @@ func (k *kernel) shards(ctx context.Context, network, address string, n int, opt
 		}
 		return &Shards{listeners: []*Listener{l}}, nil
 	}
-	s := new(Shards) // n may be more than memory: descriptors run out first
+	s := new(Shards) // without room for n: n may be too large, and descriptors run out first
 	err = k.listenShards(ctx, network, address, o, func(l *Listener) bool {
 		s.listeners = append(s.listeners, l)
 		return len(s.listeners) < n
@@ -81,7 +78,7 @@ func (k *kernel) shards(ctx context.Context, network, address string, n int, opt
 // Len returns the number of shards.
 func (s *Shards) Len() int { return len(s.all()) }
 
-// All yields the shards in the order in which they were made.
+// All returns an iterator over the shards in the order in which they were made.
 func (s *Shards) All() iter.Seq[*Listener] { return slices.Values(s.all()) }
 
 func (s *Shards) all() []*Listener {
@@ -91,7 +88,7 @@ func (s *Shards) all() []*Listener {
 	return s.listeners
 }
 
-// Addr returns the address of all shards; nil for zero Shards.
+// Addr returns the address of the shards. It returns nil for a zero Shards.
 func (s *Shards) Addr() net.Addr {
 	for l := range s.All() {
 		return l.Addr()
@@ -109,7 +106,7 @@ func (s *Shards) String() string {
 }
 
 // EffectiveBacklog returns the sum of [Listener.EffectiveBacklog] over all shards, in
-// connections; -1 if one is unknown, and for zero Shards.
+// connections. It returns -1 if one of them is unknown, and for a zero Shards.
 func (s *Shards) EffectiveBacklog() int {
 	sum := sumOf(s.all(), func(l *Listener) int64 { return int64(l.EffectiveBacklog()) })
 	return saturate(sum)
@@ -125,12 +122,12 @@ func (s *Shards) Backlogs() Backlogs {
 	return all
 }
 
-// Backlogs are the accounts of several accept queues. They are one line in a log and
-// an array in JSON.
+// Backlogs holds the accounts of several accept queues. It is one line in a log and an
+// array in JSON.
 type Backlogs []Backlog
 
-// String returns in one line how many connections all queues hold, and the account of
-// each. Queues with the same account share it.
+// String returns one line with the capacity of all queues and the account of each. Equal
+// accounts appear once.
 func (bs Backlogs) String() string {
 	switch len(bs) {
 	case 0:
@@ -158,8 +155,9 @@ func (bs Backlogs) String() string {
 }
 
 // LogValue returns a group for [log/slog]: the number of queues, the ceiling, and the
-// sums of the other numbers. Measured is true if all were, and clamped if one was. An
-// unknown number is left out, and so is a sum with an unknown part.
+// sums of the other numbers. "measured" is true if all limits were read from the socket.
+// "clamped" is true if at least one limit was clamped. LogValue omits unknown numbers and
+// sums with an unknown part.
 func (bs Backlogs) LogValue() slog.Value {
 	ceiling, measured, clamped := unknown, len(bs) > 0, false
 	for _, b := range bs {
@@ -184,7 +182,7 @@ func (bs Backlogs) sum(number func(Backlog) int) int {
 }
 
 // Stats reads all queues, one after the other, and returns the sums. A sum with an
-// unknown part is unknown (-1). If a queue cannot be read, the error is that of
+// unknown part is -1. If a queue cannot be read, Stats returns the error of
 // [Listener.Stats].
 func (s *Shards) Stats() (Stats, error) {
 	if err := s.none("stats"); err != nil {
@@ -206,7 +204,7 @@ func (s *Shards) Stats() (Stats, error) {
 	}, nil
 }
 
-// none is the error of zero Shards.
+// none returns the error of a zero Shards.
 func (s *Shards) none(op string) error {
 	if s.Len() > 0 {
 		return nil
@@ -214,8 +212,8 @@ func (s *Shards) none(op string) error {
 	return &net.OpError{Op: op, Net: "tcp", Err: errNotListening}
 }
 
-// sumOf adds up one number of each. The sum is unknown if there is none, or if one is
-// unknown.
+// sumOf adds up one number of each element. The sum is unknown if there is no element or
+// if one number is unknown.
 func sumOf[T any](all []T, number func(T) int64) int64 {
 	if len(all) == 0 {
 		return unknown
@@ -232,7 +230,7 @@ func sumOf[T any](all []T, number func(T) int64) int64 {
 }
 
 // SetBacklog calls [Listener.SetBacklog] with n for each shard. It stops at the first
-// that fails and returns its error.
+// error and returns it.
 func (s *Shards) SetBacklog(n int) error {
 	if err := s.none("listen"); err != nil {
 		return err
@@ -245,10 +243,10 @@ func (s *Shards) SetBacklog(n int) error {
 	return nil
 }
 
-// Serve runs serve for each shard, as in shards.Serve(server.Serve), and returns
-// when all have returned, with the first error as it is. When one returns, all
-// shards are closed, as a server's only listener would be: a shard that nobody
-// serves would still be given its part of the clients.
+// Serve calls serve for each shard, each in its own goroutine, as in
+// shards.Serve(server.Serve). When one call returns, Serve closes all shards, because
+// the kernel assigns clients even to a shard that is no longer served. Serve returns
+// when all calls have returned. It returns the first error unchanged.
 func (s *Shards) Serve(serve func(net.Listener) error) error {
 	if err := s.none("accept"); err != nil {
 		return err
@@ -271,8 +269,8 @@ func (s *Shards) Serve(serve func(net.Listener) error) error {
 	return first
 }
 
-// Drain drains all shards together, see [Listener.Drain]. The numbers of a
-// [DrainError] are sums.
+// Drain drains all shards together, see [Listener.Drain]. The numbers in a [DrainError]
+// are sums over all shards.
 func (s *Shards) Drain(ctx context.Context) error {
 	if err := s.none("drain"); err != nil {
 		return err

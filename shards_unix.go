@@ -11,10 +11,10 @@ import (
 	"runtime"
 )
 
-// listenShards makes listeners on one address as long as more says so.
+// listenShards makes listeners on one address until more returns false.
 func (k *kernel) listenShards(ctx context.Context, network, address string, o *options, more func(*Listener) bool) error {
 	if _, err := reusePort(); err != nil {
-		return &net.OpError{Op: "listen", Net: network, Err: notHere("more than one shard")}
+		return &net.OpError{Op: "listen", Net: network, Err: notHere("ListenShards: more than one shard")}
 	}
 	ep, err := k.resolve(ctx, network, address)
 	if err != nil {
@@ -23,7 +23,7 @@ func (k *kernel) listenShards(ctx context.Context, network, address string, o *o
 	fail := func(err error) error { return &net.OpError{Op: "listen", Net: network, Addr: ep.addr(), Err: err} }
 	if !o.reusePort {
 		if err := k.spreads(ep); err != nil {
-			return fail(fmt.Errorf("more than one shard: %w", err))
+			return fail(fmt.Errorf("ListenShards: more than one shard: %w", err))
 		}
 		alone := o
 		sharing := *o
@@ -31,9 +31,10 @@ func (k *kernel) listenShards(ctx context.Context, network, address string, o *o
 		o = &sharing
 		switch runtime.GOOS {
 		case "linux", "android":
-			// The first shard listens without the option, as no two can on one
-			// address, and gets it then; the second makes a group of them. That it is
-			// bound proves nothing: until they listen, two that start together both are.
+			// The first shard listens without the option, so that it fails if another
+			// process listens on the address. Then it gets the option, so that the other
+			// shards can join. bind(2) alone does not prove that the address is free:
+			// two processes can bind to it as long as neither listens.
 			l, err := k.open(ctx, ep, alone)
 			if err != nil {
 				return fail(err)
@@ -48,9 +49,10 @@ func (k *kernel) listenShards(ctx context.Context, network, address string, o *o
 				return nil
 			}
 		default:
-			// The address is claimed by a socket without the option, beside which no
-			// other can be bound. It gets the option then, so that the shards can be,
-			// and never listens: FreeBSD spreads over those that were bound with it.
+			// A socket without the option reserves the address, because no other socket
+			// can bind to it then. Then it gets the option, so that the shards can bind.
+			// It never listens: FreeBSD does not assign clients to a socket that was
+			// bound without the option.
 			claim, err := k.bindSocket(ep, alone)
 			if err != nil {
 				return fail(err)
@@ -74,12 +76,12 @@ func (k *kernel) listenShards(ctx context.Context, network, address string, o *o
 			return nil
 		}
 	}
-	return fail(notHere(fmt.Sprintf("more than %d shards", maxGroup())))
+	return fail(notHere(fmt.Sprintf("ListenShards: more than %d shards", maxGroup())))
 }
 
-// maxGroup is how many listeners the kernel spreads over. FreeBSD and DragonFly let
-// more be bound and give them nothing (INPCBLBGROUP_SIZMAX and
-// INP_LOCALGROUP_SIZMAX in netinet/in_pcb.c).
+// maxGroup returns the maximum number of listeners over which the kernel spreads
+// connections. FreeBSD and DragonFly let more sockets bind but assign no connections to
+// them (INPCBLBGROUP_SIZMAX and INP_LOCALGROUP_SIZMAX in netinet/in_pcb.c).
 func maxGroup() int {
 	switch runtime.GOOS {
 	case "freebsd", "dragonfly":

@@ -4,7 +4,7 @@ package acceptq
 
 import "golang.org/x/sys/unix"
 
-// streamSocket makes a TCP socket that is close-on-exec from its first moment.
+// streamSocket makes a TCP socket that is close-on-exec from the start.
 func streamSocket(domain int) (int, error) {
 	return unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 }

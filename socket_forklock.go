@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// streamSocket makes a TCP socket that is close-on-exec before any child can be
-// forked: macOS has no SOCK_CLOEXEC.
+// streamSocket makes a TCP socket and sets close-on-exec before the process can fork a
+// child, because macOS has no SOCK_CLOEXEC.
 func streamSocket(domain int) (int, error) {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()

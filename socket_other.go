@@ -10,18 +10,18 @@ import (
 	"syscall"
 )
 
-// This file, namespace_other.go, drain_other.go and steer_other.go are the smallest port;
-// kernel_unix.go says what a port provides.
+// This file, namespace_other.go, drain_other.go and steer_other.go are the smallest port.
+// See kernel_unix.go for what a port provides.
 
-// kernel is a kernel on which net makes the socket: its rules are not known, or
-// nothing of them can be asked for.
+// kernel stands for a system on which package net makes the socket. Its rules are not
+// known, or it does not report the numbers.
 type kernel struct{}
 
 var realKernel kernel
 
 func (*kernel) bounds() (ceiling, floor int, err error) { return unknown, 0, errNoRule }
 
-// listen has net listen. The backlog is a hint that net replaces by its own.
+// listen calls net.Listen, which ignores the backlog and uses its own.
 func (k *kernel) listen(ctx context.Context, network, address string, o *options) (*Listener, error) {
 	unsupported := func(option string) (*Listener, error) {
 		return nil, &net.OpError{Op: "listen", Net: network, Err: notHere(option)}
@@ -30,8 +30,8 @@ func (k *kernel) listen(ctx context.Context, network, address string, o *options
 		return unsupported(option)
 	}
 
-	// Whether net calls the hook is seen, not known: some of these have no socket
-	// to show.
+	// On some of these systems package net does not call Control, because it has no
+	// socket to pass.
 	called := len(o.controls) == 0
 	lc := net.ListenConfig{Control: func(network, address string, c syscall.RawConn) error {
 		called = true
@@ -66,15 +66,15 @@ func (k *kernel) listen(ctx context.Context, network, address string, o *options
 }
 
 func (*kernel) listenShards(_ context.Context, network, _ string, _ *options, _ func(*Listener) bool) error {
-	return &net.OpError{Op: "listen", Net: network, Err: notHere("more than one shard")}
+	return &net.OpError{Op: "listen", Net: network, Err: notHere("ListenShards: more than one shard")}
 }
 
 func (*kernel) stats(int, transport, []byte) (Stats, error) {
-	return noStats, fmt.Errorf("the accept queue of this system: %w", errors.ErrUnsupported)
+	return noStats, fmt.Errorf("this system does not report the accept queue: %w", errors.ErrUnsupported)
 }
 
 func (*kernel) setBacklog(_, _ int, _ bool, _ int, former Backlog) (Backlog, error) {
-	return former, fmt.Errorf("SetBacklog: %w", errors.ErrUnsupported)
+	return former, fmt.Errorf("this system cannot change the backlog: %w", errors.ErrUnsupported)
 }
 
 func (*kernel) inspect(int) (transport, Backlog, error) {

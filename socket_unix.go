@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// listen makes the socket, from the address to the adoption by net.
+// listen resolves the address, makes the socket and passes it to package net.
 func (k *kernel) listen(ctx context.Context, network, address string, o *options) (*Listener, error) {
 	ep, err := k.resolve(ctx, network, address)
 	if err != nil {
@@ -35,8 +35,8 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (*Listener, 
 		return nil, err
 	}
 	if o.strict {
-		// Refused before bind where that can be foreseen: nobody sees the port.
-		// What the socket says afterwards is the judge all the same.
+		// If the result can be predicted, fail before bind(2), so that the port is never
+		// in use. The limit of the socket is checked below in any case.
 		if b, err := k.predict(o.backlog); err == nil && b.Clamped() {
 			return nil, tooShort(b, k.bounds)
 		}
@@ -73,7 +73,7 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (*Listener, 
 	return l, nil
 }
 
-// bindSocket makes a socket that is bound to ep and does not listen yet.
+// bindSocket makes a socket and binds it to ep. It does not listen yet.
 func (k *kernel) bindSocket(ep endpoint, o *options) (*os.File, error) {
 	sa, err := ep.sockaddr()
 	if err != nil {
@@ -83,12 +83,13 @@ func (k *kernel) bindSocket(ep endpoint, o *options) (*os.File, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	// The file owns the descriptor from here on, and net gets a copy. It is in
-	// blocking mode until then: os would add a non-blocking one to the poller.
+	// The file owns the descriptor from here on, and package net gets a copy. The
+	// descriptor is blocking until then, because os would add a non-blocking one to the
+	// poller.
 	file := os.NewFile(uintptr(fd), "tcp listener")
 	bound := false
 	defer func() {
-		if !bound { // a hook may have panicked
+		if !bound { // also if a function of WithControl has panicked
 			file.Close()
 		}
 	}()
@@ -111,8 +112,8 @@ func (k *kernel) bindSocket(ep endpoint, o *options) (*os.File, error) {
 	return file, nil
 }
 
-// inspect finds out what can be known of a listening socket that was not made
-// here.
+// inspect returns the transport and the account of a listening socket that other code has
+// made. It returns an error if fd does not listen.
 func (k *kernel) inspect(fd int) (transport, Backlog, error) {
 	r := hostRule()
 	if err := k.mustListen(fd); err != nil {
@@ -122,8 +123,8 @@ func (k *kernel) inspect(fd int) (transport, Backlog, error) {
 	return k.transportOf(fd), r.account(-1, unknown, limit, ok), nil
 }
 
-// mustListen refuses a socket that is not a listening TCP socket. SO_ACCEPTCONN is
-// 2 on FreeBSD.
+// mustListen returns an error if fd is not a listening TCP socket. SO_ACCEPTCONN is 2 on
+// FreeBSD.
 func (k *kernel) mustListen(fd int) error {
 	listening, err := k.getInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
 	if err != nil && runtime.GOOS == "dragonfly" { // ENOPROTOOPT: DragonFly does not have the option
@@ -145,10 +146,9 @@ func (k *kernel) mustListen(fd int) error {
 	return errNotListening
 }
 
-// mustSeemListening refuses a socket that is certainly not a listening TCP socket,
-// where the kernel does not answer SO_ACCEPTCONN: one that is not a stream, that
-// is not of an internet family or that has a peer. A socket that is bound and
-// neither listens nor is connected passes.
+// mustSeemListening is mustListen for a kernel without SO_ACCEPTCONN. It returns an error
+// if fd is not a stream, is not IPv4 or IPv6, or has a peer. It cannot detect a socket that
+// is bound but neither listens nor is connected.
 func (k *kernel) mustSeemListening(fd int) error {
 	kind, err := k.getInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
 	if err != nil {

@@ -10,44 +10,47 @@ import (
 	"syscall"
 )
 
-// Stats is the accept queue of one listener at one moment. A number that cannot be
-// known is -1.
+// Stats is the state of an accept queue at one moment. -1 means unknown.
 type Stats struct {
-	// Queued is how many finished handshakes wait for Accept, in connections. On most
-	// systems a connection that its client has reset stays in the queue.
-	//
-	// Linux: TCP_INFO, tcp(7). FreeBSD: SO_LISTENQLEN, getsockopt(2). macOS,
-	// NetBSD, OpenBSD, DragonFly: EVFILT_READ, kqueue(2). As soon as one handshake is
-	// finished, macOS counts the unfinished ones too. DragonFly tells only lengths below
-	// kern.ipc.soavailconn, 32 by default; a longer queue is unknown.
+	// Queued is the number of connections that wait for Accept. On most systems a
+	// connection that its client has reset stays in the queue.
+	//   - Linux: TCP_INFO, tcp(7).
+	//   - FreeBSD: SO_LISTENQLEN, getsockopt(2).
+	//   - NetBSD, OpenBSD: EVFILT_READ, kqueue(2).
+	//   - macOS: EVFILT_READ. If at least one handshake is finished, it counts the
+	//     unfinished handshakes too.
+	//   - DragonFly: EVFILT_READ. It reports lengths below kern.ipc.soavailconn, 32 by
+	//     default. The length of a longer queue is unknown.
 	Queued int
-	// Incomplete is how many connections the kernel holds back from Queued. FreeBSD:
-	// the connections that wait for an accept filter (SO_LISTENINCQLEN), without
-	// in-flight handshakes, which belong to no listener there. Unknown elsewhere, also
-	// on NetBSD and DragonFly, which have accept filters.
+	// Incomplete is the number of connections that the kernel holds back from Accept
+	// and does not count in Queued.
+	//   - FreeBSD: connections that wait for an accept filter (SO_LISTENINCQLEN).
+	//     In-flight handshakes are not counted, because they belong to no listener.
+	//   - Other systems: unknown. NetBSD and DragonFly have accept filters but do not
+	//     report the number.
 	Incomplete int
-	// Limit is what the kernel stored for this socket, in connections. Linux and
-	// FreeBSD: read from the socket now. Elsewhere: the limit in [Listener.Backlog],
-	// and unknown to ReadStats.
+	// Limit is what the kernel stored on this socket, in connections.
+	//   - Linux, FreeBSD: read from the socket at each call.
+	//   - Other systems: the limit in [Listener.Backlog]. ReadStats does not know it.
 	Limit int
-	// Capacity is how many finished handshakes fit under that limit, see
-	// [Backlog].
+	// Capacity is how many finished handshakes fit under the limit, see [Backlog].
 	Capacity int
-	// Drops is how many packets this socket has dropped instead of taking a step
-	// towards a connection, since it was made. It does not count clients: each retry of
-	// a client counts, and a final ACK that meets a full queue counts twice. If Drops
-	// rises, clients are delayed or lost. The exceptions are SYNs that [Listener.Drain]
-	// keeps out and final ACKs that [WithDeferAccept] ignores.
-	//
-	// Linux: SK_MEMINFO_DROPS of SO_MEMINFO (sk_drops), which wraps at 32 bits. Unknown
-	// on an MPTCP socket, whose number never changes, and on other systems.
+	// Drops is the number of packets of handshakes that this socket has dropped since it
+	// was made. It does not count clients: each retry counts, and a final ACK that meets
+	// a full queue counts twice. If Drops rises, clients are delayed or lost. The
+	// exceptions are SYNs that [Listener.Drain] drops and final ACKs that
+	// [WithDeferAccept] ignores.
+	//   - Linux: SK_MEMINFO_DROPS of SO_MEMINFO, which wraps at 32 bits. It is unknown
+	//     on an MPTCP socket, where the kernel does not update it.
+	//   - Other systems: unknown.
 	Drops int64
 }
 
-// Utilization returns Queued divided by Capacity: 0 is an empty queue, and at 1 the
-// next client is turned away. known is false if one of the two is unknown. Clients
-// that connect concurrently can take it above 1: slightly on Linux, up to 1.5 on NetBSD
-// and DragonFly, up to 3 on OpenBSD.
+// Utilization returns Queued divided by Capacity. 0 is an empty queue. At 1 the kernel
+// refuses the next client. known is false if one of the two numbers is unknown.
+//
+// A burst of clients can raise the result above 1: slightly on Linux, to 1.5 on NetBSD
+// and DragonFly, and to 3 on OpenBSD.
 func (s Stats) Utilization() (part float64, known bool) {
 	if s.Queued == unknown || s.Capacity <= 0 {
 		return 0, false
@@ -55,8 +58,8 @@ func (s Stats) Utilization() (part float64, known bool) {
 	return float64(s.Queued) / float64(s.Capacity), true
 }
 
-// String returns the numbers in one line. Stats of which no number is known, such
-// as a zero Stats, are "nothing known".
+// String returns the numbers in one line. If no number is known, as in a zero Stats, it
+// returns "nothing known".
 func (s Stats) String() string {
 	s = orNothing(s, noStats)
 	if s == noStats {
@@ -74,8 +77,7 @@ func (s Stats) String() string {
 	return line.String()
 }
 
-// LogValue returns a group of the numbers, for [log/slog]. An unknown number is left
-// out.
+// LogValue returns a group of the numbers, for [log/slog]. It omits unknown numbers.
 func (s Stats) LogValue() slog.Value {
 	s = orNothing(s, noStats)
 	return logKnown(
@@ -105,8 +107,8 @@ func (s Stats) MarshalJSON() ([]byte, error) {
 	return json.Marshal(orNothing(s, noStats).json())
 }
 
-// UnmarshalJSON reads what MarshalJSON writes. A number that is null, missing or
-// negative is unknown.
+// UnmarshalJSON reads the format of MarshalJSON. A number that is null, missing or
+// negative becomes unknown.
 func (s *Stats) UnmarshalJSON(text []byte) error {
 	j := noStats.json()
 	if err := json.Unmarshal(text, &j); err != nil {
@@ -116,18 +118,20 @@ func (s *Stats) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// noStats are Stats without a known number.
+// noStats is a Stats without a known number.
 var noStats = Stats{Queued: unknown, Incomplete: unknown, Limit: unknown, Capacity: unknown, Drops: unknown}
 
-// Stats reads the current accept queue from the kernel, with two system calls on
-// Linux, three on the BSDs and macOS, and without allocation. DragonFly needs more of
-// both when a connection is queued. Stats may be called concurrently with Accept.
+// Stats reads the state of the accept queue from the kernel. It may be called
+// concurrently with Accept.
 //
-// On macOS, NetBSD, OpenBSD and DragonFly it opens a descriptor for a moment, a
-// kqueue(2). If the process has none left, the error is EMFILE.
+// It makes two system calls on Linux and three on the BSDs and macOS, and it does not
+// allocate. DragonFly is an exception: if a connection is queued, it needs more system
+// calls and allocates. On macOS, NetBSD, OpenBSD and DragonFly the call opens a
+// kqueue(2) and closes it again. If the process has no descriptor left, the error
+// matches EMFILE.
 //
-// After Close the error matches [net.ErrClosed]. On systems that tell nothing about
-// the queue it matches [errors.ErrUnsupported].
+// After Close the error matches [net.ErrClosed]. On systems that do not report the queue
+// it matches [errors.ErrUnsupported].
 func (l *Listener) Stats() (Stats, error) {
 	if !l.ok() {
 		return noStats, l.opError("stats", errNotListening)
@@ -143,20 +147,20 @@ func (l *Listener) Stats() (Stats, error) {
 	return s, nil
 }
 
-// ReadStats reads the accept queue of a listening TCP socket of any type: a listener
-// of net.Listen, one that systemd passed, or one of another library. It neither
-// copies the descriptor nor changes the socket. See [Stats] for what each system
-// tells.
+// ReadStats reads the state of the accept queue of any listening TCP socket, such as a
+// listener that net.Listen, systemd or another library made. It does not copy the
+// descriptor or change the socket. [Stats] lists what each system reports.
 //
-// The error matches [syscall.EINVAL] if c is not a listening TCP socket,
-// [net.ErrClosed] if it is closed, and [errors.ErrUnsupported] on systems that tell
-// nothing about the queue.
+// The error matches
+//   - [syscall.EINVAL] if c is not a listening TCP socket
+//   - [net.ErrClosed] if c is closed
+//   - [errors.ErrUnsupported] on systems that do not report the queue
 func ReadStats(c syscall.Conn) (Stats, error) {
 	if c == nil {
 		return noStats, &net.OpError{Op: "stats", Net: "tcp", Err: errNotListening}
 	}
-	// Its SyscallConn would look for duplicates. A type that embeds a Listener has the
-	// method too.
+	// Listener.SyscallConn would check for duplicated descriptors, so it is avoided here.
+	// A type that embeds a *Listener has the method itself too.
 	if l, ok := c.(interface{ itself() *Listener }); ok {
 		return l.itself().Stats()
 	}
@@ -170,12 +174,12 @@ func ReadStats(c syscall.Conn) (Stats, error) {
 	return noStats, &net.OpError{Op: "stats", Net: "tcp", Err: cause(err)}
 }
 
-// errNotListening is the error of a socket that is not a listening TCP socket, with
-// the number that accept(2) has for it.
+// errNotListening is the error for a socket that is not a listening TCP socket. It
+// matches EINVAL, which accept(2) returns for such a socket.
 var errNotListening = fmt.Errorf("not a listening TCP socket: %w", syscall.EINVAL)
 
-// cause is the error inside an error of net's. A method that calls net reports it with
-// its own Op.
+// cause returns the error inside a *net.OpError. The methods of this package wrap it
+// again, with their own Op.
 func cause(err error) error {
 	if op, ok := err.(*net.OpError); ok {
 		return op.Err
@@ -183,8 +187,7 @@ func cause(err error) error {
 	return err
 }
 
-// transport is the protocol of a listening socket. Drops can be read on plain TCP
-// only.
+// transport is the protocol of a listening socket. Drops can be read only on plain TCP.
 type transport int
 
 const (
@@ -193,8 +196,8 @@ const (
 	multipathTCP
 )
 
-// A statsReader holds what a reading needs besides the descriptor. It is kept for the
-// next reading, and read is bound once, so that a reading does not allocate.
+// A statsReader holds what a reading needs besides the descriptor. It is reused, and the
+// function read is made only once, so that a reading does not allocate.
 type statsReader struct {
 	kernel    *kernel
 	transport transport

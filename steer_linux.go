@@ -12,39 +12,41 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A steering leads new clients to the other listeners of a SO_REUSEPORT group while
-// some of its listeners drain, by a classic BPF program that picks one for each SYN
-// (SO_ATTACH_REUSEPORT_CBPF, socket(7)). Handshakes in flight stay where they are.
+// A steering directs new clients to the other listeners of a SO_REUSEPORT group while
+// some of its listeners drain. It attaches a classic BPF program that picks a listener
+// for each SYN (SO_ATTACH_REUSEPORT_CBPF, socket(7)). In-flight handshakes do not move.
 //
-// The program names a listener by its index in an array of the kernel that no call
-// tells. listen(2) appends to the array, and a listener that closes leaves its place to
-// the last one (reuseport_detach_sock in net/core/sock_reuseport.c). So the array is
-// worked out from the group as it was when the listener joined it and as it is now.
-// Members that are gone are taken to have closed the last one first, as Shards do, and
-// before others joined. Where that is wrong, the listeners that drain are given clients,
-// whose SYNs they drop and count, and the next guess is tried. A wrong guess costs a
-// client a second and never loses one.
+// The program names a listener by its index in an array of the kernel, which no system
+// call reports. listen(2) appends to the array. When a listener closes, the last one
+// takes its place (reuseport_detach_sock in net/core/sock_reuseport.c). The array is
+// therefore computed from the group when the listener joined it and the group now.
+//
+// The computation assumes that members which are gone have closed in the order of
+// Shards.Close, the last one first, and before others joined. If that is wrong, the
+// kernel assigns clients to a draining listener. The listener drops their SYNs, the
+// kernel counts them, and the steering tries the next order. Each of these clients
+// waits for a second. None is lost.
 type steering struct {
 	kernel *kernel
 
 	mu      sync.Mutex
-	own     []*steered // those that drain and are not closed
+	own     []*steered // the listeners that drain and are not closed
 	listed  []uint32   // the last listing of the group, by inode
-	members []uint32   // the array as it is believed to be
+	members []uint32   // the assumed order of the array, by inode
 	region  []int      // the indices of own when the first of them closed
 	on      bool       // a program is attached
-	suspect bool       // own dropped packets once under this guess
+	suspect bool       // a listener of own has dropped packets once with this order
 }
 
 // A steered is a listener that drains.
 type steered struct {
 	l     *Listener
 	inode uint32
-	drops int64 // as last seen; -1 before that
+	drops int64 // the last reading of Stats.Drops; -1 before the first
 }
 
-// steeringOf returns what steers clients away from listeners; nil if that cannot be
-// done. It is the same one for every drain of a listener, until it resumes.
+// steeringOf returns the steering that directs clients away from listeners. It returns
+// nil if that is not possible. All drains of a listener share one steering, until Resume.
 func steeringOf(listeners []*Listener) *steering {
 	var own []*steered
 	for _, l := range listeners {
@@ -60,7 +62,7 @@ func steeringOf(listeners []*Listener) *steering {
 	}
 	for _, l := range listeners {
 		if former := l.intake.steering.Swap(s); former != nil && former != s {
-			former.leave(l) // it drained alone before, and now with others
+			former.leave(l) // l was in another group of draining listeners
 		}
 	}
 	s.mu.Lock()
@@ -73,9 +75,9 @@ func steeringOf(listeners []*Listener) *steering {
 	return s
 }
 
-// look follows the group and attaches the program that fits it. judge says that a packet
-// which the listeners drop now is a SYN that the program led to them. A handshake in
-// flight can repeat its SYN, which is dropped too.
+// look lists the group and attaches the program for it. judge means that a packet which
+// the listeners drop now proves that the order is wrong. That is not so while handshakes
+// are in flight: a client can repeat its SYN, which is dropped too.
 func (s *steering) look(ctx context.Context, f *flight, judge bool) {
 	if s == nil {
 		return
@@ -83,7 +85,7 @@ func (s *steering) look(ctx context.Context, f *flight, judge bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.own) == 0 || !s.list(ctx, f) {
-		return // the program that is attached, if one is, fits as well as can be
+		return // keep the current program
 	}
 	same := s.follow(s.listed)
 	dropped := s.dropped() && judge
@@ -92,19 +94,19 @@ func (s *steering) look(ctx context.Context, f *flight, judge bool) {
 		s.suspect = false
 	case !dropped:
 		return
-	case !s.suspect: // a newcomer may have taken the program off
+	case !s.suspect: // a listener that joined may have detached the program
 		s.suspect = true
 	default:
 		s.suspect = false
 		last := len(s.members) - 1
-		s.members = slices.Concat(s.members[last:], s.members[:last]) // guess again
+		s.members = slices.Concat(s.members[last:], s.members[:last]) // try the next order
 	}
 	s.attach(program(len(s.members), s.indices()))
 }
 
-// list brings listed up to date, and reports whether it can be believed. A listing comes
-// in several datagrams and can leave rows out while others join or close, so a change is
-// believed when it is listed twice.
+// list updates listed and reports whether it is reliable. The kernel sends a listing in
+// several datagrams. If a listener joins or closes meanwhile, rows may be missing. A
+// change is therefore accepted only if two listings agree.
 func (s *steering) list(ctx context.Context, f *flight) bool {
 	for range 2 {
 		var listed []uint32
@@ -125,8 +127,8 @@ func (s *steering) list(ctx context.Context, f *flight) bool {
 	return false
 }
 
-// note notes the group that l has joined just now. If it cannot be listed a drain begins
-// with what it finds then.
+// note stores the group that l has just joined. If it cannot be listed, a drain starts from
+// the group that it finds then.
 func (m *membership) note(ctx context.Context, l *Listener) {
 	if !m.steers {
 		return
@@ -136,7 +138,7 @@ func (m *membership) note(ctx context.Context, l *Listener) {
 		return
 	}
 	s := &steering{kernel: l.kernel, own: []*steered{{l: l, inode: uint32(inode)}}}
-	here := new(flight) // the calling thread made the socket
+	here := new(flight) // the socket is in the namespace of the calling thread
 	for range 2 {
 		if s.list(ctx, here) {
 			m.members = s.listed
@@ -145,7 +147,7 @@ func (m *membership) note(ctx context.Context, l *Listener) {
 	}
 }
 
-// follow brings members to what is listed, and reports whether nothing has changed.
+// follow updates members from listed. It reports whether nothing has changed.
 func (s *steering) follow(listed []uint32) (same bool) {
 	same = true
 	for i := len(s.members) - 1; i >= 0; i-- {
@@ -163,14 +165,14 @@ func (s *steering) follow(listed []uint32) (same bool) {
 	return same
 }
 
-// remove is what the kernel does when member i closes.
+// remove removes member i as the kernel does when that member closes.
 func (s *steering) remove(i int) {
 	last := len(s.members) - 1
 	s.members[i] = s.members[last]
 	s.members = s.members[:last]
 }
 
-// dropped reports whether one of the listeners has dropped a packet since the last look.
+// dropped reports whether a listener of own has dropped a packet since the last call.
 func (s *steering) dropped() (yes bool) {
 	for _, own := range s.own {
 		stats, err := readStats(s.kernel, own.l.raw, own.l.transport)
@@ -183,7 +185,7 @@ func (s *steering) dropped() (yes bool) {
 	return yes
 }
 
-// indices are those of the listeners that drain.
+// indices returns the indices of the listeners that drain.
 func (s *steering) indices() (all []int) {
 	for _, own := range s.own {
 		all = append(all, s.index(own))
@@ -193,7 +195,8 @@ func (s *steering) indices() (all []int) {
 
 func (s *steering) index(own *steered) int { return slices.Index(s.members, own.inode) }
 
-// attach puts a program on the group in the place of any other; none takes it off.
+// attach attaches the program p to the group and replaces any other. An empty p detaches
+// the program.
 func (s *steering) attach(p []unix.SockFilter) {
 	for _, own := range s.own {
 		if len(p) == 0 {
@@ -212,8 +215,9 @@ func (s *steering) put(l *Listener, p []unix.SockFilter) (err error) {
 	return cmp.Or(cerr, err)
 }
 
-// detach takes the program off the group of l. Kernels before 5.3 cannot: there a program
-// is left that picks nobody, so that the kernel falls back to its hash.
+// detach detaches the program from the group of l. Kernels before 5.3 cannot do that.
+// There detach attaches a program that picks no listener, so that the kernel uses its
+// hash again.
 func (s *steering) detach(l *Listener) {
 	if !s.on {
 		return
@@ -226,7 +230,7 @@ func (s *steering) detach(l *Listener) {
 	s.on = err != nil
 }
 
-// leave is for a listener that drains no longer: it is given clients again.
+// leave removes a listener that no longer drains. The kernel assigns clients to it again.
 func (s *steering) leave(l *Listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -240,8 +244,8 @@ func (s *steering) leave(l *Listener) {
 	}
 }
 
-// close closes l. The array of the group shrinks at that moment, so the program before
-// it is one that leads nobody to the listeners that drain on either side of it.
+// close closes l. The array changes at that moment. So close first attaches a program that
+// picks no draining listener both before and after the change.
 func (s *steering) close(l *Listener) error {
 	s.closes(l)
 	return l.tcp.Close()
@@ -264,8 +268,8 @@ func (s *steering) closes(l *Listener) {
 	s.own = slices.Delete(s.own, i, i+1)
 }
 
-// closingOrder is the order in which the listeners of a group are to close, so that the
-// next generation can follow the array: the last one first.
+// closingOrder returns the listeners in the order in which they are to close: the last
+// one in the array first. Other processes that drain assume this order.
 func closingOrder(listeners []*Listener) []*Listener {
 	order := slices.Clone(listeners)
 	slices.Reverse(order)
@@ -286,14 +290,15 @@ func closingOrder(listeners []*Listener) []*Listener {
 // Instructions of classic BPF, linux/filter.h.
 const (
 	bpfRandom uint32 = 0xfffff000 + 56 // SKF_AD_OFF + SKF_AD_RANDOM
-	// The kernel takes 4096 instructions, BPF_MAXINSNS.
+	// The kernel accepts at most 4096 instructions, BPF_MAXINSNS.
 	mostExcluded = 4096 - 3
 )
 
-// program picks one of n members at random, all but the excluded ones: nil if there is
-// none left, or too many are excluded.
+// program returns a program that picks one of n members at random, except the excluded
+// ones. It returns nil if no member is left or if too many are excluded.
 //
-// A number of those left is drawn, and moved past each excluded index in turn.
+// The program takes a random number below the number of members that are left. It then
+// adds 1 for each excluded index that is not above the number, in ascending order.
 func program(n int, excluded []int) (p []unix.SockFilter) {
 	excluded = slices.Sorted(slices.Values(excluded))
 	left := n - len(excluded)
@@ -311,10 +316,10 @@ func program(n int, excluded []int) (p []unix.SockFilter) {
 	return append(p, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_A})
 }
 
-// lastProgram is the program for the close of member index, one of own. The last member
-// of the array takes its place, so index n-1 is of nobody afterwards, and the kernel
-// falls back to its hash there. What is in region has been own: who is where in it is
-// less certain than the rest.
+// lastProgram returns the program for the close of the member at index, one of own. The
+// last member of the array takes its place. Afterwards no member has index n-1, and the
+// kernel uses its hash for it. region holds the indices that draining listeners have had.
+// Their order is less certain, so the program avoids them if it can.
 func lastProgram(n int, region, own []int, index int) []unix.SockFilter {
 	past := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: uint32(n - 1)}}
 	if len(own) == 1 {
@@ -342,8 +347,8 @@ func attachProgram(fd int, p []unix.SockFilter) error {
 		&unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]})
 }
 
-// detachProgram takes the program off the SO_REUSEPORT group of fd. It is not an error
-// that there is none.
+// detachProgram detaches the program from the SO_REUSEPORT group of fd. It is not an error
+// if there is none.
 func detachProgram(fd int) error {
 	err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_REUSEPORT_BPF, 0)
 	if errors.Is(err, unix.ENOENT) {
@@ -354,17 +359,18 @@ func detachProgram(fd int) error {
 
 // A membership is what a listener knows of its group.
 type membership struct {
-	steers  bool     // a drain may steer new clients to the others
-	members []uint32 // those when it had joined them, by inode
+	steers  bool     // a drain may steer new clients to the other members
+	members []uint32 // the members right after the listener joined, by inode
 }
 
-// joinGroup is for a listener that listens now. With a program that a killed process left
-// on the group, one member alone would be given clients.
+// joinGroup prepares a listener that has just joined a group. A process that was killed can
+// have left a program on the group, which would give all clients to one member.
 func (l *Listener) joinGroup(o *options) {
 	if !o.reusePort {
 		return
 	}
-	// A connection that moves from a listener that drains is still marked by that.
+	// A connection that moves here when a draining listener closes may have inherited
+	// its stop.
 	if l.kernel.ipv4Setting("tcp_migrate_req") == 1 {
 		l.intake.inherited.Store(&inheritance{stop: new(stop)})
 	}

@@ -7,8 +7,8 @@ import (
 	"slices"
 )
 
-// A steering leads new clients to other listeners of the address. The systems here have
-// no way to do that.
+// A steering directs new clients to other listeners of the address. These systems have no
+// way to do that.
 type steering struct{}
 
 type membership struct{}
@@ -21,7 +21,8 @@ func (*steering) look(context.Context, *flight, bool) {}
 func (*steering) leave(*Listener)                     {}
 func (*steering) close(l *Listener) error             { return l.tcp.Close() }
 
-// closingOrder is the same everywhere, the last one first.
+// closingOrder returns the listeners in the order in which they are to close: the last
+// one first.
 func closingOrder(listeners []*Listener) []*Listener {
 	order := slices.Clone(listeners)
 	slices.Reverse(order)

@@ -13,11 +13,11 @@ import (
 	"strings"
 )
 
-// errNoRule is the error on a system whose ceiling the package does not know.
-var errNoRule = fmt.Errorf("acceptq: the ceiling of this system: %w", errors.ErrUnsupported)
+// errNoRule is the error on a system whose ceiling the package cannot read.
+var errNoRule = fmt.Errorf("the ceiling of this system is unknown: %w", errors.ErrUnsupported)
 
-// parseSysctl reads the text of a /proc/sys file that holds one number of
-// connections. The kernel ends it with a newline.
+// parseSysctl parses the text of a /proc/sys file that holds one number. The kernel ends
+// the text with a newline.
 func parseSysctl(text string) (int, error) {
 	n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 32)
 	if err != nil {
@@ -29,10 +29,10 @@ func parseSysctl(text string) (int, error) {
 	return int(n), nil
 }
 
-// netstatCounter reads one counter from the text of /proc/net/netstat: pairs of
-// lines that begin with a table's name, first the columns' names, then their
-// values. New columns come in anywhere, so a column is found by its name. It is
-// unknown if the table or the column is not there, or holds no number.
+// netstatCounter returns one counter from the text of /proc/net/netstat. Each table there
+// has two lines that begin with its name: the names of the columns and their values. A
+// column is found by its name, because a new kernel may add columns anywhere. The counter
+// is unknown if the table or the column is missing or is not a number.
 func netstatCounter(text, table, column string) int64 {
 	var names []string
 	for line := range strings.Lines(text) {
@@ -58,46 +58,49 @@ func netstatCounter(text, table, column string) int64 {
 	return unknown
 }
 
-// System holds the system-wide settings and counters of listening. On Linux they are
-// those of the calling thread's network namespace. On FreeBSD they are those of the
-// machine, or of the jail if it has a network stack of its own; before FreeBSD 15 the
-// ceiling is always the machine's. A number that cannot be known, or that the system
-// does not have, is -1.
+// System holds the system-wide settings and counters for listening sockets. -1 means
+// that a number is unknown or that the system does not have it.
+//   - Linux: the numbers of the calling thread's network namespace.
+//   - FreeBSD: the numbers of the machine, or of the jail if it has its own network
+//     stack. Before FreeBSD 15 the ceiling is always that of the machine.
+//   - NetBSD, OpenBSD, DragonFly, macOS: the ceiling only.
 type System struct {
-	// Ceiling is the largest limit that listen(2) grants, in connections. Knob is the
-	// name of the setting that holds it, or "" if it is compiled in.
+	// Ceiling is the largest limit that listen(2) grants, in connections.
 	Ceiling int
-	Knob    string
-	// SYNBacklog is net.ipv4.tcp_max_syn_backlog, in in-flight handshakes. It matters
-	// only if SYN cookies are off: the kernel then refuses clients that it does not know
-	// as soon as three quarters of it are in use. The limit of a socket bounds its SYN
-	// queue in any case. Linux only.
+	// Knob is the name of the setting that holds the ceiling. It is "" if the ceiling is
+	// compiled in.
+	Knob string
+	// SYNBacklog is the maximum number of in-flight handshakes if SYN cookies are off.
+	// If three quarters of it are in use, the kernel refuses clients that it does not
+	// know. The limit of a socket also bounds its SYN queue. Linux only:
+	// net.ipv4.tcp_max_syn_backlog, tcp(7).
 	SYNBacklog int
-	// SYNCookies is 0 if the kernel drops a SYN that meets a full SYN queue, 1 if it
-	// answers that SYN with a cookie, and 2 if it answers every SYN with one. Linux:
-	// net.ipv4.tcp_syncookies, tcp(7). FreeBSD: net.inet.tcp.syncookies,
-	// syncookies(4), 0 or 1.
+	// SYNCookies is 0 if the kernel drops a SYN when the SYN queue is full, 1 if it
+	// answers with a SYN cookie, and 2 if it answers every SYN with a cookie.
+	//   - Linux: net.ipv4.tcp_syncookies, tcp(7).
+	//   - FreeBSD: net.inet.tcp.syncookies, syncookies(4), which is 0 or 1.
 	SYNCookies int
-	// AbortOnOverflow is 1 if the kernel resets a finished handshake that meets a full
-	// accept queue, and 0 if it does not tell the client. Linux:
-	// net.ipv4.tcp_abort_on_overflow, tcp(7); a SYN that meets a full accept queue is
-	// dropped in both cases. FreeBSD: net.inet.tcp.syncache.rst_on_sock_fail.
+	// AbortOnOverflow is 1 if the kernel resets the client when a handshake finishes and
+	// the accept queue is full. It is 0 if the client gets no answer.
+	//   - Linux: net.ipv4.tcp_abort_on_overflow, tcp(7). The kernel drops a SYN in both
+	//     cases.
+	//   - FreeBSD: net.inet.tcp.syncache.rst_on_sock_fail.
 	AbortOnOverflow int
 	// MigrateRequests is 1 if the connections and in-flight handshakes of a listener that
-	// closes move to another listener of its SO_REUSEPORT group, 0 if they are reset.
-	// Linux only: net.ipv4.tcp_migrate_req, since 5.14.
+	// is closed move to another listener of its SO_REUSEPORT group. It is 0 if they are
+	// reset. Linux only: net.ipv4.tcp_migrate_req, since 5.14.
 	MigrateRequests int
 
-	// The counters have their names from the TcpExt table of /proc/net/netstat. They
-	// count packets, not clients, since the network namespace was made. Linux only.
-	ListenOverflows   int64 // a full accept queue was met, at the SYN or at the final ACK
-	ListenDrops       int64 // the same, and SYNs dropped for any other reason
-	ReqQFullDrop      int64 // TCPReqQFullDrop: SYNs dropped for a full SYN queue
+	// The counters are those of the TcpExt table in /proc/net/netstat. They count packets,
+	// not clients, since the network namespace was made. Linux only.
+	ListenOverflows   int64 // SYNs and final ACKs that met a full accept queue
+	ListenDrops       int64 // ListenOverflows, and SYNs dropped for any other reason
+	ReqQFullDrop      int64 // TCPReqQFullDrop: SYNs dropped because the SYN queue was full
 	ReqQFullDoCookies int64 // TCPReqQFullDoCookies: SYNs answered with a cookie instead
 }
 
-// LogValue returns a group of the numbers and of the knob's name, for [log/slog]. An
-// unknown number is left out.
+// LogValue returns a group of the numbers and the knob's name, for [log/slog]. It omits
+// unknown numbers.
 func (s System) LogValue() slog.Value {
 	s = orNothing(s, noSystem)
 	return logKnown(
@@ -140,8 +143,8 @@ func (s System) MarshalJSON() ([]byte, error) {
 	return json.Marshal(orNothing(s, noSystem).json())
 }
 
-// UnmarshalJSON reads what MarshalJSON writes. A number that is null, missing or
-// negative is unknown.
+// UnmarshalJSON reads the format of MarshalJSON. A number that is null, missing or
+// negative becomes unknown.
 func (s *System) UnmarshalJSON(text []byte) error {
 	j := noSystem.json()
 	if err := json.Unmarshal(text, &j); err != nil {
@@ -154,15 +157,15 @@ func (s *System) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// noSystem is a System of which nothing is known.
+// noSystem is a System in which nothing is known.
 var noSystem = System{
 	Ceiling: unknown, SYNBacklog: unknown, SYNCookies: unknown, AbortOnOverflow: unknown, MigrateRequests: unknown,
 	ListenOverflows: unknown, ListenDrops: unknown, ReqQFullDrop: unknown, ReqQFullDoCookies: unknown,
 }
 
-// ReadSystem reads the current settings and counters. A number that cannot be read is
-// -1 and not an error. The error matches [errors.ErrUnsupported] on systems of which
-// the package can read nothing.
+// ReadSystem reads the current settings and counters. If a number cannot be read, it is
+// -1, and that is not an error. The error matches [errors.ErrUnsupported] on systems
+// where the package can read nothing.
 func ReadSystem() (System, error) {
 	return realKernel.readSystem()
 }
@@ -179,8 +182,7 @@ func (k *kernel) readSystem() (System, error) {
 	return s, nil
 }
 
-// sysctlNumber is an unsigned number of sysctl(3), or a truth value, which has one
-// byte.
+// sysctlNumber returns an unsigned number of sysctl(3). A boolean has one byte.
 func sysctlNumber(raw []byte) (n uint32, ok bool) {
 	switch len(raw) {
 	case 1:
@@ -191,5 +193,5 @@ func sysctlNumber(raw []byte) (n uint32, ok bool) {
 	return 0, false
 }
 
-// sysctlCount is the unsigned number of sysctl(3) as a number of connections.
+// sysctlCount returns an unsigned number of sysctl(3) as a number of connections.
 func sysctlCount(n uint32) int { return int(min(n, math.MaxInt32)) }

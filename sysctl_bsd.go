@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sysctlUnsigned reads a number of 32 bits or a truth value of 8.
+// sysctlUnsigned reads a number of 32 bits or a boolean of 8 bits.
 func sysctlUnsigned(name string) (uint32, error) {
 	n, err := unix.SysctlUint32(name)
-	if err != unix.EIO { // which stands for another width
+	if err != unix.EIO { // EIO means that the value does not have 32 bits
 		return n, err
 	}
 	raw, err := unix.SysctlRaw(name)
@@ -52,8 +52,8 @@ func (k *kernel) readSysctl(name string) (int, error) {
 	return sysctlCount(n), nil
 }
 
-// readSettings fills in what FreeBSD says of listening besides the ceiling. Its
-// counters are in a structure whose layout moves between releases.
+// readSettings sets the fields of s that FreeBSD reports, except the ceiling. It does not
+// read counters, because their structure changes between releases.
 func (k *kernel) readSettings(s *System) {
 	if runtime.GOOS != "freebsd" {
 		return

@@ -2,7 +2,7 @@ package acceptq
 
 import "fmt"
 
-// readSettings fills in what Linux says of listening besides the ceiling.
+// readSettings sets the fields of s that Linux reports, except the ceiling.
 func (k *kernel) readSettings(s *System) {
 	s.SYNBacklog = k.ipv4Setting("tcp_max_syn_backlog")
 	s.SYNCookies = k.ipv4Setting("tcp_syncookies")
@@ -16,23 +16,23 @@ func (k *kernel) readSettings(s *System) {
 	s.ReqQFullDoCookies = counter("TCPReqQFullDoCookies")
 }
 
-// ipv4Setting reads a number of net.ipv4 that holds in the calling thread's network
-// namespace.
+// ipv4Setting reads a number of net.ipv4 in the calling thread's network namespace.
 func (k *kernel) ipv4Setting(name string) int {
 	text, _ := k.readFile("/proc/sys/net/ipv4/" + name)
-	n, _ := parseSysctl(string(text)) // unknown, also if there is no text
+	n, _ := parseSysctl(string(text)) // unknown if the text is not a number
 	return n
 }
 
-// tcpCounters reads the counters of the calling thread's network namespace, which are
-// told by their column. /proc/net would be the namespace of the process's first thread.
+// tcpCounters reads the counters of the calling thread's network namespace. It returns a
+// function that returns one of them. /proc/net is not used, because it shows the namespace
+// of the main thread.
 func (k *kernel) tcpCounters() func(column string) int64 {
 	text, _ := k.readFile("/proc/thread-self/net/netstat")
 	return func(column string) int64 { return netstatCounter(string(text), "TcpExt", column) }
 }
 
-// bounds reads the ceiling. /proc/sys/net shows the network namespace of the
-// thread that reads it, so the number is that of the sockets made beside it.
+// bounds reads the ceiling. /proc/sys/net shows the network namespace of the calling
+// thread, in which its sockets are made too.
 func (k *kernel) bounds() (ceiling, floor int, err error) {
 	const name = "/proc/sys/net/core/somaxconn"
 	text, err := k.readFile(name)

@@ -3,7 +3,6 @@ package acceptq
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -15,17 +14,16 @@ import (
 type Waiting struct {
 	// Client is the client's address.
 	Client netip.AddrPort
-	// Waited is how long ago the handshake ended, as [QueueTime] tells it; -1 if
-	// unknown.
+	// Waited is the time since the handshake ended, see [QueueTime]. -1 means unknown.
 	Waited time.Duration
-	// Received is how many bytes the client has sent; -1 if unknown, which is before
-	// Linux 4.1.
+	// Received is the number of bytes that the client has sent. -1 means unknown, which
+	// is the case before Linux 4.1.
 	Received int64
-	// Closed says that the client has closed the connection, or its sending side. A
-	// client that wants an answer rarely does that, so it has probably given up.
+	// Closed reports whether the client has closed the connection, or its sending side.
+	// A client that waits for an answer rarely does that, so it has probably given up.
 	Closed bool
-	// Shared says that the connection may be in the queue of another socket that
-	// listens on the port, see [WithReusePort]. The kernel does not tell.
+	// Shared reports whether the connection may be in the queue of another socket that
+	// listens on the port, see [WithReusePort]. The kernel does not report the queue.
 	Shared bool
 }
 
@@ -49,20 +47,20 @@ func (w Waiting) String() string {
 }
 
 // Waiting lists the connections that wait for Accept, the longest wait first. It needs
-// no privilege and does not disturb Accept: a server that is stuck can be asked from
-// another goroutine.
+// no privilege and does not affect Accept. If the server is stuck, call it from another
+// goroutine.
 //
-// A connection that its client has reset stays in the queue, but the kernel does not
-// list it, so the list can be shorter than Stats.Queued. Connections that come or go
-// during the call may be missing. A client of an MPTCP listener may be listed once for
-// each of its subflows.
+// The list can differ from Queued in [Stats]. A connection that its client has reset
+// stays in the queue, but the kernel does not list it. A connection that arrives or
+// leaves during the call may be missing. A client of an MPTCP listener may appear once
+// for each of its subflows.
 //
-// Call it when something is wrong, not for each request: the kernel walks its table of
-// all TCP connections of the network namespace, which took 67 ms of CPU time beside
-// 198,000 sockets. ctx ends the walk early.
+// Do not call Waiting for each request. The kernel walks the table of all TCP sockets in
+// the network namespace, which took 67 ms of CPU time with 198,000 sockets. If ctx ends,
+// Waiting stops early and returns its error.
 //
-// The error matches [net.ErrClosed] after Close, and [errors.ErrUnsupported] on systems
-// other than Linux. Source: sock_diag(7), connections without an inode.
+// After Close the error matches [net.ErrClosed]. On systems other than Linux it matches
+// [errors.ErrUnsupported]. The source is sock_diag(7): connections without an inode.
 func (l *Listener) Waiting(ctx context.Context) ([]Waiting, error) {
 	if !l.ok() {
 		return nil, l.opError("waiting", errNotListening)
@@ -71,8 +69,8 @@ func (l *Listener) Waiting(ctx context.Context) ([]Waiting, error) {
 }
 
 // Waiting lists the connections that wait in the queues of all shards, see
-// [Listener.Waiting]. The kernel does not tell which shard a connection belongs to.
-// Shared is set only if another socket besides the shards listens on the port.
+// [Listener.Waiting]. The kernel does not report the shard of a connection. Shared is
+// true only if a socket outside the shards may have the connection.
 func (s *Shards) Waiting(ctx context.Context) ([]Waiting, error) {
 	if err := s.none("waiting"); err != nil {
 		return nil, err
@@ -80,11 +78,12 @@ func (s *Shards) Waiting(ctx context.Context) ([]Waiting, error) {
 	return waiting(ctx, s.listeners)
 }
 
-// waiting lists the queues of listeners, which are of one port, with one walk.
+// waiting lists the queues of listeners, which share one port. The kernel walks its table
+// once for all of them.
 func waiting(ctx context.Context, listeners []*Listener) ([]Waiting, error) {
 	first := listeners[0]
 	if ctx == nil {
-		return nil, first.opError("waiting", errors.New("nil context"))
+		return nil, first.opError("waiting", errNilContext)
 	}
 	all, err := first.kernel.waiting(ctx, listeners)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// waiting lists the connections in the queues of listeners. All of them have the same
+// waiting lists the connections in the queues of listeners. The listeners have the same
 // port, family and network namespace.
 func (k *kernel) waiting(ctx context.Context, listeners []*Listener) (all []Waiting, err error) {
 	if err := ctx.Err(); err != nil {
@@ -25,7 +25,7 @@ func (k *kernel) waiting(ctx context.Context, listeners []*Listener) (all []Wait
 		own    = make(map[uint32]bool) // by inode
 		family int
 		where  namespace
-		lost   error // why its namespace is not known; then the caller's is asked
+		lost   error // why the namespace is not known; the calling thread's is used then
 		operr  error
 	)
 	for i, l := range listeners {
@@ -38,8 +38,8 @@ func (k *kernel) waiting(ctx context.Context, listeners []*Listener) (all []Wait
 			if i > 0 {
 				return
 			}
-			// A connection has the family of its listener, also if the client of an
-			// IPv6 socket speaks IPv4.
+			// A connection has the family of its listener, even if the client of an IPv6
+			// socket uses IPv4.
 			if family, operr = k.getsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN); operr != nil {
 				operr = os.NewSyscallError("getsockopt", operr)
 				return
@@ -63,20 +63,20 @@ func (k *kernel) waiting(ctx context.Context, listeners []*Listener) (all []Wait
 	return all, err
 }
 
-// errNotListed is the error where the kernel does not list the listener itself, so that
-// an empty list would prove nothing.
+// errNotListed is the error if the kernel does not list the listener itself. An empty list
+// of connections would prove nothing then.
 var errNotListed = fmt.Errorf("sock_diag does not list the socket: %w", errors.ErrUnsupported)
 
-// queuedStates are those of a connection that waits for Accept. A fast-open
-// connection is in the second until its handshake has ended.
+// queuedStates are the states of a connection that waits for Accept. A fast-open
+// connection is in the state tcpSynRecv until its handshake has ended.
 const queuedStates = 1<<tcpEstablished | 1<<tcpSynRecv | 1<<tcpCloseWait
 
-// queuedOn lists the connections on a port that wait in the queue of a listener whose
-// inode is in own, or may do so.
+// queuedOn lists the connections on a port that wait, or may wait, in the queue of a
+// listener whose inode is in own.
 func (k *kernel) queuedOn(ctx context.Context, family uint8, port int, own map[uint32]bool) ([]Waiting, error) {
 	request := diagRequestWith(family, port, queuedStates|1<<tcpListen, 1<<(diagInfo-1))
 	raw, err := k.diagSome(ctx, request, func(p []byte) bool {
-		// All accepted connections of the port are listed too, and may be many.
+		// The kernel also lists all accepted connections of the port, which may be many.
 		return len(p) < diagMsgSize || p[diagState] == tcpListen || binary.NativeEndian.Uint32(p[diagInode:]) == 0
 	})
 	if ended := ctx.Err(); ended != nil {
@@ -86,7 +86,7 @@ func (k *kernel) queuedOn(ctx context.Context, family uint8, port int, own map[u
 		return nil, os.NewSyscallError("sock_diag", err)
 	}
 	var ours, others, queued []diagRow
-	seen := make(map[uint64]bool) // while the table changes a socket can be listed twice
+	seen := make(map[uint64]bool) // the kernel can list a socket twice while its table changes
 	for _, p := range raw {
 		row, err := parseRow(p)
 		switch {
@@ -96,7 +96,7 @@ func (k *kernel) queuedOn(ctx context.Context, family uint8, port int, own map[u
 			ours = append(ours, row)
 		case row.state == tcpListen:
 			others = append(others, row)
-		case row.info == nil: // a handshake in flight
+		case row.info == nil: // an in-flight handshake
 		case !seen[row.cookie]:
 			seen[row.cookie] = true
 			queued = append(queued, row)
@@ -115,14 +115,14 @@ func (k *kernel) queuedOn(ctx context.Context, family uint8, port int, own map[u
 	return all, nil
 }
 
-// mayHave says whether a connection can have come in through the listener l. Of two
-// listeners that could take it the kernel picks the closer match, but it did so when
-// the client came: then the other may have been alone.
+// mayHave reports whether the connection c may be in the queue of the listener l. If two
+// listeners match, the kernel picks the closer match. But only one of them may have been
+// listening when the client connected, so both are possible.
 func (l diagRow) mayHave(c diagRow) bool {
 	return (l.local.Addr().IsUnspecified() || l.local.Addr() == c.local.Addr()) && (l.iface == 0 || l.iface == c.iface)
 }
 
-// waitingOf describes the connection of a row.
+// waitingOf returns the connection of a row.
 func waitingOf(row diagRow, shared bool) Waiting {
 	w := Waiting{Client: row.client, Waited: unknown, Received: unknown, Closed: row.state == tcpCloseWait, Shared: shared}
 	if age, ok := ageIn(row.info); ok {
@@ -141,7 +141,7 @@ func waitingOf(row diagRow, shared bool) Waiting {
 	return w
 }
 
-// zone is the name of an interface, as net has it in an address.
+// zone returns the name of an interface, in the form that package net uses in addresses.
 func zone(index int) string {
 	if i, err := net.InterfaceByIndex(index); err == nil {
 		return i.Name

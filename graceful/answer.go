@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// ServeHTTP is the Handler of the server while it is served.
+// ServeHTTP is the Handler of the server while Serve runs.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c, _ := r.Context().Value(s).(*conn)
 	s.conns.begin(c, r.ProtoMajor == 1)
@@ -29,13 +29,13 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a := &http2Answer{http2Writer: w, turnAway: turn}
 		handler.ServeHTTP(a, r)
 		a.header()
-	default: // not one of net/http as it is today
+	default: // not a ResponseWriter of the current net/http
 		turn.header()
 		handler.ServeHTTP(w, r)
 	}
 }
 
-// generalOptions answers as net/http does to OPTIONS with the target "*".
+// generalOptions answers OPTIONS with the target "*" as net/http does.
 func generalOptions(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Length", "0")
 	if r.ContentLength != 0 {
@@ -43,12 +43,12 @@ func generalOptions(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// turnAway marks an answer so that net/http closes the connection after it. On
-// HTTP/2 the same header makes it send a GOAWAY frame.
+// turnAway marks an answer so that net/http closes the connection after it. On HTTP/2 the
+// same header makes net/http send a GOAWAY frame.
 type turnAway struct {
 	w    http.ResponseWriter
 	s    *server
-	done bool // the header is on its way, and what is set now comes too late
+	done bool // the header has been sent and can no longer be changed
 }
 
 func (t *turnAway) header() {
@@ -61,17 +61,17 @@ func (t *turnAway) header() {
 	}
 }
 
-// status is for informational answers, which come before the header: 101 needs its
-// "Connection: Upgrade".
+// status calls header, except for an informational answer, which precedes the header. An
+// answer with status 101 needs its own "Connection: Upgrade".
 func (t *turnAway) status(code int) {
 	if code >= 200 {
 		t.header()
 	}
 }
 
-// A handler must find in its ResponseWriter every interface that net/http's has,
-// and no other: http.Flusher, io.ReaderFrom for sendfile, http.Hijacker on HTTP/1
-// only, http.Pusher on HTTP/2 only.
+// The ResponseWriter of a handler must implement the same interfaces as the one of
+// net/http, and no others: http.Flusher, io.ReaderFrom for sendfile, http.Hijacker on
+// HTTP/1 only, http.Pusher on HTTP/2 only.
 type (
 	commonWriter interface {
 		http.ResponseWriter

@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// A conn is what is known of a connection of the server.
+// A conn holds the state of a connection of the server.
 type conn struct {
 	state     connState
-	greeted   bool // HTTP/2, and idle before any request: a GOAWAY tells its client all
+	greeted   bool // HTTP/2 and idle before any request: a GOAWAY loses nothing
 	handlers  int  // handlers that have not returned
 	inside    bool // HTTP/1: the goroutine of the connection is in a handler
 	hijacked  bool
@@ -26,16 +26,16 @@ const (
 	idle                    // kept alive
 )
 
-// conns follows the connections of a server from ConnContext, by its ConnState and
-// its handler, to their end.
+// conns tracks the connections of a server until they end. It uses the ConnContext, the
+// ConnState and the Handler of the server.
 type conns struct {
 	mu       sync.Mutex
 	all      map[net.Conn]*conn
 	inState  [3]int        // how many are in each state
 	greeted  int           // how many of the fresh ones are greeted
 	inside   int           // how many are inside
-	hijacked int           // handlers that have hijacked and not returned
-	lastIdle time.Time     // when one became idle
+	hijacked int           // handlers that have hijacked a connection and not returned
+	lastIdle time.Time     // when a connection last became idle
 	loops    int           // loops of the server that call Accept
 	noLoops  chan struct{} // closed when all loops have ended
 	changed  chan struct{} // holds a token when something has changed
@@ -49,7 +49,7 @@ func (cs *conns) signal() {
 	}
 }
 
-// add notes a new connection.
+// add adds a new connection.
 func (cs *conns) add(nc net.Conn) *conn {
 	c := new(conn)
 	cs.mu.Lock()
@@ -68,8 +68,8 @@ func (cs *conns) set(c *conn, state connState) {
 	c.state = state
 }
 
-// note follows the ConnState of net/http. HTTP/2 reports StateIdle right after the
-// preface, before any request, so a fresh connection is let go by the handler only.
+// note handles a ConnState of net/http. HTTP/2 reports StateIdle right after the preface
+// and before any request. So only the handler ends the state fresh.
 func (cs *conns) note(nc net.Conn, state http.ConnState) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -123,10 +123,10 @@ func (cs *conns) setInside(c *conn, inside bool) {
 	}
 }
 
-// begin notes that a handler begins to answer a request on c.
+// begin records that a handler begins to answer a request on c.
 func (cs *conns) begin(c *conn, http1 bool) {
 	if c == nil {
-		return // a request that did not come through the server
+		return // the request did not come from the server
 	}
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -142,8 +142,8 @@ func (cs *conns) end(c *conn) {
 	if c == nil {
 		return
 	}
-	// A handler that returns after the fields of the server were put back sees them
-	// written: the lock is what orders the two.
+	// A handler may return after restore has written the fields of the server. The lock
+	// makes these writes visible to its goroutine.
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	c.handlers--
@@ -156,7 +156,7 @@ func (cs *conns) end(c *conn) {
 	cs.signal()
 }
 
-// loopEnded notes that a loop of the server has returned.
+// loopEnded records that a loop of the server has returned.
 func (cs *conns) loopEnded() {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -167,8 +167,8 @@ func (cs *conns) loopEnded() {
 	cs.signal()
 }
 
-// checkEnd calls atEnd when no goroutine of net/http can read a field of the
-// server anymore, those in a handler apart, see end.
+// checkEnd calls atEnd when no goroutine of net/http can read a field of the server
+// anymore. Goroutines in a handler are an exception, see end.
 func (cs *conns) checkEnd() {
 	if cs.atEnd != nil && cs.loops == 0 && len(cs.all) == cs.inside {
 		cs.atEnd()
@@ -176,7 +176,7 @@ func (cs *conns) checkEnd() {
 	}
 }
 
-// whenEnded calls f when checkEnd finds no connection, which may be now.
+// whenEnded calls f when checkEnd finds no connection. That may be at once.
 func (cs *conns) whenEnded(f func()) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -199,8 +199,8 @@ func (cs *conns) count() counts {
 	}
 }
 
-// closeFresh closes the connections on which no request has come, and returns how
-// many there were. Shutdown would wait for them and then drop their request.
+// closeFresh closes the connections on which no request has arrived, and returns their
+// number. Shutdown would wait for them and then drop their request.
 func (cs *conns) closeFresh() int {
 	return cs.close(func(c *conn) bool { return c.state == fresh && !c.greeted })
 }
@@ -220,15 +220,16 @@ func (cs *conns) close(which func(*conn) bool) int {
 	cs.mu.Unlock()
 	for _, nc := range late {
 		if c, ok := nc.(*tls.Conn); ok {
-			nc = c.NetConn() // or Close would send an alert, and may wait for that
+			nc = c.NetConn() // tls.Conn.Close would send an alert, and may block
 		}
 		nc.Close()
 	}
 	return len(late)
 }
 
-// rested returns for how long some connection must still be left idle: 0 if none
-// is, or if all have been idle for linger since begin.
+// rested returns how long idle connections must still be left open. The time ends linger
+// after begin, or linger after a connection last became idle, whichever is later. rested
+// returns 0 if no connection is idle.
 func (cs *conns) rested(begin time.Time, linger time.Duration) time.Duration {
 	if cs.inState[idle] == 0 {
 		return 0

@@ -13,69 +13,71 @@
 //		log.Fatal(err)
 //	}
 //
-// [http.Server.Shutdown] alone loses requests in four places. It closes the
-// listener while connections wait in the accept queue, and the kernel resets them.
-// It drops a request that it has just read on a new connection. It closes a
-// kept-alive connection at the moment at which the client uses it again. It tells
-// an HTTP/2 connection to go away before the first request on it has arrived.
+// [http.Server.Shutdown] alone loses requests in four situations:
+//   - It closes the listener while connections wait in the accept queue. The kernel
+//     resets these connections.
+//   - It drops a request that it has just read on a new connection.
+//   - It closes a kept-alive connection while the client sends the next request on it.
+//   - It sends GOAWAY on an HTTP/2 connection before the first request has arrived.
 //
 // # How the server stops
 //
-// When ctx ends, [Serve] goes through these phases. Each has a time limit, and all
-// of them together have one, see [WithTimeout].
+// When ctx ends, [Serve] stops the server in these phases. Each phase has a time limit.
+// [WithTimeout] limits all of them together.
 //
-//  1. The function of [WithOnStop] is called, and the server goes on as before for
+//  1. Serve calls the function of [WithOnStop]. The server then continues as before for
 //     the time of [WithDelay].
-//  2. Clients are turned away: from now on every answer closes its connection. An
-//     HTTP/1 answer carries "Connection: close", whatever the handler has set, and
-//     an HTTP/2 connection gets a GOAWAY frame together with the answer. A kept-alive
-//     connection that stays idle is left open for the time of [WithLinger], and a
-//     request that comes on it still gets its answer. New connections are served.
-//  3. The listeners are drained, see [acceptq.Listener.Drain], and closed: new clients
-//     are kept out, and every connection that the kernel has accepted reaches the
-//     server.
-//  4. Connections on which no request has come yet are waited for, see
+//  2. From now on every answer closes its connection. An HTTP/1 answer has the header
+//     "Connection: close", even if the handler has set another. An HTTP/2 connection
+//     gets a GOAWAY frame with the answer. An idle kept-alive connection stays open for
+//     the time of [WithLinger], and a request on it is still answered. New connections
+//     are served.
+//  3. Serve drains the listeners, see [acceptq.Listener.Drain], and closes them. New
+//     clients are kept out, and the server accepts every connection in the queue.
+//  4. Serve waits for the first request on new connections, see
 //     [WithFirstAnswerTimeout].
-//  5. [http.Server.Shutdown] closes the idle connections, calls the functions of
-//     [http.Server.RegisterOnShutdown], and waits for the requests that are being
-//     answered. The streams of HTTP/2 end as well.
+//  5. [http.Server.Shutdown] closes the idle connections and calls the functions of
+//     [http.Server.RegisterOnShutdown]. It waits for the requests that are being
+//     answered, including HTTP/2 streams.
 //
-// A restart is complete only if another process listens on the port by then. Start
-// the successor before the old process stops, and let both listen with
+// If no other process listens on the port by then, the kernel refuses new clients. Start
+// the new process before the old one stops, and let both listen with
 // [acceptq.WithReusePort]. The page docs/draining.md compares the ways to restart.
 //
-// # What stays the same
+// # The server and its handler
 //
-// The fields of the server go on working while Serve runs: Handler, ConnState,
-// ConnContext, BaseContext and all others. Serve replaces some of them and puts
-// them back before it returns, also if a handler hangs. The methods of the server,
-// such as RegisterOnShutdown and SetKeepAlivesEnabled, work too.
+// All fields of the server work while Serve runs, including Handler, ConnState,
+// ConnContext and BaseContext. Serve replaces some of them and restores them before it
+// returns, even if a handler hangs. The methods of the server work too, such as
+// RegisterOnShutdown and SetKeepAlivesEnabled.
 //
-// The handler gets an [http.ResponseWriter] with the same methods as that of
-// net/http, and [http.ResponseController] works with it. One thing differs, as with
-// every ResponseWriter that wraps another: [http.MaxBytesReader] cannot make net/http
-// close the connection when the body is too large. net/http closes it then only if
-// more than 256 KiB of the body are left.
+// The handler gets an [http.ResponseWriter] with the same methods as that of net/http.
+// [http.ResponseController] works with it. [http.MaxBytesReader] works too, but it cannot
+// make net/http close the connection if the body is too large. net/http then closes it
+// only if more than 256 KiB of the body are left. This is so for every ResponseWriter
+// that wraps another.
 //
 // # WebSockets and other hijacked connections
 //
-// Shutdown neither closes nor waits for a hijacked connection. Serve waits until the
-// handler that has hijacked it returns. Tell the connections to end with a function
-// for [http.Server.RegisterOnShutdown], or with one for [WithOnStop] if they need
-// more time. A connection whose handler has returned is not waited for: the program
-// must do that before it exits. Answers that never end by themselves, such as
-// server-sent events, need the same function.
+// Shutdown neither closes hijacked connections nor waits for them. Serve waits until the
+// handler that hijacked the connection returns. If the handler leaves the connection to
+// another goroutine, the program must wait for that goroutine before it exits.
 //
-// # What it cannot do
+// Use a function for [http.Server.RegisterOnShutdown] to end the connections. If they need
+// more time, use [WithOnStop]. Answers that do not end by themselves, such as server-sent
+// events, need such a function too.
 //
-//   - An HTTP/1 answer whose header went out before the stop cannot carry
-//     "Connection: close". Its connection gets the linger when it becomes idle, but if
-//     the answer takes until phase 5, the connection is closed after it, and a request
-//     that the client sends at that moment is lost.
+// # Limitations
+//
+//   - If the header of an HTTP/1 answer was sent before the stop, it cannot contain
+//     "Connection: close". When the answer ends, the connection stays open for the linger.
+//     If the answer lasts until phase 5, the connection is closed right after it. A
+//     request that the client sends at that moment is lost.
 //   - A kept-alive connection that is idle for longer than the linger is closed. A
 //     request that is on its way at that moment is lost, as with any server.
-//   - A stream that an HTTP/2 client opens at the moment of the GOAWAY is not answered.
-//     The frame says so, and the client repeats the request on a new connection.
-//   - Where the system has no way to keep new clients out, those that connect in the
-//     last moment before the listener closes are reset, see [acceptq.Listener.Drain].
+//   - If an HTTP/2 client opens a stream at the moment of the GOAWAY, the stream is not
+//     answered. The frame says so. The client then repeats the request on a new
+//     connection.
+//   - If the system has no way to keep new clients out, the kernel resets those that
+//     connect right before the listener closes, see [acceptq.Listener.Drain].
 package graceful

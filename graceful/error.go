@@ -2,23 +2,23 @@ package graceful
 
 import "fmt"
 
-// An Error says what a stop has cut off. It unwraps to the reasons: it matches
-// [context.DeadlineExceeded] if a time limit ended a phase, the cause of the context
-// of [WithAbort] if that ended, [context.Canceled] if a signal came, and an
-// [*acceptq.DrainError] if a drain did not end.
+// An Error reports what a stop has cut off. It unwraps to the reasons:
+//   - [context.DeadlineExceeded]: a time limit ended a phase.
+//   - The cause of the context of [WithAbort]: that context ended.
+//   - [context.Canceled]: a signal of [WithAbortSignal] arrived.
+//   - [*acceptq.DrainError]: a drain did not end.
 type Error struct {
-	// Queued is the number of connections that waited in the accept queues and that
-	// the kernel has reset.
+	// Queued is the number of connections in the accept queues that the kernel has
+	// reset.
 	Queued int
-	// BeforeFirstAnswer is the number of connections that were closed before a
-	// request had arrived on them. A client that opens connections in advance and
-	// sends nothing counts too, since its request could have been on its way.
-	// HTTP/2 connections are not counted once the handshake is over: GOAWAY tells
-	// their clients that no request was served.
+	// BeforeFirstAnswer is the number of connections that were closed before a request
+	// had arrived. It includes connections on which the client would not have sent
+	// anything. It does not include HTTP/2 connections after their handshake, because
+	// GOAWAY tells the client that no request was served.
 	BeforeFirstAnswer int
 	// Active is the number of connections that were closed while a request was being
-	// answered, and of hijacked ones whose handler has not returned. Serve does not
-	// close the latter.
+	// answered. It includes hijacked connections whose handler has not returned, which
+	// Serve does not close.
 	Active int
 
 	err error

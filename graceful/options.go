@@ -50,12 +50,12 @@ func newOptions(opts []Option) (*options, error) {
 		}
 	}
 	if o.delay >= o.total {
-		return o, fmt.Errorf("graceful: WithDelay(%v): no time is left of %v; raise WithTimeout", o.delay, o.total)
+		return o, fmt.Errorf("graceful: WithDelay(%v): not less than WithTimeout(%v); raise WithTimeout", o.delay, o.total)
 	}
 	return o, nil
 }
 
-// duration sets a time that may not be negative.
+// duration returns an Option that sets a time. The time must not be negative.
 func duration(name string, d time.Duration, set func(*options)) Option {
 	return func(o *options) error {
 		if d < 0 {
@@ -66,7 +66,7 @@ func duration(name string, d time.Duration, set func(*options)) Option {
 	}
 }
 
-// WithListener serves on more listeners, in the same way as on the first.
+// WithListener adds listeners to that of [Serve]. Serve treats all of them alike.
 func WithListener(lns ...Listener) Option {
 	return func(o *options) error {
 		o.listeners = append(o.listeners, lns...)
@@ -74,31 +74,33 @@ func WithListener(lns ...Listener) Option {
 	}
 }
 
-// WithSocket names a listener of package acceptq that lies below one that is
-// served, and that Serve cannot find by itself. Serve finds it below a listener
-// that has it in an exported field named Listener, as those of crypto/tls and of
-// most PROXY protocol packages do. The outer listener must take its connections
-// from ln by the Accept method of ln.
+// WithSocket names the listener of package acceptq that a served listener wraps. The
+// served listener must call the Accept method of ln.
+//
+// The option is not needed if the served listener has ln in an exported field named
+// Listener, because Serve finds it there. Listeners of crypto/tls and of most PROXY
+// protocol packages have this field.
 func WithSocket(ln *acceptq.Listener) Option {
 	return func(o *options) error {
 		if ln == nil {
-			return errors.New("graceful: WithSocket(nil)")
+			return errors.New("graceful: WithSocket(nil): nil listener")
 		}
 		o.named = append(o.named, ln)
 		return nil
 	}
 }
 
-// WithSharedSocket says that another process holds the same sockets and goes on
-// with them: a successor that has inherited their descriptors, or the service
-// manager that has passed them to this process. Then Serve does not drain them. It
-// closes its own descriptors at the start of the stop; the accept queues and the
-// clients in them stay with the other process.
+// WithSharedSocket says that another process holds the same sockets and continues to use
+// them. It can be a successor that has inherited the descriptors or the service manager
+// that has passed them to this process.
 //
-// Serve cannot find that out: no system call tells whether another process holds a
-// socket. Without this option a shared socket is drained, which loses nobody, and
-// stalls clients for a second. With it on a socket that no other process holds,
-// the connections in the queue are reset.
+// With this option Serve does not drain the sockets. It closes its own descriptors when
+// the stop begins. The accept queues and their connections stay with the other process.
+//
+// Serve cannot find out whether another process holds a socket, because no system call
+// reports it. Without this option a shared socket is drained, which loses no client and
+// stalls some for a second. With this option on a socket that no other process holds, the
+// kernel resets the connections in the queue.
 func WithSharedSocket() Option {
 	return func(o *options) error {
 		o.shared = true
@@ -106,8 +108,8 @@ func WithSharedSocket() Option {
 	}
 }
 
-// WithOnStop calls f once, when the stop begins, before the time of [WithDelay].
-// A readiness check can turn red there. Serve waits until f returns.
+// WithOnStop calls f once, when the stop begins and before the time of [WithDelay]. f can
+// make a readiness check fail, for example. Serve waits until f returns.
 func WithOnStop(f func()) Option {
 	return func(o *options) error {
 		o.onStop = f
@@ -115,49 +117,47 @@ func WithOnStop(f func()) Option {
 	}
 }
 
-// WithDelay lets the server go on as before for d after the start of the stop, so
-// that load balancers notice that it is not ready. The default is 0.
+// WithDelay makes the server continue as before for d after the stop has begun, so that
+// load balancers notice that it is not ready. The default is 0.
 func WithDelay(d time.Duration) Option {
 	return duration("WithDelay", d, func(o *options) { o.delay = d })
 }
 
-// WithLinger sets for how long a kept-alive connection may stay idle before the
-// stop closes it. A request that comes meanwhile gets its answer. The wait is over
-// as soon as no connection is idle, and it takes no longer than 2d.
+// WithLinger sets how long a kept-alive connection may stay idle before the stop closes
+// it. A request that arrives before that is answered. The wait ends when no connection is
+// idle, after 2d at the latest.
 //
-// The default is 1 s. Clients that are busy use a connection again within
-// milliseconds, and are told to close it with the answer; a second gives those that
-// are slower a chance and is short beside a restart. If d is 0, idle connections
-// are closed at once, and requests on their way are lost.
+// The default is 1 s. A busy client uses a connection again within milliseconds, and the
+// answer tells it to close the connection. If d is 0, idle connections are closed at
+// once, and requests that are on their way are lost.
 func WithLinger(d time.Duration) Option {
 	return duration("WithLinger", d, func(o *options) { o.linger = d })
 }
 
-// WithDrainTimeout sets for how long the listeners are drained. The default is
-// 5 s: a drain waits for 3 s for handshakes in flight. After that time the
-// connections that are still queued are reset, and Serve returns an [Error].
+// WithDrainTimeout sets how long the drain of the listeners may take. Afterwards the
+// kernel resets the connections that are still queued, and Serve returns an [Error]. The
+// default is 5 s, because a drain waits for in-flight handshakes for 3 s.
 func WithDrainTimeout(d time.Duration) Option {
 	return duration("WithDrainTimeout", d, func(o *options) { o.drain = d })
 }
 
-// WithFirstAnswerTimeout sets for how long the stop waits for the first request of
-// connections that have not sent one. The default is 5 s, which is the time that
-// net/http gives them too. After that time they are closed, and Serve returns an
-// [Error].
+// WithFirstAnswerTimeout sets how long the stop waits for the first request on
+// connections that have not sent one. Afterwards these connections are closed, and Serve
+// returns an [Error]. The default is 5 s, as in net/http.
 func WithFirstAnswerTimeout(d time.Duration) Option {
 	return duration("WithFirstAnswerTimeout", d, func(o *options) { o.first = d })
 }
 
-// WithRequestTimeout sets for how long the stop waits for requests that are being
-// answered, once all else is done. After that time they are cut off, and Serve
-// returns an [Error]. The default is what is left of the time of [WithTimeout].
+// WithRequestTimeout sets how long the last phase of the stop waits for requests that are
+// being answered. Afterwards they are cut off, and Serve returns an [Error]. The default
+// is the remaining time of [WithTimeout].
 func WithRequestTimeout(d time.Duration) Option {
 	return duration("WithRequestTimeout", d, func(o *options) { o.requests = d })
 }
 
-// WithTimeout sets how long the whole stop may take, the time of [WithDelay]
-// included. The default is 25 s, since Kubernetes kills a container 30 s after its
-// SIGTERM. It is an error if d is not positive.
+// WithTimeout sets how long the whole stop may take, including the time of [WithDelay].
+// The default is 25 s, because Kubernetes kills a container 30 s after its SIGTERM. It is
+// an error if d is not positive.
 func WithTimeout(d time.Duration) Option {
 	return func(o *options) error {
 		if d <= 0 {
@@ -168,13 +168,12 @@ func WithTimeout(d time.Duration) Option {
 	}
 }
 
-// WithAbort stops the server at once when ctx ends, in whatever phase it is:
-// requests and connections are cut off, and Serve returns an [Error] that unwraps to
-// the cause of ctx.
+// WithAbort stops the server at once when ctx ends, in any phase. Requests and connections
+// are cut off, and Serve returns an [Error] that unwraps to the cause of ctx.
 func WithAbort(ctx context.Context) Option {
 	return func(o *options) error {
 		if ctx == nil {
-			return errors.New("graceful: WithAbort(nil)")
+			return errors.New("graceful: WithAbort(nil): nil context")
 		}
 		o.abort = ctx
 		return nil
@@ -183,7 +182,7 @@ func WithAbort(ctx context.Context) Option {
 
 // WithAbortSignal stops the server at once, as [WithAbort] does, when one of the
 // signals arrives after the stop has begun. The [Error] matches [context.Canceled].
-// With no signals it has no effect.
+// Without signals the option has no effect.
 func WithAbortSignal(signals ...os.Signal) Option {
 	return func(o *options) error {
 		o.signals = append(o.signals, signals...)
@@ -191,9 +190,9 @@ func WithAbortSignal(signals ...os.Signal) Option {
 	}
 }
 
-// WithLogger logs a line when the stop begins and one at the end of each phase, with
-// the numbers of connections. A phase that ran out of time is a warning. The
-// default is not to log; nil means the same.
+// WithLogger logs a line when the stop begins and a line at the end of each phase, with
+// the numbers of connections. The line is a warning if the phase reached its time limit.
+// By default, and if l is nil, nothing is logged.
 func WithLogger(l *slog.Logger) Option {
 	return func(o *options) error {
 		if l != nil {

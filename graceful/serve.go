@@ -17,47 +17,47 @@ import (
 	"time"
 )
 
-// A Listener is what a server is served on: a [net.Listener] or an
+// A Listener is what [Serve] accepts connections from: a [net.Listener] or an
 // [*acceptq.Shards].
 type Listener interface {
 	Addr() net.Addr
 	Close() error
 }
 
-// Serve serves srv on ln until ctx ends, and then stops it without losing a
-// request, in the phases that the package comment describes. It returns nil when
-// nothing was cut off. It closes ln in every case.
+// Serve serves srv on ln until ctx ends, and then stops it without losing a request. The
+// package comment describes the phases of the stop. Serve returns nil if nothing was cut
+// off. It always closes ln.
 //
-// The error is or wraps
-//   - an [*Error], when a time limit ended a phase or the stop was aborted, and
-//     requests or connections were cut off
-//   - the error of Accept, when that ended the serving. The server is stopped in the
-//     same phases, so that the requests that it has are answered
-//   - [http.ErrServerClosed], when srv was closed or shut down by other code. Serve
-//     then returns at once, as [http.Server.Serve] does
+// The error is or wraps one of these:
+//   - [*Error]: a time limit ended a phase, or the stop was aborted, and requests or
+//     connections were cut off.
+//   - The error of Accept: Accept failed. Serve then stops the server in the same
+//     phases, so that the requests in progress are answered.
+//   - [http.ErrServerClosed]: other code closed srv or shut it down. Serve then returns
+//     at once, as [http.Server.Serve] does.
 //
-// ln can be a [net.Listener] of any type. A listener of package acceptq is drained,
-// also below one of crypto/tls or of a PROXY protocol package, see [WithSocket]. A
-// [*net.TCPListener] is served by way of [acceptq.Wrap]. One that cannot be drained
-// is closed in that phase, and connections that wait in its queue are reset.
+// ln can be a [net.Listener] of any type. Serve calls [acceptq.Wrap] for a
+// [*net.TCPListener]. For other wrapped listeners see [WithSocket]. A listener that
+// cannot be drained is closed in that phase, and the kernel resets the connections in
+// its queue.
 //
-// srv must not be serving yet. Serving the same server twice is an error.
+// It is an error if srv is already being served by Serve.
 func Serve(ctx context.Context, srv *http.Server, ln Listener, opts ...Option) error {
 	return serve(ctx, srv, ln, srv.Serve, opts)
 }
 
-// ServeTLS is like [Serve], for HTTPS: it serves as [http.Server.ServeTLS] does.
-// The file names are "" if srv.TLSConfig has the certificate.
+// ServeTLS is like [Serve], but it calls [http.Server.ServeTLS] to serve HTTPS. The file
+// names can be "" if srv.TLSConfig has the certificate.
 func ServeTLS(ctx context.Context, srv *http.Server, ln Listener, certFile, keyFile string, opts ...Option) error {
 	return serve(ctx, srv, ln, func(ln net.Listener) error { return srv.ServeTLS(ln, certFile, keyFile) }, opts)
 }
 
-// A server is an http.Server that is being served, and what of it was replaced.
+// A server holds an http.Server that is being served and the fields that Serve replaced.
 type server struct {
 	*options
 	srv      *http.Server
 	conns    conns
-	stopping atomic.Bool // clients are turned away
+	stopping atomic.Bool // each answer closes its connection
 	sockets  []socket
 	doors    []door
 	user     struct {
@@ -77,13 +77,17 @@ var serving struct {
 	servers map[*http.Server]*server
 }
 
-var errTwice = errors.New("graceful: the server is being served already")
+var errTwice = errors.New("graceful: the server is already being served")
 
 func serve(ctx context.Context, srv *http.Server, ln Listener, serve func(net.Listener) error, opts []Option) error {
 	o, err := newOptions(opts)
 	listeners := append([]Listener{ln}, o.listeners...)
-	if err == nil && (ctx == nil || srv == nil) {
-		err = errors.New("graceful: nil context or server")
+	switch {
+	case err != nil:
+	case ctx == nil:
+		err = errors.New("graceful: nil context")
+	case srv == nil:
+		err = errors.New("graceful: nil server")
 	}
 	s := &server{options: o, srv: srv}
 	if err == nil {
@@ -127,8 +131,8 @@ func serve(ctx context.Context, srv *http.Server, ln Listener, serve func(net.Li
 			close(restored)
 		})
 		if wait {
-			// Every connection is closed by now: this takes a moment, unless a
-			// function of the user hangs. Then the last connection restores.
+			// Every connection is closed by now, so this is short, unless a function of
+			// the caller hangs. In that case the last connection restores the fields.
 			select {
 			case <-restored:
 			case <-time.After(time.Second):
@@ -151,8 +155,8 @@ func serve(ctx context.Context, srv *http.Server, ln Listener, serve func(net.Li
 	case <-o.abort.Done():
 	case failed = <-results:
 		if errors.Is(failed, http.ErrServerClosed) {
-			<-s.conns.noLoops // the others return too
-			wait = false      // whoever has called Shutdown waits
+			<-s.conns.noLoops // the other loops return too
+			wait = false      // the caller of Shutdown waits for the connections
 			return failed
 		}
 		s.logger.ErrorContext(ctx, "graceful: serving ended", "error", failed)
@@ -176,7 +180,7 @@ func serve(ctx context.Context, srv *http.Server, ln Listener, serve func(net.Li
 	return errors.Join(failed, cut)
 }
 
-// replace puts the functions of s into the server.
+// replace replaces fields of the server with the functions of s.
 func (s *server) replace() {
 	u, srv := &s.user, s.srv
 	u.handler, srv.Handler = srv.Handler, s
@@ -186,14 +190,14 @@ func (s *server) replace() {
 	if u.baseContext = srv.BaseContext; u.baseContext != nil {
 		srv.BaseContext = s.baseContext
 	}
-	// net/http sets these two by itself.
+	// net/http changes these two fields.
 	u.tlsConfig, srv.TLSConfig = srv.TLSConfig, srv.TLSConfig.Clone()
 	u.nextProto, srv.TLSNextProto = srv.TLSNextProto, maps.Clone(srv.TLSNextProto)
 }
 
-// restore puts back what the user had there. One goroutine may still read Handler,
-// and has it either way: that of a stream whose HTTP/2 client has gone, if it has
-// been started and has not run at all.
+// restore restores the fields of the server. One goroutine may still read Handler: that of
+// an HTTP/2 stream whose client has gone, if the goroutine has not begun to run. Both
+// values of Handler are correct for it.
 func (s *server) restore() {
 	u, srv := &s.user, s.srv
 	srv.Handler = u.handler
@@ -212,11 +216,11 @@ func (s *server) connState(nc net.Conn, state http.ConnState) {
 	s.conns.note(nc, state)
 }
 
-// connContext leads from a request to its connection: the key is s itself.
+// connContext adds the connection to the context of its requests. The key is s.
 func (s *server) connContext(ctx context.Context, nc net.Conn) context.Context {
 	if s.user.connContext != nil {
 		if ctx = s.user.connContext(ctx, nc); ctx == nil {
-			return nil // net/http has the words for that
+			return nil // net/http panics with its own message
 		}
 	}
 	return context.WithValue(ctx, s, s.conns.add(nc))
@@ -231,8 +235,8 @@ func (s *server) baseContext(ln net.Listener) context.Context {
 	return s.user.baseContext(ln)
 }
 
-// stop goes through the phases. Every phase is gone through in every case: with a
-// context that has ended, it counts what it would have waited for, and ends.
+// stop runs the phases. It runs every phase, even if the context has ended: the phase then
+// only counts what it would have waited for.
 func (s *server) stop(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	all, abort := context.WithCancelCause(ctx)
@@ -279,8 +283,8 @@ func (s *server) stop(ctx context.Context) error {
 	if !s.shared {
 		p.run("drained", s.drain, func(ctx context.Context) (err error) {
 			cut.Queued, err = s.drainAll(ctx)
-			// At once: the drain follows its SO_REUSEPORT group no longer, and where
-			// nothing keeps new clients out they come in between.
+			// Close at once: after the drain nothing follows the SO_REUSEPORT group, and
+			// where new clients are not kept out, they connect in between.
 			s.closeAll()
 			return err
 		})
@@ -303,11 +307,11 @@ func (s *server) stop(ctx context.Context) error {
 	})
 	requests := s.requests
 	if requests < 0 {
-		requests = s.total // which ends first
+		requests = s.total // the limit of all phases ends first
 	}
 	p.run("shut down", requests, func(ctx context.Context) error {
-		// Shutdown and Close wait for Accept, which may hang: a listener may talk to
-		// the client in there, and a function of the user is called in between.
+		// Shutdown and Close wait for Accept, which may hang: the Accept method of a
+		// listener may read from the client, or a function of the caller may block.
 		down := inBackground(func() { s.srv.Shutdown(ctx) })
 		select {
 		case <-down:
@@ -339,14 +343,14 @@ func (s *server) stop(ctx context.Context) error {
 	return &cut
 }
 
-// phases runs one phase after the other and collects what went wrong.
+// phases runs one phase after the other and collects their errors.
 type phases struct {
 	*server
 	ctx  context.Context
 	errs []error
 }
 
-// run runs a phase that may take no longer than limit.
+// run runs a phase with a time limit.
 func (p *phases) run(name string, limit time.Duration, f func(context.Context) error) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(p.ctx, limit)
@@ -385,9 +389,9 @@ func inBackground(f func()) (done <-chan struct{}) {
 
 const forever = time.Duration(math.MaxInt64)
 
-// await returns when ctx ends or nothing is left to wait for. remaining is called
-// with the connections locked, at each change of theirs and when the time that it
-// returned is over.
+// await waits until ctx ends or remaining returns 0 or less. It calls remaining again at
+// each change of the connections and when the returned time has passed. The connections
+// are locked during the call.
 func (s *server) await(ctx context.Context, remaining func() time.Duration) {
 	for ctx.Err() == nil {
 		s.conns.mu.Lock()

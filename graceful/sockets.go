@@ -18,13 +18,13 @@ type socket interface {
 	Stats() (acceptq.Stats, error)
 }
 
-// A door is a listener that is served, and what the user has given for it.
+// A door is a listener that is served, and the listener that the caller passed for it.
 type door struct {
 	given, served net.Listener
 }
 
-// A closer closes a listener once: net/http closes it too, and not every type
-// stands that.
+// A closer closes a listener only once. net/http closes the listener too, and some types
+// do not support a second Close.
 type closer struct {
 	net.Listener
 	once sync.Once
@@ -36,7 +36,7 @@ func (c *closer) Close() error {
 	return c.err
 }
 
-// open sorts the listeners into those to serve and those to drain.
+// open sets the listeners to serve and the sockets to drain.
 func (s *server) open(listeners []Listener) error {
 	for _, ln := range listeners {
 		switch ln := ln.(type) {
@@ -72,12 +72,12 @@ func (s *server) open(listeners []Listener) error {
 	return nil
 }
 
-// below returns the Listener from which ln takes its connections; nil if there is
-// none in sight. A listener of crypto/tls, as most that wrap another one, has it in
-// a field named Listener. One that takes them from a *net.TCPListener cannot be
-// drained: connections must be accepted by the methods of an acceptq.Listener.
+// below returns the acceptq.Listener that ln wraps, or nil if it finds none. A listener of
+// crypto/tls, like most that wrap another one, has it in a field named Listener. If ln
+// wraps a *net.TCPListener, it cannot be drained, because connections must be accepted by
+// the methods of an acceptq.Listener.
 func below(ln net.Listener) *acceptq.Listener {
-	for range 16 { // no chain is as long: a listener that has itself below
+	for range 16 { // the limit is for a listener that wraps itself
 		if l, ok := ln.(*acceptq.Listener); ok {
 			return l
 		}
@@ -96,8 +96,8 @@ func below(ln net.Listener) *acceptq.Listener {
 	return nil
 }
 
-// drainAll drains all sockets, and returns how many connections are left in their
-// queues. The error is that of a drain that has not ended in time.
+// drainAll drains all sockets and returns how many connections are left in their queues.
+// It returns an error if a drain has not ended in time.
 func (s *server) drainAll(ctx context.Context) (queued int, err error) {
 	errs := make([]error, len(s.sockets))
 	var wait sync.WaitGroup
@@ -111,7 +111,7 @@ func (s *server) drainAll(ctx context.Context) (queued int, err error) {
 		case drained == nil:
 		case errors.As(drained, &left):
 			if left.Queued == 0 && left.InFlight <= 0 && left.HeldBack <= 0 && left.Accepted == 0 {
-				continue // it could not end, but nobody is known to be cut off
+				continue // the drain has not ended, but no connection is known to be cut off
 			}
 			queued += left.Queued
 			err = errors.Join(err, drained)
@@ -125,8 +125,8 @@ func (s *server) drainAll(ctx context.Context) (queued int, err error) {
 	return queued, err
 }
 
-// queued returns how many connections wait in the queues of all sockets, if that
-// is known and they are open.
+// queued returns how many connections wait in the queues of all sockets. ok is false if
+// that is unknown or if a socket is closed.
 func (s *server) queued() (sum int, ok bool) {
 	for _, l := range s.sockets {
 		stats, err := l.Stats()

@@ -265,7 +265,8 @@ func WithReceiveBuffer(n int) Option {
 }
 
 // WithSendBuffer requests a send buffer of n bytes for each accepted connection:
-// SO_SNDBUF, socket(7). The kernel then no longer tunes the size of this buffer.
+// SO_SNDBUF, socket(7). It is set before listen(2). The kernel then no longer tunes the
+// size of this buffer.
 //
 // It is an error if n is not positive or if the kernel grants less. Linux silently
 // clamps n to net.core.wmem_max. The maximum on FreeBSD and NetBSD is that of

@@ -27,8 +27,8 @@ func ListenTCPShards(addr string, n int, opts ...Option) (*Shards, error) {
 }
 
 // ListenShards listens on a TCP address with n sockets. Each socket is made as by
-// [Listen] with these options. If the port is 0, all sockets get the same port. If one
-// socket cannot be made, all are closed.
+// [Listen] with these options, so [WithBacklog] applies to each. If the port is 0, all
+// sockets get the same port. If one socket cannot be made, all are closed.
 //
 // Without [WithReusePort] the address is exclusive: another process that listens on it
 // gets EADDRINUSE. The exception is a process that sets SO_REUSEPORT itself and whose

@@ -127,7 +127,7 @@ func BenchmarkDrain(b *testing.B) {
 			if err != nil {
 				b.Skipf("%v: raise the limit of open files, ulimit -n", err)
 			}
-			c.(*net.TCPConn).SetLinger(0) // leave no port behind
+			c.(*net.TCPConn).SetLinger(0) // leave no port in TIME_WAIT
 			defer c.Close()
 		}
 	}

@@ -62,7 +62,7 @@ func BenchmarkShards(b *testing.B) {
 							b.Error(err)
 							return
 						}
-						c.(*net.TCPConn).SetLinger(0) // leave no port behind
+						c.(*net.TCPConn).SetLinger(0) // leave no port in TIME_WAIT
 						dialed[i] = c
 					}
 				})

@@ -18,7 +18,7 @@ var (
 	v6only    = socketOption{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY}
 )
 
-// requireAdopted checks what makes a descriptor one of Go's.
+// requireAdopted requires that a descriptor has the flags that Go sets on its own.
 func requireAdopted(t *testing.T, c syscall.Conn) {
 	t.Helper()
 	flags := onDescriptor(t, c, func(fd int) (int, error) { return unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0) })

@@ -796,7 +796,7 @@ func TestDrainOfABlockingSocket(t *testing.T) {
 	require.Eventually(t, inside, patience, time.Millisecond)
 	var de *DrainError
 	require.ErrorAs(t, ln.Drain(within(t, 300*time.Millisecond)), &de)
-	require.Equal(t, DrainError{HeldBack: unknown, err: context.DeadlineExceeded}, *de, "nobody is lost")
+	require.Equal(t, DrainError{HeldBack: unknown, err: context.DeadlineExceeded}, *de, "no connection is lost")
 	// With more time the drain stops waiting for it: an Accept that does not return has no
 	// connection to lose.
 	requireStillOpen(t, ln.Drain(within(t, patience)))

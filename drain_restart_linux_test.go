@@ -142,8 +142,8 @@ func (r restarts) run(t *testing.T) *crowd {
 	return c
 }
 
-// The rows that every way has to pass, with clients whose handshakes take up to
-// 30 ms.
+// These rows must pass with every way to keep new clients out. The handshakes of the
+// clients take up to 30 ms.
 func testDrainLosesNobody(t *testing.T, k kernel, v4, v6 way) {
 	blind := k
 	blind.diag = func(context.Context, []byte) ([][]byte, error) { return nil, nil } // sees only the queue

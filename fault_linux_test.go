@@ -31,7 +31,7 @@ var unreadable = map[string]func(k *kernel){
 	"another state": answers(infoQueueEnd, nil, append([]byte{1}, bytes.Repeat([]byte{9}, infoQueueEnd-1)...)...),
 }
 
-// answers has TCP_INFO answered with n bytes that begin with info.
+// answers returns a function that answers TCP_INFO with n bytes that begin with info.
 func answers(n int, err error, info ...byte) func(k *kernel) {
 	return func(k *kernel) {
 		k.getsockopt = func(_, _, _ int, p []byte) (int, error) {

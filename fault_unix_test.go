@@ -56,8 +56,7 @@ func (m *meddler) arm(on bool) {
 	m.armed = on
 }
 
-// An answer is one that a call may give: an error, or something that is no answer
-// to the question.
+// An answer is a possible result of a call: an error, or a result that makes no sense.
 type answer struct {
 	err  error
 	n    int
@@ -107,7 +106,7 @@ func answersTo() map[string][]answer {
 	all["getsockopt"] = append(refusals(unix.EBADF, unix.EFAULT, unix.EINVAL, unix.ENOBUFS, unix.ENOMEM, unix.ENOPROTOOPT, unix.ENOTSOCK,
 		unix.EPERM, unix.EOPNOTSUPP), numbers(-1, 0, 1, math.MaxInt32, math.MinInt32)...)
 	all["getsockopt, if it tells"] = all["getsockopt"]
-	for _, errno := range []unix.Errno{unix.EBADF, unix.EINVAL, unix.EMFILE, unix.EINTR} { // of fcntl, by net
+	for _, errno := range []unix.Errno{unix.EBADF, unix.EINVAL, unix.EMFILE, unix.EINTR} { // errors of fcntl, which net calls
 		all["fcntl"] = append(all["fcntl"], answer{err: &net.OpError{Op: "file", Net: "file+net", Err: os.NewSyscallError("fcntl", errno)}})
 	}
 	kernelAnswers(all)
@@ -117,7 +116,7 @@ func answersTo() map[string][]answer {
 // kernel returns base with m in front of each of its calls.
 func (m *meddler) kernel(base kernel, meddle func() answer) *kernel {
 	k := base
-	k.withoutHost = new(sync.Map) // net is asked again
+	k.withoutHost = new(sync.Map) // so that net is asked again
 	k.socket = func(domain int) (int, error) {
 		if m.turn("socket") {
 			return -1, meddle().err
@@ -502,7 +501,7 @@ func TestEverySystemCallFails(t *testing.T) {
 			_, err := ln.SetBacklog(9)
 			return err
 		}),
-		on("Backlog, and what the system says", "", nil, func(t *testing.T, k *kernel, ln *Listener) error {
+		on("Backlog, and the numbers of the system", "", nil, func(t *testing.T, k *kernel, ln *Listener) error {
 			if b := ln.Backlog(); b.Ceiling < unknown {
 				return fmt.Errorf("ceiling %d", b.Ceiling)
 			}
@@ -514,8 +513,8 @@ func TestEverySystemCallFails(t *testing.T) {
 	testActs(t, append(acts, kernelActs()...))
 }
 
-// requireLayers checks that err is an OpError with the network and an address,
-// over a SyscallError of the call, over an errno.
+// requireLayers requires that err is an OpError with the network and an address, which
+// wraps a SyscallError of the call, which wraps an errno.
 func requireLayers(t *testing.T, err error, network, call string) {
 	t.Helper()
 	op, ok := err.(*net.OpError)

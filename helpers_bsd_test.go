@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// tooLong is the time after which a test that waits for the kernel has failed.
+// tooLong is the time limit of tests that wait for the kernel.
 const tooLong = 20 * time.Second
 
 // bsdListen listens until the test ends.
@@ -32,7 +32,7 @@ func bsdDial(t *testing.T, ln *Listener) (net.Conn, error) {
 	return client, err
 }
 
-// bsdAccept takes n connections off the queue of ln, and closes them.
+// bsdAccept accepts n connections of ln and closes them.
 func bsdAccept(t *testing.T, ln *Listener, n int) {
 	t.Helper()
 	for i := range n {
@@ -43,7 +43,7 @@ func bsdAccept(t *testing.T, ln *Listener, n int) {
 	}
 }
 
-// listenAgain asks for a queue of n connections on the live socket of ln.
+// listenAgain calls listen(2) with a backlog of n on the live socket of ln.
 func listenAgain(t *testing.T, ln *Listener, n int) Backlog {
 	t.Helper()
 	account, err := ln.SetBacklog(n)

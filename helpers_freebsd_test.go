@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// queueOption asks the kernel about the queue of ln, past the library.
+// queueOption reads a socket option about the queue of ln, without the library.
 func queueOption(t *testing.T, ln *Listener, name int) int {
 	t.Helper()
 	return option(t, ln.TCPListener(), socketOption{unix.SOL_SOCKET, name})
@@ -26,7 +26,7 @@ func setSoacceptqueue(t *testing.T, ceiling int) {
 	before, err := unix.SysctlUint32(name)
 	require.NoError(t, err)
 	err = writeSysctl(name, uint32(ceiling))
-	if os.Geteuid() != 0 || errors.Is(err, unix.EPERM) { // root of a jail may not
+	if os.Geteuid() != 0 || errors.Is(err, unix.EPERM) { // also for root of a jail
 		t.Skipf("%s cannot be set (%v): run this test as root of the host", name, err)
 	}
 	require.NoError(t, err)
@@ -36,12 +36,12 @@ func setSoacceptqueue(t *testing.T, ceiling int) {
 	require.EqualValues(t, ceiling, now)
 }
 
-// writeSysctl sets an unsigned int. x/sys reads sysctls only.
+// writeSysctl sets an unsigned int. x/sys can only read sysctls.
 func writeSysctl(name string, value uint32) error {
 	var mib [unix.CTL_MAXNAME + 2]int32
 	size := unix.CTL_MAXNAME * unsafe.Sizeof(mib[0])
 	text := []byte(name)
-	// Setting 0.3 to a name reads back the numbers of it.
+	// The sysctl 0.3 translates a name to its numbers.
 	err := sysctl([]int32{0, 3}, unsafe.Pointer(&mib), &size, unsafe.Pointer(&text[0]), uintptr(len(text)))
 	if err != nil {
 		return err
@@ -59,7 +59,7 @@ func sysctl(mib []int32, old unsafe.Pointer, oldSize *uintptr, value unsafe.Poin
 	return nil
 }
 
-// needCeiling skips a test whose figures need a ceiling of n at least.
+// needCeiling skips a test if the ceiling is below n.
 func needCeiling(t *testing.T, n uint32) (ceiling uint32) {
 	t.Helper()
 	ceiling, err := unix.SysctlUint32("kern.ipc.soacceptqueue")
@@ -83,10 +83,10 @@ func turnedAway(t *testing.T, addr net.Addr) {
 	require.ErrorIs(t, err, syscall.ECONNRESET)
 }
 
-// needReset skips a test in which a surplus client must learn of its fate.
+// needReset skips a test if the kernel does not reset clients above the capacity.
 func needReset(t *testing.T) {
 	t.Helper()
 	if reset, err := unix.SysctlUint32("net.inet.tcp.syncache.rst_on_sock_fail"); err == nil && reset == 0 {
-		t.Skip("surplus clients are left in the dark: sysctl net.inet.tcp.syncache.rst_on_sock_fail=1")
+		t.Skip("the kernel does not reset clients above the capacity: sysctl net.inet.tcp.syncache.rst_on_sock_fail=1")
 	}
 }

@@ -117,8 +117,8 @@ func kernelCounter(t *testing.T, name string) int64 {
 	return 0
 }
 
-// kernelQueue asks ss(8)'s source, the sock_diag file of the namespace, how many
-// connections wait on the listener of addr: the rx_queue column of its row.
+// kernelQueue returns the number of queued connections of the listener at addr: the
+// rx_queue column of its row in /proc/net/tcp or tcp6.
 func kernelQueue(t *testing.T, addr net.Addr) int {
 	t.Helper()
 	a := addr.(*net.TCPAddr)

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// connectQueued connects the client that makes n in the queue, and waits until
-// it does: connect(2) returns before the last segment of the handshake is seen.
+// connectQueued connects a client and waits until n connections are queued: connect(2)
+// returns before the kernel has handled the last segment of the handshake.
 func connectQueued(t *testing.T, ln *Listener, n int) {
 	t.Helper()
 	_, err := bsdDial(t, ln)
@@ -20,7 +20,7 @@ func connectQueued(t *testing.T, ln *Listener, n int) {
 	}
 }
 
-// connectHangs gives up on a client that a full queue leaves without an answer.
+// connectHangs requires that a client gets no answer because the queue is full.
 func connectHangs(t *testing.T, ln *Listener) {
 	t.Helper()
 	client, err := net.DialTimeout("tcp", ln.Addr().String(), 300*time.Millisecond)
@@ -32,8 +32,8 @@ func connectHangs(t *testing.T, ln *Listener) {
 	require.True(t, timeout.Timeout(), "%v", err)
 }
 
-// queuedNow asks the kernel how many connections wait, past the library: no
-// socket option tells, but kqueue(2) does.
+// queuedNow reads the number of queued connections without the library. It uses kqueue(2),
+// because no socket option has the number.
 func queuedNow(t *testing.T, ln *Listener) int {
 	t.Helper()
 	kq, err := unix.Kqueue()

@@ -2,5 +2,5 @@
 
 package acceptq
 
-// openDescriptors cannot count here.
+// openDescriptors cannot count descriptors on this system.
 func openDescriptors() int { return 0 }

@@ -111,8 +111,8 @@ func received(t *testing.T, from chan error) error {
 	}
 }
 
-// refused makes a listener that must not come to be, and returns the error. It
-// leaves no descriptor and no goroutine.
+// refused requires that listening fails, and returns the error. It requires that no
+// descriptor and no goroutine is left.
 func refused(t *testing.T, listen func() (*Listener, error)) error {
 	t.Helper()
 	goroutines := goleak.IgnoreCurrent()

@@ -96,7 +96,7 @@ func decode(p []byte) *asked {
 	return a
 }
 
-// explains says whether err may come of what was asked.
+// explains returns nil if the options explain err, and otherwise an error.
 func (a *asked) explains(err error, ceiling int) error {
 	var op *net.OpError
 	if !errors.As(err, &op) || op.Op != "listen" {

@@ -263,7 +263,7 @@ func listenMPTCP(t *testing.T) *Listener {
 	return ln
 }
 
-// On a listener of net.Listen, with a client that speaks MPTCP and one that does not.
+// A listener of net.Listen has one client with MPTCP and one without.
 func TestQueueTimeOfMPTCP(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {

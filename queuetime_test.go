@@ -31,7 +31,7 @@ func TestQueueTimeElsewhere(t *testing.T) {
 		requireOp(t, err, "queuetime")
 		require.ErrorIs(t, err, errors.ErrUnsupported)
 	}
-	// It disturbs nothing.
+	// The connection must still work.
 	_, err = io.WriteString(c, "x")
 	require.NoError(t, err)
 	_, err = io.ReadFull(s, make([]byte, 1))

@@ -66,7 +66,7 @@ func TestSetBacklogOneAtATime(t *testing.T) {
 	require.True(t, b.Limit >= 5 || b.Limit == unknown, "%v", b)
 }
 
-// waitsForResize says whether a goroutine waits for a lock in SetBacklog.
+// waitsForResize reports whether a goroutine waits for a lock in SetBacklog.
 func waitsForResize() bool {
 	stacks := make([]byte, 1<<20)
 	stacks = stacks[:runtime.Stack(stacks, true)]

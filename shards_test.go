@@ -367,7 +367,7 @@ func askEcho(c net.Conn) error {
 	}
 	answer, err := io.ReadAll(c)
 	if err == nil && string(answer) != "x" {
-		err = errors.New("another answer than what was sent")
+		err = errors.New("the echo differs from the byte that was sent")
 	}
 	return err
 }

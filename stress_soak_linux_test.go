@@ -149,7 +149,7 @@ func (s *soak) silent() {
 	}
 }
 
-// acceptSlowly is the server, until the deadline of the listener has passed.
+// acceptSlowly runs the server until the deadline of the listener has passed.
 func (s *soak) acceptSlowly() {
 	var serving sync.WaitGroup
 	defer serving.Wait()
@@ -318,7 +318,7 @@ func TestSoak(t *testing.T) {
 			"accepted": &s.accepted, "answered": &s.answered, "turned away": &s.turnedAway, "reset": &s.wereReset,
 			"sent away": &s.ended, "abandoned": &s.abandoned, "looks": &s.read, "new limits": &s.resized,
 		} {
-			require.Positive(t, n.Load(), "nobody was %s", what)
+			require.Positive(t, n.Load(), "the load never led to: %s", what)
 		}
 
 		// All queued clients have reset their connections, which are still in the queue.

@@ -67,7 +67,7 @@ func FuzzParseSysctl(f *testing.F) {
 	})
 }
 
-// digits is the number in a text that holds nothing else, as Itoa writes it.
+// digits returns the number in a text that has nothing else, in the form of Itoa.
 func digits(text string) string {
 	s := strings.TrimLeft(strings.TrimSpace(text), "+-0")
 	if s == "" {

@@ -275,7 +275,7 @@ func TestWaitingFastOpen(t *testing.T) {
 	})
 }
 
-// On a listener of net.Listen, with a client that speaks MPTCP and one that does not.
+// A listener of net.Listen has one client with MPTCP and one without.
 func TestWaitingMPTCP(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
@@ -469,7 +469,7 @@ func TestWaitingOfOtherAnswers(t *testing.T) {
 	}{
 		{"no rows", nil, nil, errors.ErrUnsupported},
 		{"the listener is missing", [][]byte{queueRow(tcpEstablished, 0, 2, 200)}, nil, errors.ErrUnsupported},
-		{"nobody", [][]byte{listener}, nil, nil},
+		{"an empty queue", [][]byte{listener}, nil, nil},
 		{"one", [][]byte{listener, queueRow(tcpEstablished, 0, 2, 200)}, []Waiting{whole}, nil},
 		{"one connection twice", [][]byte{listener, queueRow(tcpEstablished, 0, 2, 200), queueRow(tcpEstablished, 0, 2, 200)}, []Waiting{whole}, nil},
 		{"accepted", [][]byte{listener, queueRow(tcpEstablished, 5, 2, 200)}, nil, nil},

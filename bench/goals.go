@@ -40,14 +40,14 @@ func goals() (all []goal) {
 	const ns = "ns/op"
 	few, some, many := readSizes[0], readSizes[1], readSizes[2]
 	a, b := samples(readBench(many), readStats, ns), samples(readBench(few), readStats, ns)
-	all = append(all, goal{fmt.Sprintf("Stats: beside %d sockets at most 1.1 × the time beside %d", many, few), cell(ratios(a, b), "×", false), atMost(a, 1.1, b)})
+	all = append(all, goal{fmt.Sprintf("Stats: with %d sockets at most 1.1 × the time with %d", many, few), cell(ratios(a, b), "×", false), atMost(a, 1.1, b)})
 	next := "none"
 	for _, name := range readerNames[slices.Index(readerNames, readByHand)+1:] {
 		if v := samples(readBench(some), name, ns); v != nil && (next == "none" || summarize(v).Center < summarize(samples(readBench(some), next, ns)).Center) {
 			next = name
 		}
 	}
-	less(readBench(some), readStats, ns, 1.0/50, next, fmt.Sprintf("Stats: beside %d sockets at most 1/50 of the time of the next best way (%s)", some, next))
+	less(readBench(some), readStats, ns, 1.0/50, next, fmt.Sprintf("Stats: with %d sockets at most 1/50 of the time of the next best way (%s)", some, next))
 
 	zero("Burst", manyQueues, oneQueue, "sent-again", "Burst, 64 shards: no client sends a packet again, in any round")
 	late := samples("Burst", manyQueues, p99)

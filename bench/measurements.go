@@ -208,7 +208,7 @@ func readBench(size int) string { return fmt.Sprintf("Read/sockets=%d", size) }
 
 func readTables() (all []table) {
 	for _, size := range readSizes {
-		all = append(all, table{readBench(size), fmt.Sprintf("One reading of a queue in which 3 clients wait, beside %d other TCP sockets", size),
+		all = append(all, table{readBench(size), fmt.Sprintf("One reading of a queue in which 3 clients wait, with %d other TCP sockets", size),
 			"vishvananda/netlink also has SocketGet for one address. It is not here because it fails when more than one client is queued.",
 			readerNames, []column{{"time", "ns/op", false, readStats}}})
 	}

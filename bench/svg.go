@@ -204,7 +204,7 @@ func drawAll(dir string) error {
 	}
 	var reads []panel
 	for _, size := range readSizes {
-		reads = append(reads, panel{title: "beside " + strconv.Itoa(size) + " sockets", log: true,
+		reads = append(reads, panel{title: "with " + strconv.Itoa(size) + " sockets", log: true,
 			bars: bars(readerNames, "ns", false, func(row string) []float64 { return samples(readBench(size), row, "ns/op") })})
 	}
 	for file, svg := range map[string][]byte{

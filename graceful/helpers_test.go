@@ -154,7 +154,7 @@ var certificate = sync.OnceValues(func() (tls.Certificate, error) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
 })
 
-// tlsConfig is that of a server; the client's is trusting.
+// tlsConfig is the configuration of a TLS server. Clients use trusting.
 func tlsConfig() *tls.Config {
 	cert, err := certificate()
 	if err != nil {

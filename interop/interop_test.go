@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// patience bounds every wait for another process.
+// patience is the time limit for every wait for another process.
 const patience = 20 * time.Second
 
 // newListeners are the two ways to open the listener that is passed on. With net.Listen
@@ -75,7 +75,7 @@ type report struct {
 
 func (r report) send() error { return json.NewEncoder(os.Stdout).Encode(r) }
 
-// adopt wraps an inherited listener, looks at its queue and makes it longer.
+// adopt wraps an inherited listener, reads its queue and lengthens it.
 func adopt(who string, inherited net.Listener) (*acceptq.Listener, error) {
 	ln, err := acceptq.Wrap(inherited)
 	if err != nil {

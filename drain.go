@@ -16,8 +16,9 @@ import (
 // waits for the in-flight handshakes, and returns when Accept has returned every queued
 // connection. The server must continue to call Accept. Drain does not close l.
 //
-// A nil error means that Close resets no connection. Otherwise the error is a
-// [*net.OpError] and matches one of these:
+// A nil error means that Close resets no connection, except one whose handshake was not
+// finished, or that the kernel held back, for 3 seconds. Otherwise the error is a
+// [*net.OpError] and matches one of these. Check for them in this order:
 //   - [*DrainError] and the error of ctx: ctx ended first.
 //   - [ErrStillOpen]: new clients are let in when Drain returns.
 //   - [net.ErrClosed]: l is closed.
@@ -56,13 +57,17 @@ func (l *Listener) Resume() error {
 // ErrStillOpen is the error of a drain that has ended but does not keep new clients out.
 // Close resets the clients that connect between the drain and Close. The text of the
 // error gives the reason:
-//   - The socket has another holder, see [Listener.File] and [Wrap]. If that holder
-//     continues to listen, no client is lost.
+//   - The socket has another holder, or that holder let new clients in. The error then
+//     matches [ErrShared] too.
 //   - The system has no way to keep clients out, or the socket is an MPTCP socket.
 //   - Drain could use neither the socket filter nor the minimum TTL.
-//   - Another holder of the socket let new clients in.
 //   - [Listener.Resume] was called.
 var ErrStillOpen = errors.New("new clients are still let in")
+
+// ErrShared is the error of a drain of a socket that has, or may have, another holder: see
+// [Listener.File] and [Wrap]. It comes with [ErrStillOpen]. If the other holder continues
+// to listen, Close resets no client, because the queue stays with the socket.
+var ErrShared = errors.New("the socket has another holder")
 
 // A DrainError reports what a drain was still waiting for when its context ended. It
 // unwraps to the error of the context. -1 means unknown.
@@ -300,7 +305,9 @@ func (l *Listener) beginDrain(f *flight) (*draining, error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	d := &draining{l: l}
-	if in.stop == nil {
+	if l.transport == multipathTCP {
+		d.why = fmt.Errorf("on an MPTCP socket: %w", errors.ErrUnsupported)
+	} else if in.stop == nil {
 		err := l.raw.Control(func(fd uintptr) { in.stop, d.why = l.kernel.stopIntake(int(fd), in, f) })
 		if err != nil {
 			return nil, err
@@ -321,14 +328,14 @@ func (d *draining) end(waited, copied bool) error {
 	switch {
 	case d.stop == nil:
 	case in.shared || copied:
-		d.why = errors.New("the socket has another holder")
+		d.why = ErrShared
 		if in.running == 0 {
 			if err := d.l.open(); err != nil {
 				return err
 			}
 		}
 	case !d.stands():
-		d.why = errors.New("another holder of the socket let them in")
+		d.why = fmt.Errorf("%w, which let them in", ErrShared)
 	}
 	if !waited || d.why == nil {
 		return nil

@@ -36,10 +36,11 @@ type Listener interface {
 //   - [http.ErrServerClosed]: other code closed srv or shut it down. Serve then returns
 //     at once, as [http.Server.Serve] does.
 //
-// ln can be a [net.Listener] of any type. Serve calls [acceptq.Wrap] for a
-// [*net.TCPListener]. For other wrapped listeners see [WithSocket]. A listener that
-// cannot be drained is closed in that phase, and the kernel resets the connections in
-// its queue.
+// ln can be a [net.Listener] of any type, but one of package acceptq is best. Serve calls
+// [acceptq.Wrap] for a [*net.TCPListener]: it counts as shared, so some clients wait for a
+// second, and on an MPTCP socket new clients are not kept out. For other wrapped listeners
+// see [WithSocket]. A listener that cannot be drained is closed in that phase, and the
+// kernel resets the connections in its queue.
 //
 // It is an error if srv is already being served by Serve.
 func Serve(ctx context.Context, srv *http.Server, ln Listener, opts ...Option) error {

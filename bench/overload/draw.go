@@ -135,8 +135,12 @@ func (f *figures) table() string {
 	section(fmt.Sprintf("Good answers a second, of %.0f that the server can give", capacity), "good/s")
 	section("Time to a good answer, 99th percentile", "p99-ns")
 	section("Answers 503 a second", "turned-away/s")
-	fmt.Fprintf(&b, "Median of %d rounds, with minimum and maximum. %s, commit %s; %s; load average before the run %s.",
-		f.rounds(), f.meta["date"], f.meta["commit"], f.meta["machine"], f.meta["load"])
+	rounds := "One round, so nothing says how much the figures vary."
+	if n := f.rounds(); n > 1 {
+		rounds = fmt.Sprintf("Median of %d rounds, with minimum and maximum.", n)
+	}
+	fmt.Fprintf(&b, "%s %s, commit %s; %s; load average before the run %s.",
+		rounds, f.meta["date"], f.meta["commit"], f.meta["machine"], f.meta["load"])
 	if f.meta["short"] != "" {
 		b.WriteString(" This was a short run, whose figures are worth nothing.")
 	}

@@ -211,7 +211,8 @@ func (k *kernel) setTTL(fd int, s *stop, ttl, hops int) error {
 func (k *kernel) lift(fd int, s *stop) error {
 	var replaced bool
 	if s.filter {
-		replaced = k.hasOtherFilter(fd) && k.hasOtherFilter(fd) // one answer could be wrong
+		first, again := k.hasOtherFilter(fd), k.hasOtherFilter(fd) // one answer could be wrong
+		replaced = first && again
 	} else {
 		on, err := k.marked(fd)
 		replaced = err == nil && !on && max(k.minimumTTL(fd)) != maxTTL

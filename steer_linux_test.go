@@ -273,10 +273,13 @@ func TestSteeredGenerations(t *testing.T) {
 			{"IPv6", "tcp6", "[::1]:0", "::1", []int{1}, 10, nil, 3},
 			{"wildcard of both families, a client of IPv4", "tcp", ":0", "127.0.0.1", []int{1}, 10, nil, 3},
 			{"IPv4 wildcard, 3 and 8 and 2 shards", "tcp4", ":0", "127.0.0.1", []int{3, 8, 2}, 9, nil, 3},
-			// Several beside one other leave it a moment with each close.
+			// When several listeners and one other remain, each close leaves a short gap.
 			{"IPv6, 4 and 1 shards", "tcp6", "[::1]:0", "::1", []int{4, 1}, 8, nil, 20},
 			{"64 shards", "tcp4", "127.0.0.1:0", "127.0.0.1", []int{64}, 3, nil, 3},
 		} {
+			if way.filter == 0 && slices.Max(row.sizes) > 1 {
+				continue // steering does not depend on what drops the SYNs
+			}
 			t.Run(row.name, func(t *testing.T) {
 				if strings.Contains(row.network+row.address, "6") || row.network == "tcp" {
 					haveIPv6(t)

@@ -210,7 +210,7 @@ func TestDrainErrorHasCurrentNumbers(t *testing.T) {
 		drained := inBackground(t, ln, ctx)
 		untilStopped(t, ln, way{len(dropSYN), 0, -1})
 		require.Eventually(t, func() bool { return synReceived(t, ln.Addr()) == 0 }, patience, 10*time.Millisecond)
-		time.Sleep(300 * time.Millisecond)
+		<-time.After(3 * 20 * drainLook) // the drain looks at the handshakes again
 		cancel()
 		var de *DrainError
 		require.ErrorAs(t, received(t, drained), &de)

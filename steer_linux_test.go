@@ -425,12 +425,7 @@ func TestSteeringGuessesAgain(t *testing.T) {
 		l := members[2].Listener
 		slices.Reverse(l.group.members) // as after closes in an order that nobody saw
 		// Its loop ends, so the drain waits for what is queued.
-		require.NoError(t, l.SetDeadline(time.Now()))
-		require.Eventually(t, func() bool {
-			l.gate.mu.Lock()
-			defer l.gate.mu.Unlock()
-			return l.gate.inside == 0
-		}, patience, time.Millisecond)
+		idle(t, l)
 		c := dialUntil(t, l)
 		defer c.Close()
 		drained := inBackground(t, l, within(t, patience))

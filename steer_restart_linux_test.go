@@ -127,12 +127,7 @@ func TestMembersComeAndGo(t *testing.T) {
 		address := l.Addr().String()
 		others := []*counted{members[0], members[2]}
 		// Its loop ends, so the drain waits for what is queued.
-		require.NoError(t, l.SetDeadline(time.Now()))
-		require.Eventually(t, func() bool {
-			l.gate.mu.Lock()
-			defer l.gate.mu.Unlock()
-			return l.gate.inside == 0
-		}, patience, time.Millisecond)
+		idle(t, l)
 		c := dialUntil(t, l)
 		defer c.Close()
 		drained := inBackground(t, l, within(t, patience))

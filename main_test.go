@@ -13,7 +13,8 @@ import (
 // TestMain fails the run if it leaves a goroutine or a descriptor behind.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if asked := flag.Lookup("test.parallel"); asked.Value.String() == asked.DefValue {
+	fuzzing := flag.Lookup("test.fuzz").Value.String() != ""
+	if asked := flag.Lookup("test.parallel"); asked.Value.String() == asked.DefValue && !fuzzing {
 		asked.Value.Set("8") // most of them wait for the kernel, in namespaces of their own
 	}
 	if ln, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {

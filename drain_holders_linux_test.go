@@ -454,3 +454,30 @@ func TestResume(t *testing.T) {
 	var none *Listener
 	require.ErrorIs(t, none.Resume(), syscall.EINVAL)
 }
+
+// As long as the queue holds connections that were made during the stop, Accept removes
+// what they inherited, also long after Resume.
+func TestInheritanceIsKeptWhileTheQueueHoldsSome(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		ln := listen4(t, withoutFilter())
+		first, second := newDeafClient(t, ln.Addr()), newDeafClient(t, ln.Addr())
+		drained := inBackground(t, ln, within(t, 500*time.Millisecond))
+		untilStopped(t, ln, way{0, maxTTL, -1})
+		clients := map[string]net.Conn{}
+		for _, client := range []*deafClient{first, second} {
+			client.hear(t)
+			c := client.connected(t)
+			clients[c.LocalAddr().String()] = c
+		}
+		require.ErrorAs(t, received(t, drained), new(*DrainError))
+		require.NoError(t, ln.Resume())
+		<-time.After(2 * inheritanceLast)
+		for range 2 {
+			s, err := ln.Accept()
+			require.NoError(t, err)
+			defer s.Close()
+			talk(t, clients[s.RemoteAddr().String()], s)
+		}
+	})
+}

@@ -1,6 +1,7 @@
 package acceptq
 
 import (
+	"fmt"
 	"net"
 	"testing"
 	"time"
@@ -148,4 +149,33 @@ func BenchmarkDrain(b *testing.B) {
 	r := ratios(b, drain(1), drain(1), drain(64))
 	b.ReportMetric(r[0], "one/one")
 	b.ReportMetric(r[1], "64/one")
+}
+
+// BenchmarkWaiting lists an empty queue, with and without many accepted connections on the
+// same port. The kernel lists these connections too.
+func BenchmarkWaiting(b *testing.B) {
+	for _, accepted := range []int{0, 9000} {
+		b.Run(fmt.Sprintf("%d accepted", accepted), func(b *testing.B) {
+			ln := listenForStats(b)
+			for range accepted {
+				for _, open := range []func() (net.Conn, error){
+					func() (net.Conn, error) { return net.Dial("tcp", ln.Addr().String()) },
+					ln.Accept,
+				} {
+					c, err := open()
+					if err != nil {
+						b.Skipf("%v: raise the limit of open files, ulimit -n", err)
+					}
+					c.(*net.TCPConn).SetLinger(0) // leave no port in TIME_WAIT
+					defer c.Close()
+				}
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := ln.Waiting(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }

@@ -1,101 +1,92 @@
 package acceptq
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
-	"net"
 	"net/netip"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// This file is a client of sock_diag(7), the netlink interface that lists the
-// sockets of a network namespace. It needs no privilege.
+// This file is a client of sock_diag(7), the netlink interface that lists the sockets of
+// the calling thread's network namespace. It needs no privilege, and it knows no Listener.
 
-// A handshake identifies an in-flight handshake: the family, and the ports, addresses and
-// interface of struct inet_diag_sockid, linux/inet_diag.h.
-type handshake [1 + diagID]byte
+// A diagRequest selects TCP sockets.
+type diagRequest struct {
+	family     uint8  // AF_INET or AF_INET6
+	port       uint16 // the local port; 0 selects every port
+	states     uint32 // a set of bits: 1<<tcpListen selects listeners
+	extensions uint8  // the attributes to request; bit n-1 requests attribute n
+}
 
+// A socketID identifies a TCP socket that is not a listener, for as long as it exists.
+type socketID struct {
+	family        uint8
+	local, client netip.AddrPort // without IPv4-mapped addresses
+	device        uint32         // the interface that the socket is bound to; 0 if there is none
+}
+
+// A row is one socket as sock_diag lists it.
+type row struct {
+	socketID
+	state uint8
+	// For a listener, rqueue is the number of queued connections, and wqueue is the limit.
+	// For other sockets they are bytes.
+	rqueue, wqueue uint32
+	uid, inode     uint32
+	cookie         uint64 // unique for each socket
+	v6only         bool   // an IPv6 listener that IPv4 clients cannot use
+	info           []byte // struct tcp_info; nil if the row has none
+}
+
+// Fields of struct inet_diag_msg and its struct inet_diag_sockid, linux/inet_diag.h.
 const (
-	diagFamily  = 0              // u8 idiag_family of struct inet_diag_msg
-	diagSockID  = 4              // its struct inet_diag_sockid
-	diagID      = 2*2 + 2*16 + 4 // without the cookie
-	diagState   = 1              // u8 idiag_state
-	diagLocal   = 4              // be16 idiag_sport
-	diagClient  = 6              // be16 idiag_dport
-	diagDest    = 24             // idiag_dst
-	diagCookie  = 44             // u32 idiag_cookie[2]
-	diagMsgSize = 72             // sizeof(struct inet_diag_msg)
-	diagReqSize = 56             // sizeof(struct inet_diag_req_v2)
+	diagFamily    = 0  // u8 idiag_family
+	diagState     = 1  // u8 idiag_state
+	diagLocal     = 4  // be16 idiag_sport
+	diagClient    = 6  // be16 idiag_dport
+	diagSource    = 8  // be32 idiag_src[4]
+	diagDest      = 24 // be32 idiag_dst[4]
+	diagInterface = 40 // u32 idiag_if
+	diagCookie    = 44 // u32 idiag_cookie[2]
+	diagRqueue    = 56 // u32 idiag_rqueue
+	diagWqueue    = 60 // u32 idiag_wqueue
+	diagUID       = 64 // u32 idiag_uid
+	diagInode     = 68 // u32 idiag_inode
+	diagMsgSize   = 72 // sizeof(struct inet_diag_msg)
+	diagReqSize   = 56 // sizeof(struct inet_diag_req_v2)
+)
+
+// Attributes of a row, linux/inet_diag.h.
+const (
+	diagInfo     = 2  // INET_DIAG_INFO, a struct tcp_info; only if requested
+	diagSKV6Only = 11 // INET_DIAG_SKV6ONLY, a u8; each IPv6 listener has it
 )
 
 // Socket states of net/tcp_states.h. An in-flight handshake has the state tcpNewSynRecv,
-// or tcpSynRecv if it is a fast-open connection.
+// or tcpSynRecv if it is a fast-open connection. In a row it is always tcpSynRecv.
 const (
-	tcpSynRecv    = 3
-	tcpListen     = 10
-	tcpNewSynRecv = 12
+	tcpEstablished = 1
+	tcpSynSent     = 2
+	tcpSynRecv     = 3
+	tcpCloseWait   = 8
+	tcpListen      = 10
+	tcpClosing     = 11
+	tcpNewSynRecv  = 12
 )
-
-// handshakes returns the in-flight handshakes on a local port, for all listeners in the
-// calling thread's network namespace.
-func (k *kernel) handshakes(ctx context.Context, families []uint8, port int) (map[handshake]struct{}, error) {
-	found := make(map[handshake]struct{})
-	for _, family := range families {
-		rows, err := k.diag(ctx, diagRequest(family, port, 1<<tcpSynRecv|1<<tcpNewSynRecv))
-		if err != nil {
-			return nil, err
-		}
-		for _, row := range rows {
-			if len(row) < diagMsgSize {
-				return nil, unix.EBADMSG // a short row must not count as no handshake
-			}
-			var h handshake
-			h[0] = row[diagFamily]
-			copy(h[1:], row[diagSockID:diagSockID+diagID])
-			found[h] = struct{}{}
-		}
-	}
-	return found, nil
-}
-
-// diagRequest returns a request for the sockets on a local port whose state is in states,
-// a set of bits.
-func diagRequest(family uint8, port int, states uint32) []byte {
-	return diagRequestWith(family, port, states, 0)
-}
-
-// diagRequestWith is like diagRequest and also requests attributes. Bit n-1 of extensions
-// requests attribute n.
-func diagRequestWith(family uint8, port int, states uint32, extensions uint8) []byte {
-	p := make([]byte, unix.SizeofNlMsghdr+diagReqSize)
-	binary.NativeEndian.PutUint32(p[0:], uint32(len(p)))
-	binary.NativeEndian.PutUint16(p[4:], unix.SOCK_DIAG_BY_FAMILY)
-	binary.NativeEndian.PutUint16(p[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
-	r := p[unix.SizeofNlMsghdr:]
-	r[0], r[1], r[2] = family, unix.IPPROTO_TCP, extensions
-	binary.NativeEndian.PutUint32(r[4:], states)
-	binary.BigEndian.PutUint16(r[8:], uint16(port))
-	return p
-}
 
 // diagWait is how long a read of the answer may block before ctx is checked.
 const diagWait = 100 * time.Millisecond
 
-// diag requests all rows for a drain. It stops after drainFlight, because a drain does not
-// wait longer for in-flight handshakes.
-func diag(ctx context.Context, request []byte) (rows [][]byte, err error) {
-	ctx, cancel := context.WithTimeout(ctx, drainFlight)
-	defer cancel()
-	return diagSome(ctx, request, func([]byte) bool { return true })
-}
-
-// diagSome sends one dump request to sock_diag and returns the rows for which keep returns
-// true. It checks ctx before each datagram of the answer.
-func diagSome(ctx context.Context, request []byte, keep func(row []byte) bool) (rows [][]byte, err error) {
+// dump asks the kernel for the sockets that r selects, and returns those for which keep
+// returns true. The info of the row that keep gets is valid only during the call. So rows
+// that are not kept need no memory.
+//
+// dump checks ctx before each datagram of the answer.
+func dump(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
 		return nil, err
@@ -105,17 +96,27 @@ func diagSome(ctx context.Context, request []byte, keep func(row []byte) bool) (
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
 		return nil, err
 	}
-	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := unix.Sendto(fd, r.message(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, err
 	}
-	return readDump(ctx, keep, func(p []byte) (int, error) {
-		n, _, err := unix.Recvfrom(fd, p, 0)
-		return n, err
-	})
+	return readDump(ctx, keep, func(p []byte) (int, error) { return unix.Read(fd, p) })
+}
+
+// message returns the netlink message of r: a header and a struct inet_diag_req_v2.
+func (r diagRequest) message() []byte {
+	p := make([]byte, unix.SizeofNlMsghdr+diagReqSize)
+	binary.NativeEndian.PutUint32(p[0:], uint32(len(p)))
+	binary.NativeEndian.PutUint16(p[4:], unix.SOCK_DIAG_BY_FAMILY)
+	binary.NativeEndian.PutUint16(p[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	body := p[unix.SizeofNlMsghdr:]
+	body[0], body[1], body[2] = r.family, unix.IPPROTO_TCP, r.extensions
+	binary.NativeEndian.PutUint32(body[4:], r.states)
+	binary.BigEndian.PutUint16(body[8:], r.port)
+	return p
 }
 
 // readDump reads datagrams up to the end of a dump, or until ctx ends.
-func readDump(ctx context.Context, keep func(row []byte) bool, receive func(p []byte) (int, error)) (rows [][]byte, err error) {
+func readDump(ctx context.Context, keep func(row) bool, receive func(p []byte) (int, error)) (rows []row, err error) {
 	p := make([]byte, 1<<16)
 	for done := false; !done; {
 		if err := ctx.Err(); err != nil {
@@ -131,182 +132,94 @@ func readDump(ctx context.Context, keep func(row []byte) bool, receive func(p []
 		if n == 0 {
 			return nil, unix.EBADMSG // an empty datagram does not end a dump
 		}
-		var more [][]byte
-		if more, done, err = parseDump(p[:n]); err != nil {
-			return nil, err
-		}
-		for _, row := range more {
-			if keep(row) {
-				rows = append(rows, row)
+		done, err = parseDump(p[:n], func(r row) {
+			if keep(r) {
+				r.info = bytes.Clone(r.info)
+				rows = append(rows, r)
 			}
+		})
+		if err != nil {
+			return nil, err
 		}
 	}
 	return rows, nil
 }
 
-// parseDump parses one datagram of a dump, netlink(7). The rows are copies. done reports
-// whether the datagram ends the dump.
-func parseDump(p []byte) (rows [][]byte, done bool, err error) {
+// parseDump parses one datagram of a dump, netlink(7), and calls found for each row. done
+// reports whether the datagram ends the dump.
+func parseDump(p []byte, found func(row)) (done bool, err error) {
 	for len(p) > 0 {
 		if len(p) < unix.SizeofNlMsghdr {
-			return nil, false, unix.EBADMSG
+			return false, unix.EBADMSG
 		}
 		size := int64(binary.NativeEndian.Uint32(p))
 		if size < unix.SizeofNlMsghdr || size > int64(len(p)) {
-			return nil, false, unix.EBADMSG
+			return false, unix.EBADMSG
 		}
 		body := p[unix.SizeofNlMsghdr:size]
 		switch binary.NativeEndian.Uint16(p[4:]) {
 		case unix.NLMSG_DONE:
-			return rows, true, nil
+			return true, nil
 		case unix.NLMSG_ERROR:
 			if len(body) < 4 {
-				return nil, false, unix.EBADMSG
+				return false, unix.EBADMSG
 			}
-			return nil, false, unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
+			return false, unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
 		case unix.SOCK_DIAG_BY_FAMILY:
-			rows = append(rows, append([]byte(nil), body...))
+			r, err := parseRow(body)
+			if err != nil {
+				return false, err
+			}
+			found(r)
 		}
 		const align = unix.NLMSG_ALIGNTO - 1
 		p = p[min((size+align)&^align, int64(len(p))):]
 	}
-	return rows, false, nil
+	return false, nil
 }
 
-// A member is one listener of a port, as sock_diag lists it. If two members have the
-// option SO_REUSEPORT and equal groups, they are in one SO_REUSEPORT group.
-type member struct {
-	inode uint32
-	group group
-}
-
-type group struct {
-	family uint8
-	v6only uint8
-	addr   [16]byte
-	device uint32
-	uid    uint32
-}
-
-const (
-	diagSource    = diagSockID + 2*2 // __be32 idiag_src[4]
-	diagInterface = diagSockID + 36  // __u32 idiag_if
-	diagUID       = 64               // __u32 idiag_uid
-	diagInode     = 68               // __u32 idiag_inode
-	diagSKV6Only  = 11               // INET_DIAG_SKV6ONLY, a u8
-)
-
-// listeners lists the listeners on the port and family of l, in the order of their
-// listen(2). For IPv4 the kernel lists the newest first.
-func (k *kernel) listeners(ctx context.Context, l *Listener) (all []member, err error) {
-	addr := l.Addr().(*net.TCPAddr)
-	family := uint8(unix.AF_INET6)
-	if addr.IP.To4() != nil {
-		family = unix.AF_INET
-	}
-	rows, err := k.diag(ctx, diagRequest(family, addr.Port, 1<<tcpListen))
-	if err != nil {
-		return nil, err
-	}
-	for _, row := range rows {
-		r, err := parseMember(row)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, r)
-	}
-	if family == unix.AF_INET {
-		slices.Reverse(all)
-	}
-	return all, nil
-}
-
-// groupOf returns the inodes of the group of l in the order of listen(2).
-func (k *kernel) groupOf(ctx context.Context, l *Listener, inode uint32) (inodes []uint32, err error) {
-	rows, err := k.listeners(ctx, l)
-	if err != nil {
-		return nil, err
-	}
-	i := slices.IndexFunc(rows, func(r member) bool { return r.inode == inode })
-	if i < 0 {
-		return nil, errors.New("sock_diag does not list the listener")
-	}
-	for _, r := range rows {
-		if r.group == rows[i].group {
-			inodes = append(inodes, r.inode)
-		}
-	}
-	return inodes, nil
-}
-
-// parseMember parses a row of sock_diag: a struct inet_diag_msg followed by attributes.
-func parseMember(row []byte) (r member, err error) {
-	if len(row) < diagMsgSize {
-		return r, unix.EBADMSG
-	}
-	r.inode = binary.NativeEndian.Uint32(row[diagInode:])
-	r.group.family = row[diagFamily]
-	copy(r.group.addr[:], row[diagSource:])
-	r.group.device = binary.NativeEndian.Uint32(row[diagInterface:])
-	r.group.uid = binary.NativeEndian.Uint32(row[diagUID:])
-	v6only, err := attribute(row, diagSKV6Only)
-	if len(v6only) > 0 {
-		r.group.v6only = v6only[0]
-	}
-	return r, err
-}
-
-// A diagRow is one socket as sock_diag lists it.
-type diagRow struct {
-	state         uint8
-	local, client netip.AddrPort
-	iface         uint32 // the device that the socket is bound to; 0 if it is not bound
-	cookie        uint64 // unique for each socket
-	inode         uint32
-	info          []byte // struct tcp_info; nil if the row has none
-}
-
-const diagInfo = 2 // INET_DIAG_INFO, the attribute that holds a struct tcp_info
-
-// parseRow parses a struct inet_diag_msg and the attributes behind it.
-func parseRow(p []byte) (row diagRow, err error) {
+// parseRow parses a struct inet_diag_msg and the attributes that follow it. The info of
+// the row is a part of p. A row that is too short is an error, because it must not count
+// as no socket.
+func parseRow(p []byte) (r row, err error) {
 	if len(p) < diagMsgSize {
-		return row, unix.EBADMSG
+		return row{}, unix.EBADMSG
 	}
-	row = diagRow{
-		state:  p[diagState],
-		iface:  binary.NativeEndian.Uint32(p[diagInterface:]),
-		cookie: binary.NativeEndian.Uint64(p[diagCookie:]),
-		inode:  binary.NativeEndian.Uint32(p[diagInode:]),
-	}
-	address := func(ip, port []byte) netip.AddrPort {
-		addr := netip.AddrFrom16([16]byte(ip))
+	number := func(offset int) uint32 { return binary.NativeEndian.Uint32(p[offset:]) }
+	address := func(ip, port int) netip.AddrPort {
+		addr := netip.AddrFrom16([16]byte(p[ip:]))
 		if p[diagFamily] == unix.AF_INET {
-			addr = netip.AddrFrom4([4]byte(ip))
+			addr = netip.AddrFrom4([4]byte(p[ip:]))
 		}
-		return netip.AddrPortFrom(addr.Unmap(), binary.BigEndian.Uint16(port))
+		return netip.AddrPortFrom(addr.Unmap(), binary.BigEndian.Uint16(p[port:]))
 	}
-	row.local = address(p[diagSource:], p[diagLocal:])
-	row.client = address(p[diagDest:], p[diagClient:])
-	if row.info, err = attribute(p, diagInfo); err != nil {
-		return diagRow{}, err
+	r = row{
+		socketID: socketID{
+			family: p[diagFamily],
+			local:  address(diagSource, diagLocal),
+			client: address(diagDest, diagClient),
+			device: number(diagInterface),
+		},
+		state:  p[diagState],
+		rqueue: number(diagRqueue),
+		wqueue: number(diagWqueue),
+		uid:    number(diagUID),
+		inode:  number(diagInode),
+		cookie: binary.NativeEndian.Uint64(p[diagCookie:]),
 	}
-	return row, nil
-}
-
-// attribute returns the value of an attribute that follows a struct inet_diag_msg. It
-// returns nil if the row does not have the attribute.
-func attribute(row []byte, kind uint16) (value []byte, err error) {
-	for p := row[diagMsgSize:]; len(p) >= unix.SizeofNlAttr; {
+	for p = p[diagMsgSize:]; len(p) >= unix.SizeofNlAttr; {
 		size := int(binary.NativeEndian.Uint16(p))
 		if size < unix.SizeofNlAttr || size > len(p) {
-			return nil, unix.EBADMSG
+			return row{}, unix.EBADMSG
 		}
-		if binary.NativeEndian.Uint16(p[2:]) == kind {
-			value = p[unix.SizeofNlAttr:size]
+		switch value := p[unix.SizeofNlAttr:size]; binary.NativeEndian.Uint16(p[2:]) {
+		case diagInfo:
+			r.info = value
+		case diagSKV6Only:
+			r.v6only = len(value) > 0 && value[0] != 0
 		}
 		const align = unix.NLA_ALIGNTO - 1
 		p = p[min((size+align)&^align, len(p)):]
 	}
-	return value, nil
+	return r, nil
 }

@@ -25,11 +25,11 @@ type flight struct {
 	// (net.ipv4.tcp_syncookies is 2), and therefore lists no in-flight handshake.
 	cookiesOnly bool
 
-	looked  int                    // how many requests the kernel has answered
-	unseen  bool                   // there may be in-flight handshakes that the kernel does not list
-	waiting map[handshake]struct{} // the handshakes of the last answer
-	next    time.Time              // when to ask the kernel again
-	pause   time.Duration          // the time between two requests, which are expensive
+	looked  int                   // how many requests the kernel has answered
+	unseen  bool                  // there may be in-flight handshakes that the kernel does not list
+	waiting map[socketID]struct{} // the handshakes of the last answer
+	next    time.Time             // when to ask the kernel again
+	pause   time.Duration         // the time between two requests, which are expensive
 	until   time.Time
 }
 
@@ -97,7 +97,7 @@ func (f *flight) look(ctx context.Context) {
 	if f.unseen || f.looked > 1 && len(f.waiting) == 0 || time.Now().Before(f.next) {
 		return
 	}
-	var now map[handshake]struct{}
+	var now map[socketID]struct{}
 	cookies := int64(unknown)
 	err := f.ask(func() (err error) {
 		now, err = f.kernel.handshakes(ctx, f.families, f.port)

@@ -24,9 +24,9 @@ func aRow() []byte {
 // the answer to look i, and the last answer is repeated.
 func scripted(looks *atomic.Int64, rows ...[][]byte) kernel {
 	k := withoutFilter()
-	k.diag = func(context.Context, []byte) ([][]byte, error) {
+	k.dump = func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
 		i := looks.Add(1) - 1
-		return rows[min(int(i), len(rows)-1)], nil
+		return listing(rows[min(int(i), len(rows)-1)]...)(ctx, r, keep)
 	}
 	return k
 }
@@ -135,7 +135,7 @@ func TestShardsShareTheLooksOfADrain(t *testing.T) {
 // When ctx ends, a drain abandons a slow look.
 func TestDrainAbandonsASlowLook(t *testing.T) {
 	k := withoutFilter()
-	k.diag = func(ctx context.Context, _ []byte) ([][]byte, error) {
+	k.dump = func(ctx context.Context, _ diagRequest, _ func(row) bool) ([]row, error) {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}

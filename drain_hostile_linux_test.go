@@ -2,7 +2,6 @@ package acceptq
 
 import (
 	"context"
-	"encoding/binary"
 	"io"
 	"net"
 	"os"
@@ -260,11 +259,9 @@ func TestCloseAfterAnIncompleteListing(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		sys := realKernel
 		var inode atomic.Uint32
-		sys.diag = func(ctx context.Context, request []byte) ([][]byte, error) {
-			rows, err := diag(ctx, request)
-			return slices.DeleteFunc(rows, func(row []byte) bool {
-				return binary.NativeEndian.Uint32(row[diagInode:]) == inode.Load() && inode.Load() != 0
-			}), err
+		sys.dump = func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
+			rows, err := dump(ctx, r, keep)
+			return slices.DeleteFunc(rows, func(r row) bool { return r.inode == inode.Load() && inode.Load() != 0 }), err
 		}
 		old := newGeneration(t, &sys, "tcp4", "127.0.0.1:0", 3)
 		next := newGeneration(t, &sys, "tcp4", old.shards.Addr().String(), 2)

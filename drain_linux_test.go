@@ -512,26 +512,23 @@ func TestDrainOfOthersHandshakes(t *testing.T) {
 func TestDrainWithoutDiag(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		row := make([]byte, diagMsgSize)
+		handshake := make([]byte, diagMsgSize)
 		failed := errors.New("no sock_diag")
-		answers := func(rows ...[]byte) diagCall {
-			return func(context.Context, []byte) ([][]byte, error) { return rows, nil }
-		}
 		for _, test := range []struct {
 			name       string
-			diag       diagCall
+			dump       dumpCall
 			incomplete int
 		}{
-			{"an error", func(context.Context, []byte) ([][]byte, error) { return nil, failed }, unknown},
-			{"an error after the first look", failingAfter(2, row, failed), unknown},
-			{"a row that stays", answers(row), 1},
-			{"a row that is too short", answers(row[:diagMsgSize-1]), unknown},
-			{"an empty row", answers(nil), unknown},
+			{"an error", func(context.Context, diagRequest, func(row) bool) ([]row, error) { return nil, failed }, unknown},
+			{"an error after the first look", failingAfter(2, handshake, failed), unknown},
+			{"a row that stays", listing(handshake), 1},
+			{"a row that is too short", listing(handshake[:diagMsgSize-1]), unknown},
+			{"an empty row", listing(nil), unknown},
 		} {
 			t.Run(test.name, func(t *testing.T) {
 				t.Parallel()
 				k := withoutFilter()
-				k.diag = test.diag
+				k.dump = test.dump
 				ln := listen4(t, k)
 				err := ln.Drain(within(t, 500*time.Millisecond))
 				var de *DrainError
@@ -547,16 +544,14 @@ func TestDrainWithoutDiag(t *testing.T) {
 	})
 }
 
-type diagCall = func(ctx context.Context, request []byte) ([][]byte, error)
-
-// failingAfter returns a diag that succeeds n times, then fails.
-func failingAfter(n int, row []byte, err error) diagCall {
+// failingAfter returns a dump that succeeds n times, then fails.
+func failingAfter(n int, handshake []byte, err error) dumpCall {
 	var calls int
-	return func(context.Context, []byte) ([][]byte, error) {
+	return func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
 		if calls++; calls > n {
 			return nil, err
 		}
-		return [][]byte{row}, nil
+		return listing(handshake)(ctx, r, keep)
 	}
 }
 

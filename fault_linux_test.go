@@ -213,17 +213,14 @@ func (m *meddler) ownCalls(k *kernel, base kernel, meddle func() answer) {
 		}
 		return base.descriptors()
 	}
-	k.diag = func(ctx context.Context, request []byte) ([][]byte, error) {
+	k.dump = func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
 		if m.turn("sock_diag") {
-			return meddle().rows, meddle().err
+			if err := meddle().err; err != nil {
+				return nil, err
+			}
+			return listing(meddle().rows...)(ctx, r, keep)
 		}
-		return base.diag(ctx, request)
-	}
-	k.diagSome = func(ctx context.Context, request []byte, keep func([]byte) bool) ([][]byte, error) {
-		if m.turn("sock_diag") {
-			return meddle().rows, meddle().err
-		}
-		return base.diagSome(ctx, request, keep)
+		return base.dump(ctx, r, keep)
 	}
 	k.readFile = func(name string) ([]byte, error) {
 		if m.turn("read") {
@@ -247,7 +244,7 @@ func kernelActs() (acts []act) {
 			}
 			base := stops[name]
 			// The real answer takes the kernel a millisecond, and all other tests use it.
-			base.diag = func(context.Context, []byte) ([][]byte, error) { return nil, nil }
+			base.dump = listing()
 			acts = append(acts, drainedAlone(name, host, base), drainedShared(name, host, base))
 		}
 	}

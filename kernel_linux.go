@@ -17,8 +17,7 @@ type ownCalls struct {
 	getFilter     func(fd int, p []unix.SockFilter) (n int, err error)
 	attachProgram func(fd int, p []unix.SockFilter) error
 	detachProgram func(fd int) error
-	diag          func(ctx context.Context, request []byte) (rows [][]byte, err error)
-	diagSome      func(ctx context.Context, request []byte, keep func(row []byte) bool) (rows [][]byte, err error)
+	dump          func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error)
 	readFile      func(name string) ([]byte, error)
 	unixSocket    func() (fd int, err error)
 	namespaceFile func(fd int) (*os.File, error)
@@ -33,8 +32,7 @@ var realOwnCalls = ownCalls{
 	getFilter:     getFilter,
 	attachProgram: attachProgram,
 	detachProgram: detachProgram,
-	diag:          diag,
-	diagSome:      diagSome,
+	dump:          dump,
 	readFile:      os.ReadFile,
 	unixSocket:    unixSocket,
 	namespaceFile: namespaceFile,

@@ -21,14 +21,6 @@ const (
 	infoConnEnd       = 160
 )
 
-// Socket states of net/tcp_states.h.
-const (
-	tcpEstablished = 1
-	tcpSynSent     = 2
-	tcpCloseWait   = 8
-	tcpClosing     = 11
-)
-
 // timeInQueue reads how long the accepted connection fd waited. p is the buffer for the
 // kernel's answer.
 func (k *kernel) timeInQueue(fd int, p []byte) (time.Duration, error) {

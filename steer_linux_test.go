@@ -2,7 +2,6 @@ package acceptq
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -519,12 +518,11 @@ func TestDrainWithoutAProgram(t *testing.T) {
 		for name, breaks := range map[string]func(*kernel){
 			"EPERM": func(k *kernel) { k.attachProgram = func(int, []unix.SockFilter) error { return unix.EPERM } },
 			"no listing": func(k *kernel) {
-				diag := k.diag
-				k.diag = func(ctx context.Context, request []byte) ([][]byte, error) {
-					if binary.NativeEndian.Uint32(request[unix.SizeofNlMsghdr+4:]) == 1<<tcpListen {
+				k.dump = func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
+					if r.states == 1<<tcpListen {
 						return nil, unix.EACCES
 					}
-					return diag(ctx, request)
+					return dump(ctx, r, keep)
 				}
 			},
 		} {

@@ -3,7 +3,6 @@ package acceptq
 import (
 	"bufio"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -331,26 +330,21 @@ func TestRestartsUnderFaults(t *testing.T) {
 				}
 			},
 			"list": func(sys *kernel, fail func() error) {
-				diag := sys.diag
-				sys.diag = func(ctx context.Context, request []byte) ([][]byte, error) {
-					if binary.NativeEndian.Uint32(request[unix.SizeofNlMsghdr+4:]) == 1<<tcpListen {
+				sys.dump = func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
+					if r.states == 1<<tcpListen {
 						if err := fail(); err != nil {
 							return nil, err
 						}
 					}
-					return diag(ctx, request)
+					return dump(ctx, r, keep)
 				}
 			},
 			"a row too short": func(sys *kernel, fail func() error) {
-				diag := sys.diag
-				sys.diag = func(ctx context.Context, request []byte) ([][]byte, error) {
-					rows, err := diag(ctx, request)
-					if binary.NativeEndian.Uint32(request[unix.SizeofNlMsghdr+4:]) == 1<<tcpListen && fail() != nil {
-						for i := range rows {
-							rows[i] = rows[i][:diagMsgSize-1]
-						}
+				sys.dump = func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
+					if r.states == 1<<tcpListen && fail() != nil {
+						return listing(make([]byte, diagMsgSize-1))(ctx, r, keep)
 					}
-					return rows, err
+					return dump(ctx, r, keep)
 				}
 			},
 		}

@@ -74,10 +74,11 @@ const queuedStates = 1<<tcpEstablished | 1<<tcpSynRecv | 1<<tcpCloseWait
 // queuedOn lists the connections on a port that wait, or may wait, in the queue of a
 // listener whose inode is in own.
 func (k *kernel) queuedOn(ctx context.Context, family uint8, port int, own map[uint32]bool) ([]Waiting, error) {
-	request := diagRequestWith(family, port, queuedStates|1<<tcpListen, 1<<(diagInfo-1))
-	raw, err := k.diagSome(ctx, request, func(p []byte) bool {
+	r := diagRequest{family, uint16(port), queuedStates | 1<<tcpListen, 1 << (diagInfo - 1)}
+	rows, err := k.dump(ctx, r, func(r row) bool {
 		// The kernel also lists all accepted connections of the port, which may be many.
-		return len(p) < diagMsgSize || p[diagState] == tcpListen || binary.NativeEndian.Uint32(p[diagInode:]) == 0
+		// An in-flight handshake has no info.
+		return r.state == tcpListen || r.inode == 0 && r.info != nil
 	})
 	if ended := ctx.Err(); ended != nil {
 		return nil, ended
@@ -85,31 +86,27 @@ func (k *kernel) queuedOn(ctx context.Context, family uint8, port int, own map[u
 	if err != nil {
 		return nil, os.NewSyscallError("sock_diag", err)
 	}
-	var ours, others, queued []diagRow
+	var ours, others, queued []row
 	seen := make(map[uint64]bool) // the kernel can list a socket twice while its table changes
-	for _, p := range raw {
-		row, err := parseRow(p)
+	for _, r := range rows {
 		switch {
-		case err != nil:
-			return nil, os.NewSyscallError("sock_diag", err)
-		case row.state == tcpListen && own[row.inode]:
-			ours = append(ours, row)
-		case row.state == tcpListen:
-			others = append(others, row)
-		case row.info == nil: // an in-flight handshake
-		case !seen[row.cookie]:
-			seen[row.cookie] = true
-			queued = append(queued, row)
+		case r.state == tcpListen && own[r.inode]:
+			ours = append(ours, r)
+		case r.state == tcpListen:
+			others = append(others, r)
+		case !seen[r.cookie]:
+			seen[r.cookie] = true
+			queued = append(queued, r)
 		}
 	}
 	if len(ours) == 0 {
 		return nil, errNotListed
 	}
 	all := make([]Waiting, 0, len(queued))
-	for _, row := range queued {
-		mayHave := func(l diagRow) bool { return l.mayHave(row) }
+	for _, r := range queued {
+		mayHave := func(l row) bool { return l.mayHave(r) }
 		if slices.ContainsFunc(ours, mayHave) {
-			all = append(all, waitingOf(row, slices.ContainsFunc(others, mayHave)))
+			all = append(all, waitingOf(r, slices.ContainsFunc(others, mayHave)))
 		}
 	}
 	return all, nil
@@ -118,25 +115,25 @@ func (k *kernel) queuedOn(ctx context.Context, family uint8, port int, own map[u
 // mayHave reports whether the connection c may be in the queue of the listener l. If two
 // listeners match, the kernel picks the closer match. But only one of them may have been
 // listening when the client connected, so both are possible.
-func (l diagRow) mayHave(c diagRow) bool {
-	return (l.local.Addr().IsUnspecified() || l.local.Addr() == c.local.Addr()) && (l.iface == 0 || l.iface == c.iface)
+func (l row) mayHave(c row) bool {
+	return (l.local.Addr().IsUnspecified() || l.local.Addr() == c.local.Addr()) && (l.device == 0 || l.device == c.device)
 }
 
 // waitingOf returns the connection of a row.
-func waitingOf(row diagRow, shared bool) Waiting {
-	w := Waiting{Client: row.client, Waited: unknown, Received: unknown, Closed: row.state == tcpCloseWait, Shared: shared}
-	if age, ok := ageIn(row.info); ok {
+func waitingOf(r row, shared bool) Waiting {
+	w := Waiting{Client: r.client, Waited: unknown, Received: unknown, Closed: r.state == tcpCloseWait, Shared: shared}
+	if age, ok := ageIn(r.info); ok {
 		w.Waited = age
 	}
-	if len(row.info) >= infoBytesReceived+8 {
-		w.Received = int64(binary.NativeEndian.Uint64(row.info[infoBytesReceived:]))
+	if len(r.info) >= infoBytesReceived+8 {
+		w.Received = int64(binary.NativeEndian.Uint64(r.info[infoBytesReceived:]))
 		if w.Closed { // the kernel counts the FIN too
 			w.Received--
 		}
 		w.Received = max(w.Received, unknown)
 	}
-	if row.iface != 0 && row.client.Addr().IsLinkLocalUnicast() && row.client.Addr().Is6() {
-		w.Client = netip.AddrPortFrom(row.client.Addr().WithZone(zone(int(row.iface))), row.client.Port())
+	if r.device != 0 && r.client.Addr().IsLinkLocalUnicast() && r.client.Addr().Is6() {
+		w.Client = netip.AddrPortFrom(r.client.Addr().WithZone(zone(int(r.device))), r.client.Port())
 	}
 	return w
 }

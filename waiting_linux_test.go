@@ -399,7 +399,7 @@ func TestWaitingObeysContext(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 
 	k := realKernel
-	k.diagSome = func(ctx context.Context, _ []byte, keep func([]byte) bool) ([][]byte, error) {
+	k.dump = func(ctx context.Context, _ diagRequest, keep func(row) bool) ([]row, error) {
 		return readDump(ctx, keep, func([]byte) (int, error) { return 0, unix.EAGAIN })
 	}
 	ln.kernel = &k
@@ -409,11 +409,11 @@ func TestWaitingObeysContext(t *testing.T) {
 
 // A listener that is bound to a device gets only connections of that device.
 func TestWaitingMayHave(t *testing.T) {
-	at := func(address string, iface uint32) diagRow {
-		return diagRow{local: netip.AddrPortFrom(netip.MustParseAddr(address), 80), iface: iface}
+	at := func(address string, device uint32) row {
+		return row{socketID: socketID{local: netip.AddrPortFrom(netip.MustParseAddr(address), 80), device: device}}
 	}
 	for _, row := range []struct {
-		listener, conn diagRow
+		listener, conn row
 		may            bool
 	}{
 		{at("0.0.0.0", 0), at("10.0.0.1", 0), true},
@@ -449,9 +449,7 @@ func queueRow(state uint8, inode uint32, cookie uint64, n int) []byte {
 			binary.NativeEndian.PutUint32(info[offset:], value)
 		}
 	}
-	attr := binary.NativeEndian.AppendUint16(nil, uint16(unix.SizeofNlAttr+n))
-	attr = binary.NativeEndian.AppendUint16(attr, diagInfo)
-	return append(row, append(attr, info...)...)
+	return append(row, attributeOf(diagInfo, info...)...)
 }
 
 // Incomplete or malformed answers of the kernel.
@@ -482,14 +480,7 @@ func TestWaitingOfOtherAnswers(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			k := realKernel
-			k.diagSome = func(_ context.Context, _ []byte, keep func([]byte) bool) (rows [][]byte, err error) {
-				for _, p := range row.rows {
-					if keep(p) {
-						rows = append(rows, p)
-					}
-				}
-				return rows, nil
-			}
+			k.dump = listing(row.rows...)
 			ln.kernel = &k
 			all, err := ln.Waiting(t.Context())
 			require.ErrorIs(t, err, row.err)
@@ -522,12 +513,37 @@ func FuzzParseRow(f *testing.F) {
 			return
 		}
 		if len(row.info) > len(p)-diagMsgSize {
-			t.Fatal("more connections than rows")
+			t.Fatal("more info than the row has")
 		}
 		w := waitingOf(row, false)
 		if w.Waited < unknown || w.Received < unknown {
 			t.Fatal(w)
 		}
 		_ = w.String()
+	})
+}
+
+// The kernel lists the accepted connections of the port too. Waiting needs no memory for
+// them.
+func TestWaitingBesideAcceptedConnections(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		ln := listen4(t, realKernel)
+		allocations := func() float64 {
+			return testing.AllocsPerRun(10, func() {
+				if _, err := ln.Waiting(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		alone := allocations()
+		const accepted = 200
+		dialed(t, ln, accepted)
+		for range accepted {
+			s, err := ln.Accept()
+			require.NoError(t, err)
+			defer s.Close()
+		}
+		require.Empty(t, waitingBecomes(t, 0, ln.Waiting))
+		require.Less(t, allocations(), alone+accepted/10)
 	})
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -41,10 +40,10 @@ func (k *kernel) queueTime(c net.Conn) (time.Duration, error) {
 }
 
 func (k *kernel) readQueueTime(c net.Conn) (time.Duration, error) {
-	r := queueTimeReaders.Get().(*queueTimeReader)
-	defer queueTimeReaders.Put(r)
+	r := readers.Get().(*reader)
+	defer readers.Put(r)
 	r.kernel = k
-	if err := onConn(c, r.read); err != nil {
+	if err := onConn(c, r.readTime); err != nil {
 		return unknown, err
 	}
 	return r.waited, r.err
@@ -81,19 +80,3 @@ func onConn(c net.Conn, f func(fd uintptr)) error {
 
 // errNoQueueTime is the error if the kernel does not report the time.
 var errNoQueueTime = fmt.Errorf("this system does not report the time in the accept queue: %w", errors.ErrUnsupported)
-
-// A queueTimeReader holds what a reading needs besides the descriptor. It is reused, and
-// the function read is made only once, so that a reading does not allocate.
-type queueTimeReader struct {
-	kernel *kernel
-	buffer [256]byte
-	waited time.Duration
-	err    error
-	read   func(fd uintptr)
-}
-
-var queueTimeReaders = sync.Pool{New: func() any {
-	r := new(queueTimeReader)
-	r.read = func(fd uintptr) { r.waited, r.err = r.kernel.timeInQueue(int(fd), r.buffer[:]) }
-	return r
-}}

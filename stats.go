@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Stats is the state of an accept queue at one moment. -1 means unknown.
@@ -196,28 +197,33 @@ const (
 	multipathTCP
 )
 
-// A statsReader holds what a reading needs besides the descriptor. It is reused, and the
-// function read is made only once, so that a reading does not allocate.
-type statsReader struct {
-	kernel    *kernel
+// A reader holds what Stats and QueueTime need besides the descriptor. It is reused, and
+// its functions are made only once, so that a reading does not allocate.
+type reader struct {
+	kernel *kernel
+	buffer [256]byte // for an answer of the kernel
+	err    error
+
 	transport transport
-	buffer    [64]byte
 	stats     Stats
-	err       error
-	read      func(fd uintptr)
+	readStats func(fd uintptr)
+
+	waited   time.Duration
+	readTime func(fd uintptr)
 }
 
-var statsReaders = sync.Pool{New: func() any {
-	r := new(statsReader)
-	r.read = func(fd uintptr) { r.stats, r.err = r.kernel.stats(int(fd), r.transport, r.buffer[:]) }
+var readers = sync.Pool{New: func() any {
+	r := new(reader)
+	r.readStats = func(fd uintptr) { r.stats, r.err = r.kernel.stats(int(fd), r.transport, r.buffer[:64]) }
+	r.readTime = func(fd uintptr) { r.waited, r.err = r.kernel.timeInQueue(int(fd), r.buffer[:]) }
 	return r
 }}
 
 func readStats(k *kernel, raw syscall.RawConn, tr transport) (Stats, error) {
-	r := statsReaders.Get().(*statsReader)
-	defer statsReaders.Put(r)
+	r := readers.Get().(*reader)
+	defer readers.Put(r)
 	r.kernel, r.transport = k, tr
-	if err := raw.Control(r.read); err != nil {
+	if err := raw.Control(r.readStats); err != nil {
 		return noStats, err
 	}
 	return r.stats, r.err

@@ -34,6 +34,7 @@ type Listener struct {
 	resize    sync.Mutex              // allows one SetBacklog at a time
 	gate      gate
 	intake    intake
+	elsewhere atomic.Bool // Accept has returned a connection of another local port or address
 }
 
 // ListenTCP listens on the TCP address addr with the accept queue that the options
@@ -247,6 +248,7 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 		c, err := l.tcp.AcceptTCP()
 		if err == nil {
 			l.removeStop(c, inherited)
+			l.noteLocal(c)
 		}
 		if sentOut := l.gate.leave(epoch, err == nil); sentOut && errors.Is(err, os.ErrDeadlineExceeded) {
 			continue
@@ -262,6 +264,16 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 			}
 		}
 		return c, err
+	}
+}
+
+// noteLocal notes whether l gets clients of other local ports or addresses than its own,
+// as a BPF program of type sk_lookup can arrange. It makes no system call.
+func (l *Listener) noteLocal(c *net.TCPConn) {
+	own, ok1 := l.tcp.Addr().(*net.TCPAddr)
+	local, ok2 := c.LocalAddr().(*net.TCPAddr)
+	if ok1 && ok2 && (local.Port != own.Port || !own.IP.IsUnspecified() && !local.IP.Equal(own.IP)) {
+		l.elsewhere.Store(true)
 	}
 }
 

@@ -59,8 +59,14 @@ func (w Waiting) String() string {
 // the network namespace, which took 67 ms of CPU time with 198,000 sockets. If ctx ends,
 // Waiting stops early and returns its error.
 //
+// A listener can also get clients of other local ports or addresses: by TPROXY, or by a BPF
+// program of type sk_lookup. Then Waiting cannot tell which connections are in the queue,
+// and returns an error. It notices the socket option IP_TRANSPARENT. It notices sk_lookup
+// only after Accept has returned such a client; before that, these clients are missing.
+//
 // After Close the error matches [net.ErrClosed]. On systems other than Linux it matches
-// [errors.ErrUnsupported]. The source is sock_diag(7): connections without an inode.
+// [errors.ErrUnsupported], as it does if Waiting cannot tell. The source is sock_diag(7):
+// connections without an inode.
 func (l *Listener) Waiting(ctx context.Context) ([]Waiting, error) {
 	if !l.ok() {
 		return nil, l.opError("waiting", errNotListening)

@@ -50,6 +50,10 @@ func (k *kernel) waiting(ctx context.Context, listeners []*Listener) (all []Wait
 			where.close()
 			return nil, err
 		}
+		if l.servesOtherPorts() {
+			where.close()
+			return nil, errOtherPorts
+		}
 	}
 	defer where.close()
 	port := listeners[0].Addr().(*net.TCPAddr).Port
@@ -61,6 +65,35 @@ func (k *kernel) waiting(ctx context.Context, listeners []*Listener) (all []Wait
 		err = fmt.Errorf("%w; %w", err, lost)
 	}
 	return all, err
+}
+
+// errOtherPorts is the error for a listener whose connections cannot be told apart from
+// those of other listeners.
+var errOtherPorts = fmt.Errorf("the socket gets clients of other local ports or addresses: %w", errors.ErrUnsupported)
+
+// servesOtherPorts reports whether l gets clients of other local ports or addresses than
+// its own, or may get them. sock_diag lists these clients under the port that they have
+// connected to. They come from TPROXY, which needs IP_TRANSPARENT (ip(7)), or from a BPF
+// program of type sk_lookup, which shows when Accept has returned such a client.
+func (l *Listener) servesOtherPorts() (yes bool) {
+	if l.elsewhere.Load() {
+		return true
+	}
+	l.raw.Control(func(fd uintptr) { // fails on a closed listener, which has no clients
+		yes = l.kernel.mayBeSet(int(fd), unix.IPPROTO_IP, unix.IP_TRANSPARENT) ||
+			l.kernel.mayBeSet(int(fd), unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT)
+	})
+	return yes
+}
+
+// mayBeSet reports whether an option of fd is set. If that cannot be determined, it is
+// true. It is false if the socket does not have the option.
+func (k *kernel) mayBeSet(fd, level, name int) bool {
+	n, err := k.getsockoptInt(fd, level, name)
+	if errors.Is(err, unix.ENOPROTOOPT) || errors.Is(err, unix.EOPNOTSUPP) {
+		return false
+	}
+	return err != nil || n != 0
 }
 
 // errNotListed is the error if the kernel does not list the listener itself. An empty list

@@ -547,3 +547,72 @@ func TestWaitingBesideAcceptedConnections(t *testing.T) {
 		require.Less(t, allocations(), alone+accepted/10)
 	})
 }
+
+// A listener can get clients of other local ports and addresses. Their connections cannot
+// be told apart from those of other listeners, so Waiting returns an error and not a list
+// that lacks them.
+func TestWaitingOfOtherPorts(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		for name, address := range map[string]func(port int) string{
+			"another port":    func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port%60000+1) },
+			"another address": func(port int) string { return fmt.Sprintf("127.0.0.2:%d", port) },
+		} {
+			t.Run(name, func(t *testing.T) {
+				ln := listen4(t, realKernel)
+				dialed(t, ln, 1)
+				require.Len(t, waitingBecomes(t, 1, ln.Waiting), 1)
+				to := netip.MustParseAddrPort(address(ln.Addr().(*net.TCPAddr).Port))
+				steerPortTo(t, int(to.Port()), ln)
+				for range 2 {
+					c, err := net.DialTimeout("tcp", to.String(), patience)
+					require.NoError(t, err)
+					defer c.Close()
+				}
+				queuedBecomes(t, 3, ln.Stats)
+				for range 2 {
+					s, err := ln.Accept()
+					require.NoError(t, err)
+					defer s.Close()
+				}
+				waitingCannotTell(t, ln)
+			})
+		}
+	})
+}
+
+func TestWaitingOfTransparentListeners(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		for network, option := range map[string][2]int{"tcp4": {unix.IPPROTO_IP, unix.IP_TRANSPARENT}, "tcp6": {unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT}} {
+			t.Run("transparent, "+network, func(t *testing.T) {
+				ln, err := Listen(t.Context(), network, ":0", withInt(option[0], option[1], 1))
+				require.NoError(t, err)
+				defer ln.Close()
+				waitingCannotTell(t, ln)
+			})
+		}
+	})
+	for errno, want := range map[unix.Errno]bool{
+		unix.ENOPROTOOPT: false, unix.EOPNOTSUPP: false, // the socket does not have the option
+		unix.EPERM: true, unix.ENOSYS: true, // it may be set
+	} {
+		k := realKernel
+		k.getsockoptInt = func(fd, level, name int) (int, error) {
+			if level == unix.IPPROTO_IP && name == unix.IP_TRANSPARENT {
+				return 0, errno
+			}
+			return unix.GetsockoptInt(fd, level, name)
+		}
+		require.Equal(t, want, listen4(t, k).servesOtherPorts(), "%v", errno)
+	}
+}
+
+// waitingCannotTell requires an error and no list.
+func waitingCannotTell(t *testing.T, ln *Listener) {
+	t.Helper()
+	all, err := ln.Waiting(t.Context())
+	require.Nil(t, all)
+	requireOp(t, err, "waiting")
+	require.ErrorIs(t, err, errors.ErrUnsupported)
+}

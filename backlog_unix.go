@@ -42,33 +42,31 @@ func tooShort(b Backlog, bounds func() (ceiling, floor int, err error)) error {
 // setBacklog calls listen(2) again on the listening socket fd. It fails without a change
 // if the listener is strict and the kernel would grant less than n. It also does so if
 // the new limit would be too small for the qlen of TCP Fast Open.
+//
+// Both are predicted. listen(2) cannot be undone: if the ceiling is lower than the former
+// limit, that limit cannot be restored. So setBacklog fails if it needs a prediction and
+// cannot make it.
 func (k *kernel) setBacklog(fd, n int, strict bool, fastOpen int, former Backlog) (Backlog, error) {
 	bounds := k.boundsAt(fd)
-	if strict || fastOpen != 0 {
-		if b, err := predict(n, bounds); err == nil {
-			if strict && b.Clamped() {
-				return former, tooShort(b, bounds)
-			}
-			if err := fastOpenFits(runtime.GOOS, fastOpen, b.Limit); err != nil {
-				return former, err
-			}
+	strict = strict && n >= 0 // a request for the maximum is never clamped
+	if strict || fastOpenHalves(runtime.GOOS, fastOpen) {
+		b, err := predict(n, bounds)
+		if err != nil {
+			return former, fmt.Errorf("SetBacklog(%d): what the kernel would grant cannot be predicted: %w: %w", n, errors.ErrUnsupported, err)
+		}
+		if strict && b.Clamped() {
+			return former, tooShort(b, bounds)
+		}
+		if err := fastOpenFits(runtime.GOOS, fastOpen, b.Limit); err != nil {
+			return former, err
 		}
 	}
 	b, err := k.listenFor(fd, n)
 	if err != nil {
 		return former, err // the limit has not changed
 	}
-	if !strict || !b.Clamped() && b.Limit != unknown {
-		return b, nil
+	if strict && (b.Clamped() || b.Limit == unknown) {
+		return b, tooShort(b, bounds) // the prediction was wrong
 	}
-	if former.Limit == unknown {
-		return b, tooShort(b, bounds) // the former limit is unknown and cannot be restored
-	}
-	// The prediction was wrong or impossible. Restore the former limit.
-	back, err := k.listenFor(fd, former.Limit)
-	if err != nil {
-		return b, err
-	}
-	back.Requested = former.Requested
-	return back, tooShort(b, bounds)
+	return b, nil
 }

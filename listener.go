@@ -296,11 +296,17 @@ func (l *Listener) SetDeadline(t time.Time) error {
 // In these cases SetBacklog fails and does not change the limit:
 //   - The listener was made with [WithStrictBacklog], and the kernel would grant less
 //     than n. The error wraps a [*ClampError].
+//   - The listener was made with [WithStrictBacklog], and the ceiling cannot be read. The
+//     error matches [errors.ErrUnsupported].
 //   - The listener was made with [WithFastOpen] on FreeBSD, and half the new limit would
 //     be less than qlen. The error matches [errors.ErrUnsupported].
 //   - Package net made the socket, for example on Windows, which has no second listen.
 //     The error matches [errors.ErrUnsupported].
 //   - l is closed. The error matches [net.ErrClosed].
+//
+// If the system reports a wrong ceiling, as gVisor can, a strict SetBacklog fails with a
+// [*ClampError] after the kernel has stored a smaller limit than n. The returned account
+// has that limit.
 func (l *Listener) SetBacklog(n int) (Backlog, error) {
 	if !l.ok() {
 		return l.Backlog(), l.opError("listen", errNotListening)

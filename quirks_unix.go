@@ -109,12 +109,16 @@ func cappedLength(n, most int) int {
 	return n
 }
 
-// fastOpenFits returns an error if a limit is too small for qlen pending connections of
-// TCP Fast Open. FreeBSD allows half the limit and does not store qlen
+// fastOpenHalves reports whether the number of pending connections of TCP Fast Open
+// depends on the limit. FreeBSD allows half the limit and does not store qlen
 // (tcp_fastopen_alloc_counter and syncache_add in netinet). On Linux the number does not
 // depend on the limit.
+func fastOpenHalves(goos string, qlen int) bool { return goos == "freebsd" && qlen != 0 }
+
+// fastOpenFits returns an error if a limit is too small for qlen pending connections of
+// TCP Fast Open.
 func fastOpenFits(goos string, qlen, limit int) error {
-	if goos != "freebsd" || limit == unknown || qlen <= limit/2 {
+	if !fastOpenHalves(goos, qlen) || limit == unknown || qlen <= limit/2 {
 		return nil
 	}
 	return fmt.Errorf("WithFastOpen(%d): granted %d, half the limit; ask for a backlog of %d: %w",

@@ -141,80 +141,65 @@ func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
 			require.NoError(t, err, "a request for the maximum is never clamped")
 			require.Equal(t, 16, b.Limit)
 		})
-		t.Run("by read-back, where the ceiling cannot be read", func(t *testing.T) {
-			var calls []int
-			k := realKernel
-			k.listenCall = func(fd, n int) error { calls = append(calls, n); return realKernel.listenCall(fd, n) }
-			k.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
-			ln := listen(t, &k, 8)
-			calls = nil
-			keeps(t, ln, unknown, command)
-			require.Equal(t, []int{17, 8}, calls, "the limit must be changed and restored")
-			b, err := ln.SetBacklog(16)
-			require.NoError(t, err)
-			require.Equal(t, 16, b.Limit)
-		})
-		t.Run("by read-back, without a requested number, after a change of the ceiling", func(t *testing.T) {
-			k := realKernel
-			k.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
-			ln := listen(t, &k, -1)
-			before := ln.Backlog()
-			require.Equal(t, []int{-1, 16}, []int{before.Requested, before.Limit})
+		// listen(2) cannot be undone: a ceiling that was lowered in the meantime would
+		// shorten the queue for good.
+		t.Run("the ceiling cannot be read", func(t *testing.T) {
 			defer setSysctl(t, "net.core.somaxconn", 16)
-			for ceiling, limit := range map[int]int{1000: 16, 16: 16, 9: 9} { // a lower ceiling cannot be undone
-				setSysctl(t, "net.core.somaxconn", 16)
-				_, err := ln.SetBacklog(-1)
-				require.NoError(t, err)
+			setSysctl(t, "net.core.somaxconn", 1000)
+			k := realKernel
+			ln := listen(t, &k, 1000)
+			for _, ceiling := range []int{100, 1000, 2000} {
 				setSysctl(t, "net.core.somaxconn", ceiling)
-				b, err := ln.SetBacklog(1001)
-				var clamp *ClampError
-				require.ErrorAs(t, err, &clamp)
-				require.Equal(t, ceiling, clamp.Limit)
-				want := Backlog{Requested: -1, Ceiling: unknown, Limit: limit, Effective: limit, Capacity: limit + 1, Measured: true}
-				require.Equal(t, want, b)
-				require.Equal(t, want, ln.Backlog())
-				s, err := ReadStats(ln.TCPListener())
-				require.NoError(t, err)
-				require.Equal(t, limit, s.Limit, "the limit of the kernel")
+				k.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
+				for _, n := range []int{1001, 1000, 5} {
+					b, err := ln.SetBacklog(n)
+					requireOp(t, err, "listen")
+					require.ErrorIs(t, err, errors.ErrUnsupported)
+					require.ErrorIs(t, err, fs.ErrPermission)
+					require.Equal(t, Backlog{Requested: 1000, Ceiling: unknown, Limit: 1000, Effective: 1000, Capacity: 1001, Measured: true}, b)
+					require.Equal(t, b, ln.Backlog())
+					s, err := ReadStats(ln.TCPListener())
+					require.NoError(t, err)
+					require.Equal(t, 1000, s.Limit, "the limit of the kernel")
+				}
 			}
+			b, err := ln.SetBacklog(-1)
+			require.NoError(t, err, "a request for the maximum is never clamped")
+			require.Equal(t, 2000, b.Limit)
 		})
-		t.Run("by read-back, with a wrong number in the file", func(t *testing.T) {
+		t.Run("a wrong number in the file", func(t *testing.T) {
 			k := realKernel
 			k.readFile = func(string) ([]byte, error) { return []byte("4096\n"), nil }
-			keeps(t, listen(t, &k, 8), 4096, "") // the number in the file would be enough
+			ln := listen(t, &k, 8)
+			b, err := ln.SetBacklog(17)
+			var clamp *ClampError
+			require.ErrorAs(t, err, &clamp)
+			require.Equal(t, ClampError{Requested: 17, Limit: 16, Ceiling: 4096, Knob: "net.core.somaxconn"}, *clamp)
+			require.Equal(t, Backlog{Requested: 17, Ceiling: 4096, Limit: 16, Effective: 16, Capacity: 17, Measured: true}, b)
+			s, err := ln.Stats()
+			require.NoError(t, err)
+			require.Equal(t, 16, s.Limit, "Backlog must report the real limit")
 		})
 		t.Run("nothing can be read after listening", func(t *testing.T) {
 			k := realKernel
 			ln := listen(t, &k, 8)
+			before := ln.EffectiveBacklog()
 			k.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
 			k.getsockopt = func(int, int, int, []byte) (int, error) { return 0, syscall.EPERM }
-			setSysctl(t, "net.core.somaxconn", 1000)
-			defer setSysctl(t, "net.core.somaxconn", 16)
-			for range 2 { // the second time there is no known limit to restore
-				b, err := ln.SetBacklog(16)
-				require.ErrorIs(t, err, errors.ErrUnsupported)
-				require.Equal(t, unknown, b.Limit)
-			}
+			b, err := ln.SetBacklog(16)
+			require.ErrorIs(t, err, errors.ErrUnsupported)
+			require.Equal(t, before, b.Limit)
 			s, err := ReadStats(ln.TCPListener())
 			require.NoError(t, err)
-			require.Equal(t, 16, s.Limit, "the unknown limit must not be used as a request")
+			require.Equal(t, before, s.Limit, "the limit of the kernel")
 		})
-		t.Run("the limit cannot be restored", func(t *testing.T) {
+		t.Run("the limit cannot be read", func(t *testing.T) {
 			k := realKernel
-			k.readFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
 			ln := listen(t, &k, 8)
-			k.listenCall = func(fd, n int) error {
-				if n == 8 {
-					return syscall.EINVAL
-				}
-				return realKernel.listenCall(fd, n)
-			}
-			_, err := ln.SetBacklog(17)
-			require.ErrorIs(t, err, syscall.EINVAL)
-			s, err := ln.Stats()
+			k.getsockopt = func(int, int, int, []byte) (int, error) { return 0, syscall.EPERM }
+			b, err := ln.SetBacklog(9)
 			require.NoError(t, err)
-			require.Equal(t, 16, s.Limit)
-			require.Equal(t, s.Limit, ln.Backlog().Limit, "Backlog must report the real limit")
+			require.Equal(t, Backlog{Requested: 9, Ceiling: 16, Limit: 9, Effective: 9, Capacity: 10}, b, "by prediction")
 		})
 	})
 }

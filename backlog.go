@@ -37,8 +37,9 @@ type Backlog struct {
 	//   - NetBSD, OpenBSD, DragonFly: Limit+1. A burst can exceed it.
 	Capacity int
 	// Measured reports whether Limit was read from the socket: with TCP_INFO on Linux,
-	// with SO_LISTENQLIMIT on FreeBSD. If it is false, Limit was computed from the
-	// kernel's rule and the ceiling at that time, or is unknown.
+	// with SO_LISTENQLIMIT on FreeBSD. [Listener.Backlog] reads it at each call until
+	// Close. If Measured is false, Limit was computed from the kernel's rule and the
+	// ceiling at the time of listen(2), or is unknown.
 	Measured bool
 }
 

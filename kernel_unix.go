@@ -15,7 +15,7 @@ import (
 //   - listen and listenShards, which make listeners
 //   - inspect, which looks at a listener that was made elsewhere
 //   - setBacklog, which calls listen(2) again
-//   - stats, which reads the accept queue
+//   - stats and limit, which read the accept queue
 //   - bounds and readSettings, which read the system's settings
 //   - boundsOf and [Listener].ceiling, which read the settings that apply to one socket
 //   - stop, stopIntake, lift, liftLeft, removeInherited, duplicated and stands, which a
@@ -32,8 +32,7 @@ import (
 //   - ownCalls and realOwnCalls: the calls that no other system needs (kernel_linux.go,
 //     kernel_bsd.go)
 //   - streamSocket, which makes a socket (socket_cloexec.go, socket_forklock.go)
-//   - limit and transportOf, which read a listening socket (backlog_linux.go,
-//     backlog_bsd.go)
+//   - transportOf, which reads a listening socket (backlog_linux.go, backlog_bsd.go)
 //   - setBeforeListen, setAfterListen, spreads, bufferKnob and keepAliveNames, which the
 //     options need (options_linux.go, options_bsd.go)
 //   - a row in ruleOf (backlog.go)

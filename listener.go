@@ -31,7 +31,7 @@ type Listener struct {
 	fastOpen  int                     // the qlen of WithFastOpen; 0 without it
 	keepAlive *net.KeepAliveConfig    // for accepted connections; nil is net's default
 	granted   atomic.Pointer[Backlog] // without Ceiling, which is read at each call
-	resize    sync.Mutex              // allows one SetBacklog at a time
+	resize    sync.Mutex              // allows one listen(2), or reading of granted, at a time
 	gate      gate
 	intake    intake
 	elsewhere atomic.Bool // Accept has returned a connection of another local port or address
@@ -313,16 +313,18 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 	}
 	l.resize.Lock()
 	defer l.resize.Unlock()
-	account := *l.granted.Load()
+	account := l.account()
 	var operr error
 	err := l.raw.Control(func(fd uintptr) {
 		account, operr = l.kernel.setBacklog(int(fd), n, l.strict, l.fastOpen, account)
 	})
 	l.granted.Store(&account)
+	current := account
+	current.Ceiling = l.ceiling()
 	if err := cmp.Or(err, operr); err != nil {
-		return l.Backlog(), l.opError("listen", err)
+		return current, l.opError("listen", err)
 	}
-	return l.Backlog(), nil
+	return current, nil
 }
 
 // File returns a file with a duplicate of the descriptor, as [net.TCPListener.File]
@@ -391,8 +393,11 @@ func (l *Listener) opError(op string, err error) error {
 //
 // The kernel fixes the limit at listen(2). If the ceiling is raised later, the limit
 // does not change until [Listener.SetBacklog] is called. On Linux and FreeBSD the limit
-// is read from the socket. On other systems it is computed from the kernel's rule.
-// EffectiveBacklog makes no system call and works after Close.
+// is read from the socket: when l is made, and at each call of SetBacklog and
+// [Listener.Backlog]. On other systems it is computed from the kernel's rule.
+//
+// EffectiveBacklog makes no system call and works after Close. If another Listener of the
+// same socket has called SetBacklog, the result is correct after the next call of Backlog.
 func (l *Listener) EffectiveBacklog() int {
 	if !l.ok() {
 		return unknown
@@ -401,13 +406,29 @@ func (l *Listener) EffectiveBacklog() int {
 }
 
 // Backlog returns the requested backlog, what the kernel granted and the current
-// ceiling. It reads the ceiling at each call. The ceiling is -1 if it cannot be read.
-// Backlog works after Close.
+// ceiling. At each call it reads the ceiling, and on Linux and FreeBSD the limit of the
+// socket, which another Listener of the same socket can change. The ceiling is -1 if it
+// cannot be read. After Close the limit is the last one that was read.
 func (l *Listener) Backlog() Backlog {
 	if !l.ok() {
 		return noBacklog
 	}
-	account := *l.granted.Load()
+	l.resize.Lock()
+	account := l.account()
+	l.resize.Unlock()
 	account.Ceiling = l.ceiling()
 	return account
+}
+
+// account returns the account with the current limit of the socket, as far as the system
+// reports it, and stores it for EffectiveBacklog. l.resize must be locked.
+func (l *Listener) account() Backlog {
+	l.raw.Control(func(fd uintptr) { // fails on a closed listener
+		if limit, ok := l.kernel.limit(int(fd)); ok {
+			r := hostRule()
+			account := r.account(l.granted.Load().Requested, unknown, limit, true)
+			l.granted.Store(&account)
+		}
+	})
+	return *l.granted.Load()
 }

@@ -73,6 +73,8 @@ func (*kernel) stats(int, transport, []byte) (Stats, error) {
 	return noStats, fmt.Errorf("this system does not report the accept queue: %w", errors.ErrUnsupported)
 }
 
+func (*kernel) limit(int) (limit int, ok bool) { return unknown, false }
+
 func (*kernel) setBacklog(_, _ int, _ bool, _ int, former Backlog) (Backlog, error) {
 	return former, fmt.Errorf("this system cannot change the backlog: %w", errors.ErrUnsupported)
 }

@@ -179,3 +179,27 @@ func BenchmarkWaiting(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkControl calls Control of a Listener, with few and with many descriptors open.
+func BenchmarkControl(b *testing.B) {
+	for _, open := range []int{10, 19000} {
+		b.Run(fmt.Sprintf("%d descriptors", open), func(b *testing.B) {
+			ln := listenForStats(b)
+			raw, err := ln.SyscallConn()
+			if err != nil {
+				b.Fatal(err)
+			}
+			for range open {
+				fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 0)
+				if err != nil {
+					b.Skipf("%v: raise the limit of open files, ulimit -n", err)
+				}
+				defer unix.Close(fd)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				raw.Control(func(uintptr) {})
+			}
+		})
+	}
+}

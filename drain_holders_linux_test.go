@@ -481,3 +481,31 @@ func TestInheritanceIsKeptWhileTheQueueHoldsSome(t *testing.T) {
 		}
 	})
 }
+
+// Control does not list the descriptors of the process. A drain does, once, when it ends.
+// If that fails, the socket counts as shared for this drain only.
+func TestControlListsNoDescriptors(t *testing.T) {
+	t.Parallel()
+	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
+		lists, fails := 0, true
+		sys := k
+		sys.descriptors = func() (map[uint64]int, error) {
+			if lists++; fails {
+				return nil, unix.EMFILE
+			}
+			return k.descriptors()
+		}
+		ln := listen4(t, sys)
+		for range 3 {
+			_, err := ReadStats(forwarding{ln})
+			require.NoError(t, err)
+		}
+		require.Zero(t, lists)
+		requireStillOpen(t, ln.Drain(within(t, patience)))
+		require.Equal(t, way{0, 0, -1}, wayOf(t, ln.raw))
+		require.Equal(t, 1, lists)
+		fails = false
+		require.NoError(t, ln.Drain(within(t, patience)))
+		require.Equal(t, v4, wayOf(t, ln.raw))
+	})
+}

@@ -273,6 +273,44 @@ func duplicated(listeners []*Listener) map[*Listener]bool {
 	return found
 }
 
+// duplicates calls f and reports whether f has left a duplicate of the descriptor fd. The
+// kernel assigns the lowest free number to a new descriptor. So duplicates compares the
+// sockets from the lowest number that was free before f to the one that is free afterwards.
+//
+// It does not find a duplicate at a number of the caller's choice, as dup3(2) makes it, or
+// at a number that another goroutine freed during f. It finds nothing if the process has no
+// descriptor left. The check at the end of a drain finds these, unless they are closed.
+func duplicates(fd int, f func()) bool {
+	before, err := lowestFree()
+	f()
+	if err != nil {
+		return false
+	}
+	after, err := lowestFree()
+	if err != nil { // f, or another goroutine, has taken the last ones
+		after = before + 1
+	}
+	var own, s unix.Stat_t
+	if unix.Fstat(fd, &own) != nil {
+		return false
+	}
+	for n := before; n < after; n++ {
+		if n != fd && unix.Fstat(n, &s) == nil && s.Dev == own.Dev && s.Ino == own.Ino {
+			return true
+		}
+	}
+	return false
+}
+
+// lowestFree returns the lowest number that no descriptor of this process has.
+func lowestFree() (int, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return fd, err
+}
+
 // inode returns the inode number of the socket of l, which identifies it.
 func (l *Listener) inode() (uint64, error) {
 	var s unix.Stat_t

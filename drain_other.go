@@ -27,6 +27,8 @@ func (*kernel) stands(int, *stop) bool { return true }
 
 func duplicated([]*Listener) map[*Listener]bool { return nil }
 
+func duplicates(_ int, f func()) bool { f(); return false }
+
 // A flight limits the time that a drain waits for connections that the kernel holds back.
 // These systems do not list in-flight handshakes.
 type flight struct{ until time.Time }

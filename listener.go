@@ -350,14 +350,16 @@ func (l *Listener) File() (*os.File, error) {
 // [net.TCPListener.SyscallConn] does. Use it to read or set options.
 //
 // If a function passed to Control duplicates the descriptor, l counts as shared, as
-// after [Listener.File]. To detect that, Control checks each open descriptor of the
-// process on Linux. It cannot detect that the function sends the descriptor to another
-// process. To do that, send a copy that [Listener.File] returned.
+// after [Listener.File]. To detect that on Linux, Control checks the descriptors that were
+// opened meanwhile. A drain then checks all descriptors of the process when it ends.
+// Neither detects that the function sends the descriptor to another process. To do that,
+// send a copy that [Listener.File] returned.
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	raw, err := l.socket().SyscallConn()
 	if err != nil {
 		return nil, err
 	}
+	l.intake.shown.Store(true)
 	return watchedConn{raw, l}, nil
 }
 
@@ -368,8 +370,9 @@ type watchedConn struct {
 }
 
 func (c watchedConn) Control(f func(fd uintptr)) error {
-	err := c.RawConn.Control(f)
-	if err == nil && duplicated([]*Listener{c.l})[c.l] {
+	copied := false
+	err := c.RawConn.Control(func(fd uintptr) { copied = duplicates(int(fd), func() { f(fd) }) })
+	if copied {
 		err = c.l.markShared()
 	}
 	return err

@@ -123,10 +123,13 @@ func (k *kernel) wrap(ln net.Listener) (*Listener, error) {
 	var tcp *net.TCPListener
 	switch ln := ln.(type) {
 	case *Listener:
-		if ln.ok() {
-			return ln, nil
+		if !ln.ok() {
+			return fail(errNotListening)
 		}
-		return fail(errNotListening)
+		if err := ln.raw.Control(func(uintptr) {}); err != nil {
+			return fail(err) // ln is closed
+		}
+		return ln, nil
 	case *net.TCPListener:
 		tcp = ln
 	case nil, *net.UnixListener:
@@ -354,10 +357,15 @@ func (l *Listener) File() (*os.File, error) {
 // opened meanwhile. A drain then checks all descriptors of the process when it ends.
 // Neither detects that the function sends the descriptor to another process. To do that,
 // send a copy that [Listener.File] returned.
+//
+// After Close the error matches [net.ErrClosed].
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	raw, err := l.socket().SyscallConn()
 	if err != nil {
 		return nil, err
+	}
+	if err := l.raw.Control(func(uintptr) {}); err != nil {
+		return nil, l.opError("syscallconn", err) // l is closed
 	}
 	l.intake.shown.Store(true)
 	return watchedConn{raw, l}, nil

@@ -253,3 +253,17 @@ func TestEverythingAtOnce(t *testing.T) {
 		c.Close()
 	}
 }
+
+// SyscallConn and Wrap of a closed Listener return an error.
+func TestClosedListenerHasNoRawConn(t *testing.T) {
+	ln := listenForStats(t)
+	require.NoError(t, ln.Close())
+	raw, err := ln.SyscallConn()
+	requireOp(t, err, "syscallconn")
+	require.ErrorIs(t, err, net.ErrClosed)
+	require.Nil(t, raw)
+	again, err := Wrap(ln)
+	requireOp(t, err, "wrap")
+	require.ErrorIs(t, err, net.ErrClosed)
+	require.Nil(t, again)
+}

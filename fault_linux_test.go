@@ -146,6 +146,7 @@ func kernelAnswers(all map[string][]answer) {
 	// this: removing the user's filter would be worse than leaving its own.
 	all["getsockopt of a filter"] = append(refusals(unix.EBADF, unix.EFAULT, unix.ENOBUFS, unix.ENOMEM, unix.ENOPROTOOPT, unix.ENOTSOCK,
 		unix.EPERM, unix.EOPNOTSUPP), numbers(0)...)
+	all["getsockopt, of a proxy"] = refusals(unix.EBADF, unix.EFAULT, unix.ENOBUFS, unix.ENOMEM, unix.ENOTSOCK, unix.EPERM)
 	all["setsockopt of a program"] = refusals(unix.EBADF, unix.EFAULT, unix.EINVAL, unix.ENOMEM, unix.EPERM, unix.EOPNOTSUPP, unix.ENOPROTOOPT)
 	all["socket of a probe"] = refusals(unix.EACCES, unix.EPERM, unix.EAFNOSUPPORT, unix.EMFILE, unix.ENFILE, unix.ENOMEM)
 	all["ioctl"] = refusals(unix.EPERM, unix.ENOTTY, unix.EINVAL, unix.EMFILE)
@@ -170,6 +171,16 @@ func (m *meddler) ownCalls(k *kernel, base kernel, meddle func() answer) {
 			return meddle().n, meddle().err
 		}
 		return base.getsockopt(fd, level, name, p)
+	}
+	others := k.getsockoptInt
+	k.getsockoptInt = func(fd, level, name int) (int, error) {
+		if level == unix.IPPROTO_IP && name == unix.IP_TRANSPARENT || level == unix.IPPROTO_IPV6 && name == unix.IPV6_TRANSPARENT {
+			if m.turn("getsockopt, of a proxy") {
+				return meddle().n, meddle().err
+			}
+			return base.getsockoptInt(fd, level, name)
+		}
+		return others(fd, level, name)
 	}
 	k.attachFilter = func(fd int, prog *unix.SockFprog) error {
 		if m.turn("setsockopt of a filter") {
@@ -277,7 +288,7 @@ func queueTimed() act {
 
 // waitingListed calls Waiting. The clients stay in the queue.
 func waitingListed() act {
-	return on("Waiting", "waiting", []string{"getsockopt", "sock_diag"}, func(t *testing.T, _ *kernel, ln *Listener) error {
+	return on("Waiting", "waiting", []string{"getsockopt", "getsockopt, of a proxy", "sock_diag"}, func(t *testing.T, _ *kernel, ln *Listener) error {
 		all, err := ln.Waiting(t.Context())
 		if err != nil && all != nil {
 			return fmt.Errorf("%v and %w", all, err)

@@ -50,9 +50,9 @@ func (k *kernel) waiting(ctx context.Context, listeners []*Listener) (all []Wait
 			where.close()
 			return nil, err
 		}
-		if l.servesOtherPorts() {
+		if err := l.otherPorts(); err != nil {
 			where.close()
-			return nil, errOtherPorts
+			return nil, err
 		}
 	}
 	defer where.close()
@@ -72,28 +72,36 @@ func (k *kernel) waiting(ctx context.Context, listeners []*Listener) (all []Wait
 var errOtherPorts = fmt.Errorf("the socket gets clients of other local ports or addresses: %w", errors.ErrUnsupported)
 
 // servesOtherPorts reports whether l gets clients of other local ports or addresses than
-// its own, or may get them. sock_diag lists these clients under the port that they have
-// connected to. They come from TPROXY, which needs IP_TRANSPARENT (ip(7)), or from a BPF
-// program of type sk_lookup, which shows when Accept has returned such a client.
-func (l *Listener) servesOtherPorts() (yes bool) {
+// its own, or may get them.
+func (l *Listener) servesOtherPorts() bool { return l.otherPorts() != nil }
+
+// otherPorts returns an error if l gets clients of other local ports or addresses, or may
+// get them. sock_diag lists these clients under the port that they have connected to. They
+// come from TPROXY, which needs IP_TRANSPARENT (ip(7)), or from a BPF program of type
+// sk_lookup, which shows when Accept has returned such a client.
+func (l *Listener) otherPorts() (err error) {
 	if l.elsewhere.Load() {
-		return true
+		return errOtherPorts
 	}
 	l.raw.Control(func(fd uintptr) { // fails on a closed listener, which has no clients
-		yes = l.kernel.mayBeSet(int(fd), unix.IPPROTO_IP, unix.IP_TRANSPARENT) ||
-			l.kernel.mayBeSet(int(fd), unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT)
+		err = cmp.Or(l.kernel.opaque(int(fd), unix.IPPROTO_IP, unix.IP_TRANSPARENT),
+			l.kernel.opaque(int(fd), unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT))
 	})
-	return yes
+	return err
 }
 
-// mayBeSet reports whether an option of fd is set. If that cannot be determined, it is
-// true. It is false if the socket does not have the option.
-func (k *kernel) mayBeSet(fd, level, name int) bool {
-	n, err := k.getsockoptInt(fd, level, name)
-	if errors.Is(err, unix.ENOPROTOOPT) || errors.Is(err, unix.EOPNOTSUPP) {
-		return false
+// opaque returns an error if fd has an option for transparent proxies, or may have it. Only
+// ENOPROTOOPT and EOPNOTSUPP mean that the socket cannot have it.
+func (k *kernel) opaque(fd, level, name int) error {
+	switch n, err := k.getInt(fd, level, name); {
+	case errors.Is(err, unix.ENOPROTOOPT), errors.Is(err, unix.EOPNOTSUPP):
+		return nil
+	case err != nil:
+		return fmt.Errorf("whether the socket gets clients of other local ports is unknown: %w: %w", errors.ErrUnsupported, err)
+	case n != 0:
+		return errOtherPorts
 	}
-	return err != nil || n != 0
+	return nil
 }
 
 // errNotListed is the error if the kernel does not list the listener itself. An empty list

@@ -365,7 +365,7 @@ func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 		return nil, err
 	}
 	if err := l.raw.Control(func(uintptr) {}); err != nil {
-		return nil, l.opError("syscallconn", err) // l is closed
+		return nil, l.opError("raw-control", err) // l is closed
 	}
 	l.intake.shown.Store(true)
 	return watchedConn{raw, l}, nil

@@ -259,7 +259,7 @@ func TestClosedListenerHasNoRawConn(t *testing.T) {
 	ln := listenForStats(t)
 	require.NoError(t, ln.Close())
 	raw, err := ln.SyscallConn()
-	requireOp(t, err, "syscallconn")
+	requireOp(t, err, "raw-control")
 	require.ErrorIs(t, err, net.ErrClosed)
 	require.Nil(t, raw)
 	again, err := Wrap(ln)

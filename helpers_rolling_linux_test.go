@@ -40,6 +40,17 @@ type replicaSpec struct {
 	Unsteered        bool
 }
 
+func (s replicaSpec) name() string {
+	way, user := "filter", "root"
+	if s.TTL {
+		way = "ttl"
+	}
+	if s.UID != 0 {
+		user = "nobody"
+	}
+	return way + "_" + user
+}
+
 // become gives up root. The process then has no capability.
 func (s replicaSpec) become(t *testing.T) {
 	if s.UID == 0 {
@@ -91,6 +102,35 @@ func ttlOf(fd int) (s ttlSettings) {
 	return s
 }
 
+// optionsOf returns the options of a listening socket that a drain could change.
+func optionsOf(t *testing.T, l *Listener) map[string]int {
+	t.Helper()
+	values := make(map[string]int)
+	err := l.raw.Control(func(fd uintptr) {
+		for name, o := range map[string]socketOption{
+			"IP_TTL": {unix.IPPROTO_IP, unix.IP_TTL}, "IP_MINTTL": {unix.IPPROTO_IP, unix.IP_MINTTL},
+			"IP_TOS": {unix.IPPROTO_IP, unix.IP_TOS}, "IP_RECVTTL": {unix.IPPROTO_IP, unix.IP_RECVTTL},
+			"IP_TRANSPARENT": {unix.IPPROTO_IP, unix.IP_TRANSPARENT}, "IP_FREEBIND": {unix.IPPROTO_IP, unix.IP_FREEBIND},
+			"IPV6_UNICAST_HOPS": {unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS}, "IPV6_MINHOPCOUNT": {unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT},
+			"IPV6_TCLASS": {unix.IPPROTO_IPV6, unix.IPV6_TCLASS}, "IPV6_RECVHOPLIMIT": {unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT},
+			"IPV6_V6ONLY": {unix.IPPROTO_IPV6, unix.IPV6_V6ONLY}, "SO_RXQ_OVFL": {unix.SOL_SOCKET, unix.SO_RXQ_OVFL},
+			"SO_MARK": {unix.SOL_SOCKET, unix.SO_MARK}, "SO_PRIORITY": {unix.SOL_SOCKET, unix.SO_PRIORITY},
+			"SO_RCVBUF": {unix.SOL_SOCKET, unix.SO_RCVBUF}, "SO_KEEPALIVE": {unix.SOL_SOCKET, unix.SO_KEEPALIVE},
+			"SO_REUSEPORT": {unix.SOL_SOCKET, unix.SO_REUSEPORT}, "SO_LOCK_FILTER": {unix.SOL_SOCKET, unix.SO_LOCK_FILTER},
+			"TCP_SYNCNT": {unix.IPPROTO_TCP, unix.TCP_SYNCNT}, "TCP_DEFER_ACCEPT": {unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT},
+			"TCP_MAXSEG": {unix.IPPROTO_TCP, unix.TCP_MAXSEG}, "TCP_FASTOPEN": {unix.IPPROTO_TCP, unix.TCP_FASTOPEN},
+			"TCP_SAVE_SYN": {unix.IPPROTO_TCP, unix.TCP_SAVE_SYN}, "TCP_USER_TIMEOUT": {unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT},
+		} {
+			if v, err := unix.GetsockoptInt(int(fd), o.level, o.name); err == nil {
+				values[name] = v
+			}
+		}
+	})
+	require.NoError(t, err)
+	values["filter"] = wayOf(t, l.raw).filter
+	return values
+}
+
 // A server is what runs in the process of a replica.
 type server struct {
 	spec     replicaSpec
@@ -103,22 +143,29 @@ type server struct {
 	hangs    chan struct{}
 }
 
+// newServer listens and serves.
+func newServer(t *testing.T, spec replicaSpec) *server {
+	t.Helper()
+	s := &server{spec: spec, served: make(chan error, 1), hangs: make(chan struct{})}
+	var err error
+	s.shards, err = ListenShards(t.Context(), spec.Network, spec.Address, spec.Shards, spec.options(&s.want)...)
+	require.NoError(t, err)
+	t.Cleanup(func() { s.shards.Close() })
+	go func() { s.served <- s.shards.Serve(s.serve) }()
+	return s
+}
+
 // serveReplica runs a replica.
 func serveReplica(t *testing.T) {
 	var spec replicaSpec
 	require.NoError(t, json.Unmarshal([]byte(os.Getenv(replicaEnv)), &spec))
 	spec.become(t)
-	s := &server{spec: spec, served: make(chan error, 1), hangs: make(chan struct{})}
-	var err error
-	s.shards, err = ListenShards(t.Context(), spec.Network, spec.Address, spec.Shards, spec.options(&s.want)...)
-	require.NoError(t, err)
-	go func() { s.served <- s.shards.Serve(s.serve) }()
+	s := newServer(t, spec)
 	fmt.Println("done listen", s.shards.Addr())
 	commands := map[string]func(*testing.T){
-		"count": func(*testing.T) {},
-		"drain": s.drain,
+		"stop":  func(t *testing.T) { s.drain(t); s.close(t); s.answered(t) },
+		"drain": func(t *testing.T) { s.drain(t); s.answered(t) },
 		"close": s.close,
-		"stop":  func(t *testing.T) { s.drain(t); s.close(t) },
 		"hang":  s.hang,
 	}
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
@@ -174,10 +221,13 @@ func (s *server) drain(t *testing.T) {
 	}
 }
 
-// close closes the listeners, and waits until every client has its answer.
 func (s *server) close(t *testing.T) {
 	require.NoError(t, s.shards.Close())
 	require.ErrorIs(t, <-s.served, net.ErrClosed)
+}
+
+// answered waits until every client that was accepted has its answer.
+func (s *server) answered(t *testing.T) {
 	require.Eventually(t, func() bool { return s.inHand.Load() == 0 }, patience, time.Millisecond)
 }
 
@@ -318,14 +368,7 @@ func (f *fleet) add(t *testing.T, n int) {
 		if f.busy == nil { // the others need its port
 			r.hear(t, "listen")
 			f.spec.Address = r.Address
-			_, port, err := net.SplitHostPort(r.Address)
-			require.NoError(t, err)
-			var addresses []string
-			for _, host := range f.hosts {
-				addresses = append(addresses, net.JoinHostPort(host, port))
-			}
-			f.busy = newBusy(24, addresses)
-			t.Cleanup(f.busy.halt)
+			f.busy = newBusy(t, f.hosts, r.Address)
 		}
 	}
 	for _, r := range f.members[len(f.members)-n:] {
@@ -344,22 +387,42 @@ func (f *fleet) control(t *testing.T) {
 	f.calibrate()
 }
 
-// stop drains and closes members at the same time, and waits for every client that may have
-// been delayed by that.
-func (f *fleet) stop(t *testing.T, victims ...*replica) {
+// during counts the clients that stall while act runs. It waits for every client that act
+// may have delayed, and returns when act had ended.
+func (f *fleet) during(t *testing.T, act func()) (end time.Time) {
 	t.Helper()
 	before := f.slow()
-	for _, v := range victims {
-		v.say(t, "stop")
-	}
-	for _, v := range victims {
-		v.hear(t, "stop")
-	}
-	f.settle(t, time.Now())
+	act()
+	end = time.Now()
+	f.settle(t, end)
 	f.stalled = append(f.stalled, f.slow()-before)
+	return end
+}
+
+// stop drains and closes members at the same time.
+func (f *fleet) stop(t *testing.T, victims ...*replica) {
+	t.Helper()
+	f.during(t, func() {
+		for _, v := range victims {
+			v.say(t, "stop")
+		}
+		for _, v := range victims {
+			v.hear(t, "stop")
+		}
+	})
 	for _, v := range victims {
 		f.gone(v)
 		v.end(t)
+	}
+}
+
+// kill kills a member. With loses a client may be lost if it connected before that.
+func (f *fleet) kill(t *testing.T, v *replica, loses bool) {
+	t.Helper()
+	end := f.during(t, v.kill)
+	f.gone(v)
+	if loses {
+		f.forgive(end)
 	}
 }
 
@@ -378,7 +441,7 @@ func (f *fleet) even(t *testing.T, when string, members []*replica) {
 	for _, m := range members {
 		listeners += m.Shards
 	}
-	n := min(max(300, 60*listeners), 1500)
+	n := max(300, 60*len(members))
 	before := f.sharesNow()
 	f.more(t, n)
 	after := f.sharesNow()
@@ -461,18 +524,27 @@ type loss struct {
 	err   error
 }
 
-func newBusy(n int, addresses []string) *busy {
-	b := &busy{quit: make(chan struct{}), began: make([]time.Time, n), shares: make(map[byte]int)}
-	for i := range n {
+// newBusy starts 24 clients. They connect to the port of address on hosts.
+func newBusy(t *testing.T, hosts []string, address string) *busy {
+	t.Helper()
+	_, port, err := net.SplitHostPort(address)
+	require.NoError(t, err)
+	b := &busy{quit: make(chan struct{}), began: make([]time.Time, 24), shares: make(map[byte]int)}
+	t.Cleanup(b.halt)
+	pause := 4 * time.Millisecond // other tests need the processor too
+	if rollingRounds(t) > 1 {
+		pause = time.Millisecond
+	}
+	for i := range b.began {
 		b.wait.Go(func() {
-			pause := time.NewTicker(2 * time.Millisecond) // other tests need the processor too
-			defer pause.Stop()
+			tick := time.NewTicker(pause)
+			defer tick.Stop()
 			for {
 				select {
 				case <-b.quit:
 					return
-				case <-pause.C:
-					b.request(i, addresses[i%len(addresses)])
+				case <-tick.C:
+					b.request(i, net.JoinHostPort(hosts[i%len(hosts)], port))
 				}
 			}
 		})
@@ -537,6 +609,13 @@ func (b *busy) more(t *testing.T, n int) {
 	}
 	want := count() + n
 	require.Eventually(t, func() bool { return count() >= want }, 2*patience, time.Millisecond)
+}
+
+// forgive forgets the lost requests that began before end.
+func (b *busy) forgive(end time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.losses = slices.DeleteFunc(b.losses, func(l loss) bool { return l.began.Before(end) })
 }
 
 func (b *busy) slow() int {

@@ -5,10 +5,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // Rolling restarts, with the replicas in processes of their own: a new replica listens,
@@ -68,7 +70,7 @@ func newFleet(t *testing.T, family string, replicas int, spec replicaSpec) *flee
 }
 
 // rollingSlots limits how many of these tests run at a time: more would delay each other.
-var rollingSlots = make(chan struct{}, 2)
+var rollingSlots = make(chan struct{}, 3)
 
 // inSlot runs f in a namespace of its own.
 func inSlot(t *testing.T, f func(t *testing.T)) {
@@ -89,14 +91,7 @@ type rolling struct {
 }
 
 func (r rolling) name() string {
-	way, user := "filter", "root"
-	if r.spec.TTL {
-		way = "ttl"
-	}
-	if r.spec.UID != 0 {
-		user = "nobody"
-	}
-	return fmt.Sprintf("%d_%s_%s_%s_%s", r.replicas, r.stopping, r.family, way, user)
+	return fmt.Sprintf("%d_%s_%s_%s", r.replicas, r.stopping, r.family, r.spec.name())
 }
 
 func (r rolling) run(t *testing.T) *fleet {
@@ -123,7 +118,7 @@ func rollings(factor int) (rows []rolling) {
 	const nobody = 65534
 	if factor <= 1 {
 		return []rolling{
-			{1, "oldest", "IPv4", replicaSpec{}, 3},
+			{1, "oldest", "IPv4", replicaSpec{}, 2},
 			{1, "oldest", "dual", replicaSpec{TTL: true, UID: nobody}, 2},
 			{2, "oldest", "IPv4", replicaSpec{TTL: true, UID: nobody}, 2},
 			{3, "oldest", "IPv6", replicaSpec{}, 3},
@@ -172,4 +167,231 @@ func TestRollingControl(t *testing.T) {
 		require.Positive(t, f.stalls)
 		require.Empty(t, f.losses)
 	})
+}
+
+// A replica is killed. A client that it has accepted is lost. Each other client is served,
+// without a stall, and a new replica gets its share.
+func TestRollingKill(t *testing.T) {
+	t.Parallel()
+	ask := func(commands ...string) func(t *testing.T, v *replica) {
+		return func(t *testing.T, v *replica) {
+			for _, command := range commands {
+				v.say(t, command)
+				v.hear(t, command)
+			}
+		}
+	}
+	factor := rollingRounds(t)
+	for _, row := range []struct {
+		when    string
+		prepare func(t *testing.T, v *replica)
+		loses   bool
+	}{
+		{"before", ask(), true},
+		{"during", ask("hang"), true}, // a connection waits for Accept, so the drain goes on
+		{"after", ask("drain"), false},
+		{"atClose", func(t *testing.T, v *replica) { ask("drain")(t, v); v.say(t, "close") }, false},
+	} {
+		for _, spec := range []replicaSpec{{}, {TTL: true, UID: 65534}} {
+			if factor == 1 && spec.TTL != (row.when == "during") {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s_%s", row.when, spec.name()), func(t *testing.T) {
+				inSlot(t, func(t *testing.T) {
+					f := newFleet(t, "IPv4", 3, spec)
+					for range factor {
+						f.add(t, 1)
+						f.stop(t, f.members[0]) // the members are now in another order
+						v := pickRandom(f.members, 1)[0]
+						before := f.slow()
+						row.prepare(t, v)
+						switch row.when {
+						case "during":
+							f.more(t, 200)
+						case "after":
+							f.settle(t, time.Now())
+							f.even(t, "after the drain", others(f.members, v))
+						}
+						f.kill(t, v, row.loses)
+						f.stalled[len(f.stalled)-1] = f.slow() - before
+						f.add(t, 1)
+						f.settle(t, time.Now())
+						f.even(t, "with a new replica", f.members)
+					}
+					if row.loses {
+						f.finish(t)
+					} else {
+						f.finishExactly(t)
+					}
+				})
+			})
+		}
+	}
+}
+
+func others(members []*replica, but *replica) []*replica {
+	return slices.DeleteFunc(slices.Clone(members), func(m *replica) bool { return m == but })
+}
+
+// A replica with 64 shards and three with one listener restart, one after the other.
+func TestRollingShards(t *testing.T) {
+	inSlot(t, func(t *testing.T) {
+		f := newFleet(t, "IPv4", 1, replicaSpec{Shards: 64})
+		f.spec.Shards = 1
+		f.add(t, 3)
+		f.control(t)
+		factor := rollingRounds(t)
+		for range factor {
+			for i, old := range slices.Clone(f.members) {
+				if factor == 1 && i > 1 {
+					continue
+				}
+				f.spec.Shards = old.Shards
+				f.add(t, 1)
+				f.settle(t, time.Now())
+				f.even(t, "before the stop", f.members)
+				f.stop(t, old)
+				f.even(t, "after the stop", f.members)
+			}
+		}
+		f.finishExactly(t)
+	})
+}
+
+// What a drain and a Resume do to a listener and to its group is gone afterwards: its
+// socket options, those of its connections, and half-open handshakes at the others.
+func TestDrainLeavesNoTrace(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		family string
+		spec   replicaSpec
+	}{
+		{"IPv4", replicaSpec{}},
+		{"IPv4", replicaSpec{TTL: true, UserTTL: 77}},
+		{"IPv6", replicaSpec{UserTTL: 77}},
+		{"dual", replicaSpec{TTL: true}},
+		{"dual", replicaSpec{UserTTL: maxTTL}},
+	} {
+		t.Run(fmt.Sprintf("%s_%s_ttl%d", row.family, row.spec.name(), row.spec.UserTTL), func(t *testing.T) {
+			inSlot(t, func(t *testing.T) { drainAndResume(t, row.family, row.spec) })
+		})
+	}
+}
+
+func drainAndResume(t *testing.T, family string, spec replicaSpec) {
+	if family != "IPv4" {
+		haveIPv6(t)
+	}
+	at := rollingAddresses[family]
+	spec.Network, spec.Address, spec.Shards = at.network, at.address, 1
+	var members []*server
+	for i := range 3 {
+		spec.ID = byte(i)
+		m := newServer(t, spec)
+		spec.Address = m.shards.Addr().String()
+		members = append(members, m)
+	}
+	addr := members[0].shards.Addr()
+	clients := newBusy(t, at.hosts, addr.String())
+	clients.settle(t, time.Now())
+	clients.calibrate()
+	for range rollingRounds(t) {
+		for _, m := range members {
+			l := m.shards.listeners[0]
+			before := optionsOf(t, l)
+			m.drain(t)
+			clients.settle(t, time.Now())
+			require.NoError(t, l.Resume())
+			require.Equal(t, before, optionsOf(t, l))
+			clients.settle(t, time.Now())
+		}
+	}
+	clients.halt()
+	require.Eventually(t, func() bool { return synReceived(t, addr) == 0 }, patience, time.Millisecond, "half-open handshakes are left")
+	accepted := 0
+	for _, m := range members {
+		m.close(t)
+		m.answered(t)
+		accepted += int(m.accepted.Load())
+		require.Zero(t, m.odd.Load(), "connections with other TTL settings than those of the user")
+	}
+	t.Logf("%d answered, %d stalled", clients.answered, clients.stalls)
+	require.Empty(t, clients.losses)
+	require.Zero(t, clients.stalls)
+	require.Equal(t, clients.answered, accepted, "accepted connections that are not of the clients")
+}
+
+// The clients with which a drain asks for the order of the group delay no other drain: it
+// does not wait until the members send SYN-ACKs to them again, which is after a second.
+func TestDrainsDoNotDelayEachOther(t *testing.T) {
+	inSlot(t, func(t *testing.T) {
+		slowest := func(opts ...Option) (most time.Duration) {
+			address := "127.0.0.1:0"
+			var members []*Listener
+			for range 4 {
+				l, err := Listen(t.Context(), "tcp4", address, append(opts, WithReusePort())...)
+				require.NoError(t, err)
+				t.Cleanup(func() { l.Close() })
+				address = l.Addr().String()
+				go answerEach(l, func() {})
+				members = append(members, l)
+			}
+			for _, l := range members[1:] {
+				began := time.Now()
+				require.NoError(t, l.Drain(within(t, patience)))
+				most = max(most, time.Since(began))
+			}
+			return most
+		}
+		control, asking := slowest(WithoutSteering()), slowest()
+		t.Logf("the slowest of 3 drains: %v, and %v without steering", asking, control)
+		require.Less(t, asking, control+stallTime)
+	})
+}
+
+// 64 listeners of a group drain, each by a call of its own, while a connection waits in
+// each queue. Steering must not cost much more processor time than the rest of these drains.
+func TestRollingProcessorTime(t *testing.T) {
+	if rollingRounds(t) == 1 {
+		t.Skip("set ACCEPTQ_ROUNDS=2: this takes 15 seconds")
+	}
+	inSlot(t, func(t *testing.T) {
+		const (
+			listeners = 64
+			lasts     = 2 * time.Second
+		)
+		used := func(opts ...Option) (cores float64) {
+			s, err := ListenTCPShards("127.0.0.1:0", listeners+1, append(opts, WithReusePort())...)
+			require.NoError(t, err)
+			defer s.Close()
+			for l := range s.All() {
+				c := dialUntil(t, l)
+				defer c.Close()
+			}
+			before := processorTime(t)
+			var drains sync.WaitGroup
+			for _, l := range slices.Collect(s.All())[:listeners] {
+				drains.Go(func() { l.Drain(within(t, lasts)) })
+			}
+			drains.Wait()
+			return float64(processorTime(t)-before) / float64(lasts)
+		}
+		var steered, plain []float64
+		for range 3 {
+			plain = append(plain, used(WithoutSteering()))
+			steered = append(steered, used())
+		}
+		slices.Sort(steered)
+		slices.Sort(plain)
+		t.Logf("%d drains use %.3f of a core; without steering %.3f", listeners, steered, plain)
+		require.Less(t, steered[1], 1.25*plain[1])
+	})
+}
+
+// processorTime returns the processor time that this process has used.
+func processorTime(t *testing.T) time.Duration {
+	t.Helper()
+	var u unix.Rusage
+	require.NoError(t, unix.Getrusage(unix.RUSAGE_SELF, &u))
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -348,7 +348,7 @@ type fleet struct {
 	spec     replicaSpec
 	hosts    []string // where the clients connect
 	members  []*replica
-	*busy         // nil before the first member listens
+	*busy         // nil before start
 	last     byte // the last ID
 	accepted int  // by the replicas that have ended
 	odd      int
@@ -359,32 +359,41 @@ type fleet struct {
 // add starts n replicas and waits until all listen.
 func (f *fleet) add(t *testing.T, n int) {
 	t.Helper()
+	var started []*replica
 	for range n {
 		f.last++
 		spec := f.spec
 		spec.ID = f.last
 		r := startReplica(t, spec)
 		f.members = append(f.members, r)
-		if f.busy == nil { // the others need its port
+		if strings.HasSuffix(spec.Address, ":0") { // the others need its port
 			r.hear(t, "listen")
 			f.spec.Address = r.Address
-			f.busy = newBusy(t, f.hosts, r.Address)
+		} else {
+			started = append(started, r)
 		}
 	}
-	for _, r := range f.members[len(f.members)-n:] {
-		if r.Address != f.spec.Address || r.ID > 1 {
-			r.hear(t, "listen")
-		}
+	for _, r := range started {
+		r.hear(t, "listen")
 	}
 }
 
-// control measures the clients while nothing stops.
-func (f *fleet) control(t *testing.T) {
+// start starts the clients, and measures them while nothing stops. members are those that
+// get clients.
+func (f *fleet) start(t *testing.T, members []*replica) {
 	t.Helper()
+	f.busy = newBusy(t, f.hosts, f.spec.Address)
 	f.settle(t, time.Now())
+	f.even(t, "in the control", members)
 	f.calibrate()
-	f.even(t, "in the control", f.members)
-	f.calibrate()
+}
+
+// addr returns the address of the group.
+func (f *fleet) addr(t *testing.T) net.Addr {
+	t.Helper()
+	addr, err := net.ResolveTCPAddr("tcp", f.spec.Address)
+	require.NoError(t, err)
+	return addr
 }
 
 // during counts the clients that stall while act runs. It waits for every client that act
@@ -441,7 +450,7 @@ func (f *fleet) even(t *testing.T, when string, members []*replica) {
 	for _, m := range members {
 		listeners += m.Shards
 	}
-	n := max(300, 60*len(members))
+	n := max(200, 60*len(members))
 	before := f.sharesNow()
 	f.more(t, n)
 	after := f.sharesNow()
@@ -467,6 +476,9 @@ func (f *fleet) even(t *testing.T, when string, members []*replica) {
 func (f *fleet) finish(t *testing.T) {
 	t.Helper()
 	f.halt()
+	if rollingRounds(t) > 1 { // this takes a second
+		requireNoneHalfOpen(t, f.addr(t))
+	}
 	for len(f.members) > 0 {
 		m := f.members[0]
 		m.say(t, "stop")
@@ -496,6 +508,13 @@ func (f *fleet) finishExactly(t *testing.T) {
 	t.Helper()
 	f.finish(t)
 	require.Equal(t, f.answered, f.accepted, "accepted connections that are not of the clients")
+}
+
+// requireNoneHalfOpen requires that the handshakes of the port end, although no client
+// connects. A client that is gone answers a SYN-ACK with a reset.
+func requireNoneHalfOpen(t *testing.T, addr net.Addr) {
+	t.Helper()
+	require.Eventually(t, func() bool { return synReceived(t, addr) == 0 }, patience, time.Millisecond, "half-open handshakes are left")
 }
 
 // stallTime is what the connect of a client takes longer than any in the control if its SYN

@@ -576,7 +576,11 @@ func (b *busy) request(client int, address string) {
 	c, err := net.DialTimeout("tcp", address, patience)
 	took := time.Since(began)
 	var by [1]byte
+	again := err != nil
 	if err == nil {
+		if took > stallTime {
+			again = sentAgain(c.(*net.TCPConn))
+		}
 		c.(*net.TCPConn).SetLinger(0) // leave no port in TIME_WAIT
 		c.SetDeadline(time.Now().Add(patience))
 		if _, err = c.Write([]byte{'?'}); err == nil {
@@ -588,7 +592,7 @@ func (b *busy) request(client int, address string) {
 	defer b.mu.Unlock()
 	b.began[client] = began
 	b.longest = max(b.longest, took)
-	if b.limit > 0 && took > b.limit {
+	if b.limit > 0 && took > b.limit && again {
 		b.stalls++
 	}
 	if err != nil {
@@ -597,6 +601,23 @@ func (b *busy) request(client int, address string) {
 	}
 	b.answered++
 	b.shares[by[0]]++
+}
+
+// sentAgain reports whether the client of c has sent anything again, such as its SYN. If it
+// has not, its connect was slow because the machine is busy.
+func sentAgain(c *net.TCPConn) bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return true
+	}
+	n, err := rawInt(raw, func(fd int) (int, error) {
+		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			return 0, err
+		}
+		return int(info.Total_retrans), nil
+	})
+	return err != nil || n > 0
 }
 
 // calibrate ends a control: a connect that takes longer than the longest one so far by

@@ -632,11 +632,22 @@ func (b *busy) calibrate() {
 // settle waits until each client has ended a request that began after since.
 func (b *busy) settle(t *testing.T, since time.Time) {
 	t.Helper()
-	require.Eventually(t, func() bool {
+	require.True(t, b.settled(since, 2*patience), "a client has no answer")
+}
+
+// settled is like settle. It reports whether that happens within limit.
+func (b *busy) settled(since time.Time, limit time.Duration) bool {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(limit); time.Now().Before(end); <-tick.C {
 		b.mu.Lock()
-		defer b.mu.Unlock()
-		return !slices.ContainsFunc(b.began, func(began time.Time) bool { return !began.After(since) })
-	}, 2*patience, time.Millisecond)
+		waits := slices.ContainsFunc(b.began, func(began time.Time) bool { return !began.After(since) })
+		b.mu.Unlock()
+		if !waits {
+			return true
+		}
+	}
+	return false
 }
 
 // more waits for n more answers.

@@ -345,7 +345,7 @@ func drainAndResume(t *testing.T, family string, spec replicaSpec) {
 			l := m.shards.listeners[0]
 			before := optionsOf(t, l)
 			m.drain(t)
-			clients.settle(t, time.Now())
+			clients.settled(time.Now(), 2*stallTime) // a client that stalls here is counted
 			require.NoError(t, l.Resume())
 			require.Equal(t, before, optionsOf(t, l))
 			clients.settle(t, time.Now())

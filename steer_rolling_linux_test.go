@@ -429,7 +429,7 @@ func TestRollingProcessorTime(t *testing.T) {
 		slices.Sort(steered)
 		slices.Sort(plain)
 		t.Logf("%d drains use %.3f of a core; without steering %.3f", listeners, steered, plain)
-		require.Less(t, steered[1], 1.25*plain[1])
+		require.Less(t, steered[1], 1.5*plain[1])
 	})
 }
 

@@ -27,6 +27,9 @@ func (k *kernel) timeInQueue(fd int, p []byte) (time.Duration, error) {
 	p = p[:infoConnEnd]
 	n, err := k.getsockopt(fd, unix.IPPROTO_TCP, unix.TCP_INFO, p)
 	if err != nil {
+		if proto, perr := k.getInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); perr == nil && proto != unix.IPPROTO_TCP && proto != unix.IPPROTO_MPTCP {
+			return unknown, errNotTCP
+		}
 		return unknown, os.NewSyscallError("getsockopt", err)
 	}
 	return queueTimeIn(p[:max(0, min(n, len(p)))])
@@ -61,6 +64,9 @@ func ageIn(info []byte) (age time.Duration, ok bool) {
 	}
 	return time.Duration(binary.NativeEndian.Uint32(info[infoLastDataSent:])) * time.Millisecond, true
 }
+
+// errNotTCP is the error for a connection of another protocol.
+var errNotTCP = fmt.Errorf("not a TCP connection: %w", syscall.EINVAL)
 
 // errNotJustAccepted is the error for a connection whose kernel clock does not measure
 // the time since the end of the handshake.

@@ -340,7 +340,17 @@ func TestQueueTimeErrors(t *testing.T) {
 			require.NoError(t, err)
 			t.Cleanup(func() { c.Close() })
 			return c
-		}, syscall.EOPNOTSUPP},
+		}, syscall.EINVAL},
+		{"a unix socket", func(t *testing.T) net.Conn {
+			path := t.TempDir() + "/socket"
+			ln, err := net.Listen("unix", path)
+			require.NoError(t, err)
+			t.Cleanup(func() { ln.Close() })
+			c, err := net.Dial("unix", path)
+			require.NoError(t, err)
+			t.Cleanup(func() { c.Close() })
+			return c
+		}, syscall.EINVAL},
 	} {
 		t.Run(of.name, func(t *testing.T) {
 			d, err := QueueTime(of.conn(t))

@@ -5,6 +5,7 @@ package acceptq
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"runtime"
@@ -22,7 +23,7 @@ func (k *kernel) listen(ctx context.Context, network, address string, o *options
 	if err != nil {
 		return nil, &net.OpError{Op: "listen", Net: network, Addr: ep.addr(), Err: err}
 	}
-	l.group.note(ctx, l)
+	welcome(ctx, []*Listener{l})
 	return l, nil
 }
 
@@ -68,7 +69,7 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (*Listener, 
 		return nil, err
 	}
 	l.strict, l.fastOpen, l.keepAlive = o.strict, o.fastOpen, keepAlive
-	l.joinGroup(o)
+	l.reusePort, l.steers, l.filtered = o.reusePort, o.steers && !o.unsteered, o.holdsBack()
 	l.intake.shown.Store(len(o.controls) > 0)
 	return l, nil
 }
@@ -127,10 +128,12 @@ func (k *kernel) inspect(fd int) (transport, Backlog, error) {
 // FreeBSD.
 func (k *kernel) mustListen(fd int) error {
 	listening, err := k.getInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
-	if err != nil && runtime.GOOS == "dragonfly" { // ENOPROTOOPT: DragonFly does not have the option
+	switch {
+	case errors.Is(err, unix.ENOTSOCK): // such as a pipe
+		return fmt.Errorf("%w: %w", err, errNotListening)
+	case err != nil && runtime.GOOS == "dragonfly": // ENOPROTOOPT: DragonFly does not have the option
 		return k.mustSeemListening(fd)
-	}
-	if err != nil {
+	case err != nil:
 		return err
 	}
 	sa, err := k.getsockname(fd)

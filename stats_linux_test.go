@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -308,4 +310,15 @@ func TestGetsockoptFails(t *testing.T) {
 	n, err := getsockopt(-1, unix.IPPROTO_TCP, unix.TCP_INFO, make([]byte, infoQueueEnd))
 	require.ErrorIs(t, err, unix.EBADF)
 	require.Zero(t, n)
+}
+
+// A file that is not a socket does not listen.
+func TestReadStatsOfAPipe(t *testing.T) {
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	defer r.Close()
+	defer w.Close()
+	_, err = ReadStats(r)
+	require.ErrorIs(t, err, syscall.EINVAL)
+	require.ErrorIs(t, err, syscall.ENOTSOCK)
 }

@@ -4,12 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"runtime"
-	"slices"
-	"sync"
-	"sync/atomic"
-	"time"
 )
 
 // Drain makes l safe to close without resetting connections. It keeps new clients out,
@@ -18,11 +12,12 @@ import (
 //
 // A nil error means that Close resets no connection, except one whose handshake was not
 // finished, or that the kernel held back, for 3 seconds. Otherwise the error is a
-// [*net.OpError] and matches one of these. Check for them in this order:
+// [*net.OpError] and matches at least one of these. Check for them in this order:
 //   - [*DrainError] and the error of ctx: ctx ended first.
 //   - [ErrStillOpen]: new clients are let in when Drain returns.
 //   - [net.ErrClosed]: l is closed.
 //   - [errors.ErrUnsupported]: the system does not report the length of the queue.
+//   - [syscall.EINVAL]: l is a zero Listener, its socket was shut down, or ctx is nil.
 //
 // Unless the socket is shared, new clients stay out until [Listener.Close] or
 // [Listener.Resume], even if ctx ends. They retry after a second and reach the process
@@ -38,7 +33,8 @@ func (l *Listener) Drain(ctx context.Context) error {
 }
 
 // Resume undoes a drain: l lets new clients in again. A drain that is in progress ends
-// with [ErrStillOpen]. If l does not keep new clients out, Resume does nothing.
+// with [ErrStillOpen]. If another holder of the socket keeps new clients out, Resume ends
+// that too. If nothing does, Resume does nothing.
 //
 // If the kernel refuses to let new clients in, the error says so. After Close the error
 // matches [net.ErrClosed].
@@ -46,12 +42,7 @@ func (l *Listener) Resume() error {
 	if !l.ok() {
 		return l.opError("resume", errNotListening)
 	}
-	l.intake.mu.Lock()
-	defer l.intake.mu.Unlock()
-	if err := l.open(); err != nil {
-		return l.opError("resume", err)
-	}
-	return nil
+	return resume([]*Listener{l})[0]
 }
 
 // ErrStillOpen is the error of a drain that has ended but does not keep new clients out.
@@ -93,336 +84,3 @@ func (e *DrainError) Error() string {
 
 // Unwrap returns the error of the context.
 func (e *DrainError) Unwrap() error { return e.err }
-
-// queuedIsCapped reports whether the length of a long queue is unknown, see Stats.Queued.
-const queuedIsCapped = runtime.GOOS == "dragonfly"
-
-const (
-	drainLook   = 5 * time.Millisecond // how often a drain checks the queue
-	drainFlight = 3 * time.Second      // the maximum wait for in-flight handshakes
-	drainReturn = time.Second          // the maximum wait for loops to call Accept again
-)
-
-// drain drains listeners, which share one port. It lists the handshakes of the port once
-// for all of them.
-func drain(ctx context.Context, listeners []*Listener) (err error) {
-	fail := func(err error) error { return listeners[0].opError("drain", err) }
-	if ctx == nil {
-		return fail(errNilContext)
-	}
-	// A queue that cannot be read cannot be drained. This is checked before anything is
-	// changed.
-	for _, l := range listeners {
-		if s, err := l.Stats(); err != nil {
-			return fail(err)
-		} else if s.Queued == unknown && !queuedIsCapped {
-			return fail(fmt.Errorf("this system does not report the length of the queue: %w", errors.ErrUnsupported))
-		}
-	}
-
-	flight := newFlight(ctx, listeners)
-	defer flight.close()
-	// Steering begins before the sockets drop SYNs: a dropped SYN delays its client by a
-	// second.
-	steering := steeringOf(listeners)
-	steering.look(ctx, flight, false)
-	var drainings []*draining
-	defer func() {
-		var copies map[*Listener]bool
-		if slices.ContainsFunc(drainings, func(d *draining) bool { return d.l.intake.shown.Load() }) {
-			copies = duplicated(listeners)
-		}
-		errs := []error{cause(err)}
-		for _, d := range drainings {
-			errs = append(errs, d.end(err == nil, copies[d.l]))
-		}
-		if err = join(errs); err != nil {
-			err = fail(err)
-		}
-	}()
-	for _, l := range listeners {
-		d, err := l.beginDrain(flight)
-		if err != nil {
-			return err
-		}
-		drainings = append(drainings, d)
-	}
-
-	tick := time.NewTicker(drainLook)
-	defer tick.Stop()
-	ended := false
-	for looks := 0; ; looks++ {
-		left := DrainError{InFlight: unknown, err: ctx.Err()}
-		if stopped(drainings) {
-			flight.look(ctx)
-			left.InFlight = flight.left()
-		}
-		done := true
-		for _, d := range drainings {
-			if err := d.look(ctx, flight, &left); err != nil {
-				return err
-			}
-			done = done && d.done
-		}
-		if done {
-			return nil
-		}
-		steering.look(ctx, flight, looks > 0 && flight.left() == 0)
-		if ended {
-			return &left
-		}
-		select {
-		case <-ctx.Done():
-			ended = true // look once more, so that the error reports the current numbers
-		case <-tick.C:
-		}
-	}
-}
-
-// join joins the errors of several listeners or attempts on one line. Each text appears
-// once, because shards usually fail for the same reason. A single error is returned
-// unchanged.
-func join(errs []error) (joined error) {
-	seen := make(map[string]bool)
-	for _, err := range errs {
-		switch {
-		case err == nil || seen[err.Error()]:
-			continue
-		case joined == nil:
-			joined = err
-		default:
-			joined = fmt.Errorf("%w; %w", joined, err)
-		}
-		seen[err.Error()] = true
-	}
-	return joined
-}
-
-// A draining is one drain of one Listener.
-type draining struct {
-	l     *Listener
-	stop  *stop     // what keeps new clients out; nil if nothing does
-	why   error     // why nothing does
-	empty int       // how many looks in a row have found no connection
-	since time.Time // when the first of these looks was
-	done  bool
-	stuck bool // calls of Accept did not return although their deadline has passed
-}
-
-// stopped reports whether at least one listener keeps new clients out. If none does, new
-// handshakes cannot be told apart from those that began before the drain.
-func stopped(drainings []*draining) bool {
-	return slices.ContainsFunc(drainings, func(d *draining) bool { return d.stop != nil })
-}
-
-// look checks the queue once and adds its numbers to left.
-func (d *draining) look(ctx context.Context, f *flight, left *DrainError) error {
-	s, err := d.l.Stats()
-	if err != nil {
-		return err
-	}
-	unreturned := d.l.gate.unreturned()
-	left.Queued = sum(left.Queued, s.Queued)
-	left.HeldBack = sum(left.HeldBack, s.Incomplete)
-	left.Accepted += unreturned
-	if d.done {
-		return nil
-	}
-	if s.Capacity != unknown && s.Queued >= s.Capacity {
-		f.extend()
-	}
-	if d.stop != nil && !d.l.intake.stoppedBy(d.stop) {
-		d.stop, d.why, d.done = nil, errors.New("Resume was called"), true
-		return nil
-	}
-	waiting := d.stop != nil && f.left() != 0 || s.Incomplete > 0
-	if s.Queued != 0 || waiting && !f.over() {
-		d.empty = 0
-		return nil
-	}
-	if d.empty++; d.empty == 1 {
-		d.since = time.Now()
-	}
-	if d.empty < d.looks() {
-		return nil
-	}
-	// The queue is empty, but a call of Accept may still hold a connection that it has
-	// not returned yet.
-	d.done = d.settled(ctx) || time.Since(d.since) > drainReturn
-	return nil
-}
-
-// settled asks the gate whether Accept holds no connection. It does not wait longer than
-// ctx. On a blocking socket the calls of Accept ignore deadlines, so only the first
-// attempt waits.
-func (d *draining) settled(ctx context.Context) bool {
-	wait := 20 * drainLook
-	if end, ok := ctx.Deadline(); ok {
-		wait = min(wait, time.Until(end))
-	}
-	if d.stuck {
-		wait = drainLook
-	}
-	settled := d.l.gate.settled(d.l.tcp, max(wait, drainLook))
-	d.stuck = !settled && d.l.gate.unreturned() == 0
-	return settled
-}
-
-// sum adds two numbers. The sum is unknown if one of them is.
-func sum(a, b int) int {
-	if a == unknown || b == unknown {
-		return unknown
-	}
-	return a + b
-}
-
-// looks returns how many looks in a row must find no connection. One look is not enough:
-// the kernel removes a handshake from its table shortly before it adds the connection to
-// the queue.
-func (d *draining) looks() int {
-	if d.stop == nil {
-		return 1 // new clients still connect, so a second empty look may never come
-	}
-	return 2
-}
-
-// An intake holds what a drain has changed on the socket of a Listener. No other code
-// changes these settings.
-type intake struct {
-	mu      sync.Mutex
-	running int         // the number of drains in progress
-	stop    *stop       // what keeps new clients out; nil if nothing does
-	shared  bool        // another process, or other code, may hold the socket
-	shown   atomic.Bool // other code had access to the descriptor and may have copied it
-
-	inherited atomic.Pointer[inheritance]
-	steering  atomic.Pointer[steering] // nil unless a drain steers or has steered clients
-}
-
-// beginDrain keeps new clients out, if the system can do that and no earlier drain does.
-func (l *Listener) beginDrain(f *flight) (*draining, error) {
-	in := &l.intake
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	d := &draining{l: l}
-	if l.transport == multipathTCP {
-		d.why = fmt.Errorf("on an MPTCP socket: %w", errors.ErrUnsupported)
-	} else if in.stop == nil {
-		err := l.raw.Control(func(fd uintptr) { in.stop, d.why = l.kernel.stopIntake(int(fd), in, f) })
-		if err != nil {
-			return nil, err
-		}
-	}
-	d.stop = in.stop
-	in.running++
-	return d, nil
-}
-
-// end ends a drain. The error says why new clients are not kept out. If the socket has
-// another holder, the last drain that ends lets new clients in again.
-func (d *draining) end(waited, copied bool) error {
-	in := &d.l.intake
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	in.running--
-	switch {
-	case d.stop == nil:
-	case in.shared || copied:
-		d.why = ErrShared
-		if in.running == 0 {
-			if err := d.l.open(); err != nil {
-				return err
-			}
-		}
-	case !d.stands():
-		d.why = fmt.Errorf("%w, which let them in", ErrShared)
-	}
-	if !waited || d.why == nil {
-		return nil
-	}
-	return fmt.Errorf("%w: %w", ErrStillOpen, d.why)
-}
-
-// stands reports whether the socket still keeps new clients out. It is true for a closed
-// socket.
-func (d *draining) stands() (yes bool) {
-	err := d.l.raw.Control(func(fd uintptr) { yes = d.l.kernel.stands(int(fd), d.stop) })
-	return yes || err != nil
-}
-
-// open lets new clients in again and stops steering them away from l. If that fails, stop
-// stays set, and the next call tries again.
-func (l *Listener) open() error {
-	in := &l.intake
-	var operr error
-	err := l.raw.Control(func(fd uintptr) {
-		if in.stop != nil {
-			operr = l.kernel.lift(int(fd), in.stop)
-		}
-	})
-	if err != nil { // the socket is closed
-		return cause(err)
-	}
-	if operr != nil {
-		return fmt.Errorf("new clients are still kept out: %w", operr)
-	}
-	if in.stop != nil {
-		in.inherited.Store(&inheritance{stop: in.stop, lifted: time.Now()})
-	}
-	in.stop = nil
-	if s := in.steering.Load(); s != nil {
-		s.leave(l)
-	}
-	return nil
-}
-
-// markShared notes that the socket may have another holder. It lets new clients in again,
-// unless a drain is in progress, which will do so when it ends.
-func (l *Listener) markShared() error {
-	in := &l.intake
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	in.shared = true
-	if in.stop == nil || in.running > 0 {
-		return nil
-	}
-	return l.open()
-}
-
-// stoppedBy reports whether s still keeps new clients out.
-func (in *intake) stoppedBy(s *stop) bool {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	return in.stop == s
-}
-
-// An inheritance is what accepted connections may have inherited from the listening
-// socket, because they were made while it kept new clients out.
-type inheritance struct {
-	stop   *stop
-	lifted time.Time // when the stop was removed; zero while it is in force
-	over   bool      // the queue can no longer hold such a connection
-}
-
-// inheritanceLast is how long after the removal of a stop the kernel may still queue a
-// connection that was made before it.
-const inheritanceLast = 100 * time.Millisecond
-
-// removeStop removes from c, which Accept is about to return, what c inherited from l.
-// before is the inheritance when the call of Accept began. It is needed because another
-// call may have found the queue empty, and set over, after this call had taken c.
-func (l *Listener) removeStop(c *net.TCPConn, before *inheritance) {
-	now := l.intake.inherited.Load()
-	if now == nil || now.over && before == now {
-		return
-	}
-	if raw, err := c.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) { l.kernel.removeInherited(int(fd), now.stop) })
-	}
-	if now.over || now.lifted.IsZero() || time.Since(now.lifted) < inheritanceLast {
-		return
-	}
-	if s, err := readStats(l.kernel, l.raw, l.transport); err == nil && s.Queued == 0 {
-		l.intake.inherited.CompareAndSwap(now, &inheritance{stop: now.stop, over: true})
-	}
-}

@@ -4,26 +4,26 @@ import (
 	"cmp"
 	"context"
 	"net"
+	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// A flight holds the handshakes on a port that were in flight when the drain began. The
-// kernel does not report the listener of a handshake. So the flight includes those of
-// other listeners on the port.
+// A flight holds the handshakes of listeners that were in flight when their drain began.
+// The kernel does not report the listener of a handshake. So the flight includes those of
+// other listeners on the same address and port.
 type flight struct {
-	kernel   *kernel
-	where    namespace
-	lost     error // why the listener's namespace cannot be used
-	port     int
-	families []uint8
-	limit    int   // the sum over all listeners; with more handshakes the kernel sends SYN cookies
-	cookies  int64 // how many SYN cookies the kernel had sent when the drain began
-	full     bool  // an accept queue was full then, so clients with cookies may be retrying
-	// cookiesOnly means that the kernel answers every SYN with a cookie
-	// (net.ipv4.tcp_syncookies is 2), and therefore lists no in-flight handshake.
-	cookiesOnly bool
+	kernel    *kernel
+	where     namespace
+	lost      error // why the listeners' namespace cannot be used
+	port      uint16
+	families  []uint8
+	addresses []netip.Addr // of the listeners; nil if clients of any address may reach them
+	limit     int          // the sum over all listeners; with more handshakes the kernel sends SYN cookies
+	cookies   int64        // how many SYN cookies the kernel had sent when the drain began
+	setting   int          // net.ipv4.tcp_syncookies
 
 	looked  int                   // how many requests the kernel has answered
 	unseen  bool                  // there may be in-flight handshakes that the kernel does not list
@@ -34,26 +34,42 @@ type flight struct {
 }
 
 // newFlight returns a flight for listeners that share one port.
-func newFlight(ctx context.Context, listeners []*Listener) *flight {
-	l := listeners[0]
-	f := &flight{kernel: l.kernel, until: time.Now().Add(drainFlight), cookies: unknown}
+func newFlight(ctx context.Context, drainings []*draining) *flight {
+	l := drainings[0].l
+	f := &flight{kernel: l.kernel, until: time.Now().Add(drainFlight), cookies: unknown, setting: unknown}
 	addr := l.Addr().(*net.TCPAddr)
-	f.port, f.families = addr.Port, families(addr)
+	f.port, f.families = uint16(addr.Port), families(addr)
 	f.where, f.lost = l.namespace(ctx)
-	for _, l := range listeners {
-		s, err := l.Stats()
+	for _, d := range drainings {
+		s, err := d.l.Stats()
 		if err != nil {
 			s = noStats
 		}
 		f.limit = sum(f.limit, s.Limit)
-		f.full = f.full || s.Queued >= s.Capacity
+		f.unseen = f.unseen || d.l.servesOtherPorts()
+		f.addresses = append(f.addresses, d.l.Addr().(*net.TCPAddr).AddrPort().Addr().Unmap().WithZone(""))
+	}
+	if slices.ContainsFunc(f.addresses, func(a netip.Addr) bool { return !a.IsValid() || a.IsUnspecified() }) {
+		f.addresses = nil
 	}
 	f.ask(func() error {
-		f.cookiesOnly = l.kernel.ipv4Setting("tcp_syncookies") == 2
-		f.cookies = l.kernel.tcpCounters()("TCPReqQFullDoCookies")
+		f.setting = l.kernel.ipv4Setting("tcp_syncookies")
+		f.cookies = f.sentCookies()
 		return nil
 	})
+	// A handshake that uses a SYN cookie leaves no trace. The counter does not say when
+	// the kernel sent them, so some may have been sent a moment ago.
+	f.unseen = f.unseen || f.mayUseCookies() || f.cookies != 0
 	return f
+}
+
+// sentCookies returns how many SYN cookies the kernel has sent.
+func (f *flight) sentCookies() int64 { return f.kernel.tcpCounters()("SyncookiesSent") }
+
+// mayUseCookies reports whether the kernel answers every SYN with a cookie, or may do so:
+// net.ipv4.tcp_syncookies is 2, or cannot be read and the kernel has sent cookies.
+func (f *flight) mayUseCookies() bool {
+	return f.setting == 2 || f.setting == unknown && f.cookies != 0
 }
 
 // namespace returns the network namespace of l. Some kernels cannot compare namespaces.
@@ -66,9 +82,18 @@ func (l *Listener) namespace(ctx context.Context) (ns namespace, err error) {
 	}
 	inode, err := l.inode()
 	if err == nil {
-		_, err = l.kernel.groupOf(ctx, l, uint32(inode))
+		addr := l.Addr().(*net.TCPAddr)
+		_, err = l.kernel.groupRows(ctx, familyOf(addr), uint16(addr.Port), uint32(inode))
 	}
 	return ns, err
+}
+
+// familyOf returns the address family of a listener at addr.
+func familyOf(addr *net.TCPAddr) uint8 {
+	if addr.IP.To4() != nil {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
 }
 
 // families returns the address families that clients of a listener at addr may have.
@@ -92,6 +117,33 @@ func (f *flight) ask(question func() error) error {
 	return f.where.in(question)
 }
 
+// drainDump is like dump. It stops after drainFlight, because a drain does not wait longer
+// for in-flight handshakes.
+func (k *kernel) drainDump(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
+	ctx, cancel := context.WithTimeout(ctx, drainFlight)
+	defer cancel()
+	return k.dump(ctx, r, keep)
+}
+
+// handshakes returns the in-flight handshakes that may belong to the listeners, in the
+// calling thread's network namespace.
+func (f *flight) handshakes(ctx context.Context) (map[socketID]struct{}, error) {
+	found := make(map[socketID]struct{})
+	for _, family := range f.families {
+		r := diagRequest{family: family, port: f.port, states: 1<<tcpSynRecv | 1<<tcpNewSynRecv}
+		_, err := f.kernel.drainDump(ctx, r, func(r row) bool {
+			if f.addresses == nil || slices.Contains(f.addresses, r.local.Addr()) {
+				found[r.socketID] = struct{}{}
+			}
+			return false
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
 // look asks the kernel which handshakes are left, unless it has asked recently.
 func (f *flight) look(ctx context.Context) {
 	if f.unseen || f.looked > 1 && len(f.waiting) == 0 || time.Now().Before(f.next) {
@@ -100,8 +152,8 @@ func (f *flight) look(ctx context.Context) {
 	var now map[socketID]struct{}
 	cookies := int64(unknown)
 	err := f.ask(func() (err error) {
-		now, err = f.kernel.handshakes(ctx, f.families, f.port)
-		cookies = f.kernel.tcpCounters()("TCPReqQFullDoCookies")
+		now, err = f.handshakes(ctx)
+		cookies = f.sentCookies()
 		return err
 	})
 	if ctx.Err() != nil {
@@ -111,13 +163,11 @@ func (f *flight) look(ctx context.Context) {
 	f.next = time.Now().Add(f.pause)
 	f.looked++
 	switch {
-	case err != nil || f.cookiesOnly:
+	case err != nil:
 		f.unseen = true
 	case f.looked <= 2:
-		// The kernel does not list handshakes that use SYN cookies. There may be some
-		// if it sends cookies now, or if it has sent some and the accept queue was full.
-		f.unseen = f.cookies != unknown && cookies > f.cookies || f.cookies > 0 && f.full ||
-			f.limit != unknown && len(now) > f.limit
+		// The kernel does not list handshakes that use SYN cookies.
+		f.unseen = cookies != f.cookies || f.limit != unknown && len(now) > f.limit
 		// The second answer includes handshakes whose SYN another processor was
 		// processing when the socket began to drop SYNs.
 		f.waiting = now

@@ -13,10 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// aRow returns one handshake in the format of sock_diag.
+// aRow returns one handshake of a listener at 127.0.0.1 in the format of sock_diag.
 func aRow() []byte {
 	row := make([]byte, diagMsgSize)
 	row[diagFamily] = unix.AF_INET
+	copy(row[diagSource:], []byte{127, 0, 0, 1})
 	return row
 }
 

@@ -425,8 +425,7 @@ func TestResume(t *testing.T) {
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		ln := listen4(t, k, withInt(unix.IPPROTO_IP, unix.IP_MINTTL, gtsm))
 		former := way{0, gtsm, -1}
-		stopped := v4
-		stopped.ttl = max(v4.ttl, gtsm)
+		stopped := v4.after(gtsm)
 		require.NoError(t, ln.Resume(), "Resume without a drain must succeed")
 		require.Equal(t, former, wayOf(t, ln.raw))
 		require.NoError(t, ln.Drain(within(t, patience)))

@@ -40,9 +40,7 @@ func TestDrainedChildren(t *testing.T) {
 				ln := listen4(t, k, row.opts...)
 				client := newDeafClient(t, ln.Addr())
 				drained := inBackground(t, ln, within(t, patience))
-				stop := v4
-				stop.ttl = max(stop.ttl, row.want.ttl)
-				untilStopped(t, ln, stop)
+				untilStopped(t, ln, v4.after(row.want.ttl))
 				require.Empty(t, drained, "a handshake is in flight")
 				client.hear(t)
 				c := client.connected(t)
@@ -219,9 +217,7 @@ func TestDrainedSecondHolder(t *testing.T) {
 			{"File during Drain", func(t *testing.T, ln *Listener, former int) net.Listener {
 				dialed(t, ln, 1)
 				drained := inBackground(t, ln, within(t, patience))
-				stop := v4
-				stop.ttl = max(stop.ttl, former)
-				untilStopped(t, ln, stop)
+				untilStopped(t, ln, v4.after(former))
 				other := file(t, ln)
 				c, err := ln.Accept()
 				require.NoError(t, err)
@@ -247,7 +243,11 @@ func TestDrainedSecondHolder(t *testing.T) {
 				return other
 			}},
 			{"a duplicate by TCPListener().File that is kept", func(t *testing.T, ln *Listener, _ int) net.Listener {
-				other := file(t, &Listener{tcp: ln.TCPListener()})
+				f, err := ln.TCPListener().File()
+				require.NoError(t, err)
+				defer f.Close()
+				other, err := net.FileListener(f)
+				require.NoError(t, err)
 				drain(t, ln)
 				return other
 			}},
@@ -368,7 +368,8 @@ func TestDrainKeepsTheUsersOptions(t *testing.T) {
 			{"user minimum TTL of 255: the drain uses a filter", realKernel, []Option{require255}, way{0, maxTTL, -1}, way{len(dropSYN), maxTTL, -1}, true},
 			{"user minimum TTL of 255, filter not permitted: new clients get in", withoutFilter(), []Option{require255}, way{0, maxTTL, -1}, way{0, maxTTL, -1}, false},
 			{"user minimum TTL of 254, filter not permitted: clients send 255 and get in", withoutFilter(), []Option{withInt(unix.IPPROTO_IP, unix.IP_MINTTL, 254)}, way{0, 254, -1}, way{0, 254, -1}, false},
-			{"user minimum TTL of 128, filter not permitted: the drain uses 255", withoutFilter(), []Option{withInt(unix.IPPROTO_IP, unix.IP_MINTTL, 128)}, way{0, 128, -1}, way{0, maxTTL, -1}, true},
+			{"user minimum TTL of 126, filter not permitted: the drain uses 129", withoutFilter(), []Option{withInt(unix.IPPROTO_IP, unix.IP_MINTTL, 126)}, way{0, 126, -1}, way{0, 129, -1}, true},
+			{"user minimum TTL of 127, filter not permitted: 128 would stop no client that sends 128", withoutFilter(), []Option{withInt(unix.IPPROTO_IP, unix.IP_MINTTL, 127)}, way{0, 127, -1}, way{0, 127, -1}, false},
 			{"user filter and minimum TTL of 255: new clients get in", realKernel, []Option{accepting, require255}, way{1, maxTTL, -1}, way{1, maxTTL, -1}, false},
 		} {
 			t.Run(row.name, func(t *testing.T) {
@@ -498,12 +499,11 @@ func TestDrainOfOthersHandshakes(t *testing.T) {
 		require.NoError(t, ln.Drain(within(t, patience)))
 		require.Less(t, time.Since(began), drainFlight)
 
-		rows, err := k.handshakes(t.Context(), []uint8{unix.AF_INET}, other.Addr().(*net.TCPAddr).Port)
-		require.NoError(t, err)
-		require.Len(t, rows, 1)
-		rows, err = k.handshakes(t.Context(), []uint8{unix.AF_INET}, ln.Addr().(*net.TCPAddr).Port)
-		require.NoError(t, err)
-		require.Empty(t, rows)
+		for l, want := range map[*Listener]int{other: 1, ln: 0} {
+			rows, err := newFlight(t.Context(), []*draining{{l: l}}).handshakes(t.Context())
+			require.NoError(t, err)
+			require.Len(t, rows, want)
+		}
 	})
 }
 
@@ -512,7 +512,7 @@ func TestDrainOfOthersHandshakes(t *testing.T) {
 func TestDrainWithoutDiag(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		handshake := make([]byte, diagMsgSize)
+		handshake := aRow()
 		failed := errors.New("no sock_diag")
 		for _, test := range []struct {
 			name       string

@@ -106,7 +106,8 @@ func TestNothingCanBeRead(t *testing.T) {
 // optional reports whether listening succeeds without the option.
 func optional(level, name int) bool {
 	switch [2]int{level, name} {
-	case [2]int{unix.SOL_SOCKET, unix.SO_PROTOCOL}, [2]int{unix.SOL_SOCKET, unix.SO_RXQ_OVFL}, [2]int{unix.IPPROTO_IP, unix.IP_MINTTL}, [2]int{unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT}:
+	case [2]int{unix.SOL_SOCKET, unix.SO_PROTOCOL}, [2]int{unix.SOL_SOCKET, unix.SO_RXQ_OVFL}, [2]int{unix.IPPROTO_IP, unix.IP_MINTTL}, [2]int{unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT},
+		[2]int{unix.SOL_SOCKET, unix.SO_REUSEPORT}, [2]int{unix.IPPROTO_IP, unix.IP_TRANSPARENT}, [2]int{unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT}:
 		return true
 	}
 	return false
@@ -149,6 +150,9 @@ func kernelAnswers(all map[string][]answer) {
 	all["getsockopt, of a proxy"] = refusals(unix.EBADF, unix.EFAULT, unix.ENOBUFS, unix.ENOMEM, unix.ENOTSOCK, unix.EPERM)
 	all["setsockopt of a program"] = refusals(unix.EBADF, unix.EFAULT, unix.EINVAL, unix.ENOMEM, unix.EPERM, unix.EOPNOTSUPP, unix.ENOPROTOOPT)
 	all["socket of a probe"] = refusals(unix.EACCES, unix.EPERM, unix.EAFNOSUPPORT, unix.EMFILE, unix.ENFILE, unix.ENOMEM)
+	all["client of a question"] = refusals(unix.EACCES, unix.EPERM, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EADDRINUSE, unix.EADDRNOTAVAIL)
+	all["connect"] = refusals(unix.EACCES, unix.EPERM, unix.EADDRNOTAVAIL, unix.EAGAIN, unix.ENETUNREACH, unix.ECONNREFUSED, unix.ENOSYS)
+	all["bind of a name"] = refusals(unix.EACCES, unix.EPERM, unix.EADDRINUSE, unix.EINVAL, unix.ENOMEM)
 	all["ioctl"] = refusals(unix.EPERM, unix.ENOTTY, unix.EINVAL, unix.EMFILE)
 	all["descriptors"] = append(refusals(unix.ENOENT, unix.EACCES, unix.EMFILE), numbers(0)...)
 	all["sock_diag"] = refusals(unix.EACCES, unix.EAFNOSUPPORT, unix.EPROTONOSUPPORT, unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM,
@@ -211,6 +215,30 @@ func (m *meddler) ownCalls(k *kernel, base kernel, meddle func() answer) {
 			return -1, meddle().err
 		}
 		return base.unixSocket()
+	}
+	k.clientSocket = func(at unix.Sockaddr, ttl int, deaf bool) (int, uint16, error) {
+		if m.turn("client of a question") {
+			return -1, 0, meddle().err
+		}
+		return base.clientSocket(at, ttl, deaf)
+	}
+	k.connect = func(fd int, to unix.Sockaddr) error {
+		if m.turn("connect") {
+			return meddle().err
+		}
+		return base.connect(fd, to)
+	}
+	k.disconnect = func(fd int, at unix.Sockaddr) error {
+		if m.turn("connect") {
+			return meddle().err
+		}
+		return base.disconnect(fd, at)
+	}
+	k.reserve = func(fd int, name string) error {
+		if m.turn("bind of a name") {
+			return meddle().err
+		}
+		return base.reserve(fd, name)
 	}
 	k.namespaceFile = func(fd int) (*os.File, error) {
 		if m.turn("ioctl") {

@@ -1,7 +1,9 @@
 package acceptq
 
 import (
+	"errors"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -16,6 +18,7 @@ type gate struct {
 	epoch    uint64    // how many times the calls inside have been ended
 	deadline time.Time // the deadline that the caller of the package has set
 	accepted int       // connections that Accept returned, minus the calls of Accept since
+	failed   int       // errors that Accept returned, minus the calls of Accept since
 }
 
 // enter waits until the gate is open. It returns the epoch, for leave. If again is true,
@@ -23,7 +26,11 @@ type gate struct {
 func (g *gate) enter(again bool) (epoch uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !again && g.accepted > 0 {
+	switch {
+	case again:
+	case g.failed > 0: // a loop that polls with deadlines must not stand in for a busy one
+		g.failed--
+	case g.accepted > 0:
 		g.accepted--
 	}
 	for g.shut {
@@ -33,20 +40,25 @@ func (g *gate) enter(again bool) (epoch uint64) {
 	return g.epoch
 }
 
-// leave reports whether the gate has ended the calls inside since this call entered. If
-// so, the deadline that has passed may be that of the gate. A call can leave late, when
-// the gate is already open again.
-func (g *gate) leave(epoch uint64, accepted bool) (sentOut bool) {
+// leave notes that net's Accept has returned err. again means that the call must enter
+// again: the gate has ended the calls inside since this call entered, so the deadline that
+// has passed may be that of the gate. A call can leave late, when the gate is already open
+// again.
+func (g *gate) leave(epoch uint64, err error) (again bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if accepted {
+	again = g.epoch != epoch && errors.Is(err, os.ErrDeadlineExceeded)
+	switch {
+	case err == nil:
 		g.accepted++
+	case !again:
+		g.failed++
 	}
 	g.inside--
 	if g.shut {
 		g.moved.Broadcast()
 	}
-	return g.epoch != epoch
+	return again
 }
 
 // settled reports whether Accept has been called again for each connection that it
@@ -66,15 +78,16 @@ func (g *gate) settled(ln *net.TCPListener, d time.Duration) bool {
 		return false
 	}
 	if g.inside > 0 {
-		g.sendOut(ln, d)
+		g.sendOut(ln, d, func() {})
 	}
 	return g.accepted == 0 && g.inside == 0
 }
 
-// sendOut ends the calls inside with a deadline in the past. A blocking socket ignores
-// deadlines, so the wait is bounded. The Fd method of a copy makes it blocking, and
-// os/exec calls that method.
-func (g *gate) sendOut(ln *net.TCPListener, d time.Duration) {
+// sendOut ends the calls inside with a deadline in the past, and then shuts the gate until f
+// has returned. A blocking socket ignores deadlines, so the wait is bounded. The Fd method of
+// a copy makes it blocking, and os/exec calls that method. If calls are still inside then,
+// the gate is open while f runs. The caller holds mu, which f runs without.
+func (g *gate) sendOut(ln *net.TCPListener, d time.Duration, f func()) {
 	tooLong := false
 	defer time.AfterFunc(d, func() {
 		g.mu.Lock()
@@ -88,9 +101,30 @@ func (g *gate) sendOut(ln *net.TCPListener, d time.Duration) {
 	for g.inside > 0 && !tooLong {
 		g.moved.Wait()
 	}
+	if g.inside == 0 {
+		g.mu.Unlock()
+		f()
+		g.mu.Lock()
+	} else {
+		defer func() {
+			g.mu.Unlock()
+			f()
+			g.mu.Lock()
+		}()
+	}
 	ln.SetDeadline(g.deadline)
 	g.shut = false
 	g.moved.Broadcast()
+}
+
+// alone calls f while no call is inside, and none can enter.
+func (g *gate) alone(ln *net.TCPListener, f func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.shut { // a drain has shut the gate
+		g.moved.Wait()
+	}
+	g.sendOut(ln, 20*drainLook, f)
 }
 
 // unreturned returns the number of connections that Accept returned to a loop that has

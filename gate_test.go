@@ -35,9 +35,9 @@ func TestGateRecognizesALateCall(t *testing.T) {
 		for range times {
 			require.False(t, g.settled(ln, 20*drainLook), "a call is inside")
 		}
-		require.True(t, g.leave(epoch, false), "interrupted %d times", times)
+		require.True(t, g.leave(epoch, os.ErrDeadlineExceeded), "interrupted %d times", times)
 		epoch = g.enter(true)
-		require.False(t, g.leave(epoch, false), "no call was interrupted since")
+		require.False(t, g.leave(epoch, os.ErrDeadlineExceeded), "no call was interrupted since")
 		require.True(t, g.settled(ln, 20*drainLook))
 	}
 }
@@ -124,18 +124,28 @@ func TestGateCountsWhatWasAccepted(t *testing.T) {
 	ln := anyListener(t)
 	g := newGate()
 	for range 3 {
-		g.leave(g.enter(true), true)
+		g.leave(g.enter(true), nil)
 	}
 	require.Equal(t, 3, g.unreturned())
 	require.False(t, g.settled(ln, 20*drainLook))
-	g.leave(g.enter(true), false) // interrupted and repeated: the user has not called Accept again
+	epoch := g.enter(true) // interrupted and repeated: the user has not called Accept again
+	g.epoch++
+	require.True(t, g.leave(epoch, os.ErrDeadlineExceeded))
 	require.Equal(t, 3, g.unreturned())
+	for range 5 { // a loop that polls with deadlines does not stand in for the others
+		g.leave(g.enter(true), os.ErrDeadlineExceeded)
+		require.Equal(t, 3, g.unreturned())
+		g.enter(false)
+		require.Equal(t, 3, g.unreturned())
+		g.inside--
+	}
 	for range 3 {
 		require.False(t, g.settled(ln, 20*drainLook))
-		g.leave(g.enter(false), false)
+		g.enter(false)
+		g.inside--
 	}
 	require.Zero(t, g.unreturned())
 	require.True(t, g.settled(ln, 20*drainLook))
-	g.leave(g.enter(false), false)
+	g.leave(g.enter(false), os.ErrDeadlineExceeded)
 	require.Zero(t, g.unreturned(), "a new loop has no connection")
 }

@@ -297,6 +297,18 @@ func (u *unanswered) none() bool {
 // of IP_MINTTL and IPV6_MINHOPCOUNT (-1 if the socket has no such option).
 type way struct{ filter, ttl, hops int }
 
+// after returns the way of a drain on a socket whose user demands a minimum TTL.
+func (w way) after(minimum int) way {
+	switch {
+	case minimum == 0:
+	case w.ttl == 0:
+		w.ttl = minimum
+	default:
+		w.ttl -= minimum
+	}
+	return w
+}
+
 func wayOf(t *testing.T, raw syscall.RawConn) (w way) {
 	t.Helper()
 	cerr := raw.Control(func(fd uintptr) {

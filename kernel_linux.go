@@ -22,6 +22,11 @@ type ownCalls struct {
 	unixSocket    func() (fd int, err error)
 	namespaceFile func(fd int) (*os.File, error)
 	descriptors   func() (counts map[uint64]int, err error)
+	clientSocket  func(at unix.Sockaddr, ttl int, deaf bool) (fd int, port uint16, err error)
+	connect       func(fd int, to unix.Sockaddr) error
+	disconnect    func(fd int, at unix.Sockaddr) error
+	reserve       func(fd int, name string) error
+	groups        *groups // the groups from which this process steers clients away
 }
 
 var realOwnCalls = ownCalls{
@@ -37,6 +42,11 @@ var realOwnCalls = ownCalls{
 	unixSocket:    unixSocket,
 	namespaceFile: namespaceFile,
 	descriptors:   descriptors,
+	clientSocket:  clientSocket,
+	connect:       unix.Connect,
+	disconnect:    disconnect,
+	reserve:       reserve,
+	groups:        new(groups),
 }
 
 // getsockopt calls getsockopt(2) with the buffer p. n is the length of the answer.

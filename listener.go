@@ -27,7 +27,9 @@ type Listener struct {
 	raw       syscall.RawConn
 	transport transport
 	strict    bool
-	group     membership              // in the SO_REUSEPORT group of the address
+	reusePort bool                    // the socket has SO_REUSEPORT
+	steers    bool                    // a drain may steer new clients to the other members of the group
+	filtered  bool                    // the socket has an accept filter, which holds back connections
 	fastOpen  int                     // the qlen of WithFastOpen; 0 without it
 	keepAlive *net.KeepAliveConfig    // for accepted connections; nil is net's default
 	granted   atomic.Pointer[Backlog] // without Ceiling, which is read at each call
@@ -144,13 +146,15 @@ func (k *kernel) wrap(ln net.Listener) (*Listener, error) {
 	var (
 		tr      transport
 		account Backlog
+		left    *stop
+		reuse   bool
 		operr   error
 	)
-	var left *inheritance
 	err = raw.Control(func(fd uintptr) {
 		if tr, account, operr = k.inspect(int(fd)); operr == nil {
-			left, operr = k.liftLeft(int(fd))
+			left, operr = k.lift(int(fd), nil)
 		}
+		reuse = k.mayReusePort(int(fd))
 	})
 	if err := cmp.Or(err, operr); err != nil {
 		return fail(err)
@@ -160,7 +164,10 @@ func (k *kernel) wrap(ln net.Listener) (*Listener, error) {
 		return fail(err)
 	}
 	l.intake.shared = true
-	l.intake.inherited.Store(left)
+	l.reusePort = reuse
+	if left != nil {
+		l.intake.lifted(left)
+	}
 	return l, nil
 }
 
@@ -202,7 +209,7 @@ func (l *Listener) Addr() net.Addr {
 func (l *Listener) Close() error {
 	if l.ok() {
 		if s := l.intake.steering.Load(); s != nil {
-			return s.close(l)
+			return s.closeListener(l)
 		}
 	}
 	return l.socket().Close()
@@ -253,7 +260,7 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 			l.removeStop(c, inherited)
 			l.noteLocal(c)
 		}
-		if sentOut := l.gate.leave(epoch, err == nil); sentOut && errors.Is(err, os.ErrDeadlineExceeded) {
+		if l.gate.leave(epoch, err) {
 			continue
 		}
 		if err == nil {
@@ -342,7 +349,7 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 // os/exec calls it for ExtraFiles. Use the SyscallConn method of the file instead.
 func (l *Listener) File() (*os.File, error) {
 	if l.ok() {
-		if err := l.markShared(); err != nil {
+		if err := l.markShared(); err != nil && !errors.Is(err, net.ErrClosed) {
 			return nil, l.opError("file", err)
 		}
 	}

@@ -1,10 +1,12 @@
 package acceptq
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"os"
 	"runtime"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,6 +52,12 @@ func (k *kernel) namespaceOf(fd int) (ns namespace, compared bool, err error) {
 		return namespace{}, true, fmt.Errorf("the socket is in another network namespace: %w", os.NewSyscallError("ioctl", err))
 	}
 	return namespace{file}, true, nil
+}
+
+// namespaceOfSocket returns the network namespace of a socket, see namespaceOf.
+func (k *kernel) namespaceOfSocket(raw syscall.RawConn) (ns namespace, err error) {
+	cerr := raw.Control(func(fd uintptr) { ns, _, err = k.namespaceOf(int(fd)) })
+	return ns, cmp.Or(cause(cerr), err)
 }
 
 // namespaceCookie returns the number of the network namespace of fd. The kernel never uses

@@ -146,3 +146,7 @@ func keepAliveNames() (names [3]int, ok bool) {
 	}
 	return names, false
 }
+
+// holdsBack reports whether the kernel holds back connections from Accept until the client
+// has sent data.
+func (o *options) holdsBack() bool { return o.deferAccept != 0 || o.acceptFilter != nil }

@@ -82,3 +82,7 @@ func keepAliveNames() (names [3]int, ok bool) {
 
 // spreads returns nil: Linux spreads connections over the listeners of every address.
 func (k *kernel) spreads(endpoint) error { return nil }
+
+// holdsBack reports whether the kernel holds back connections from Accept and does not list
+// them. With TCP_DEFER_ACCEPT they are listed as in-flight handshakes.
+func (*options) holdsBack() bool { return false }

@@ -2,6 +2,7 @@ package acceptq
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -70,8 +71,7 @@ func (k *kernel) shards(ctx context.Context, network, address string, n int, opt
 		s.Close()
 		return nil, err
 	}
-	last := s.listeners[n-1]
-	last.group.note(ctx, last)
+	welcome(ctx, s.listeners)
 	return s, nil
 }
 
@@ -270,7 +270,7 @@ func (s *Shards) Serve(serve func(net.Listener) error) error {
 }
 
 // Drain drains all shards together, see [Listener.Drain]. The numbers in a [DrainError]
-// are sums over all shards.
+// are sums over all shards. A shard that is closed needs no drain.
 func (s *Shards) Drain(ctx context.Context) error {
 	if err := s.none("drain"); err != nil {
 		return err
@@ -278,16 +278,17 @@ func (s *Shards) Drain(ctx context.Context) error {
 	return drain(ctx, s.listeners)
 }
 
-// Resume undoes a drain of all shards, see [Listener.Resume].
+// Resume undoes a drain of all shards that are not closed, see [Listener.Resume].
 func (s *Shards) Resume() error {
 	if err := s.none("resume"); err != nil {
 		return err
 	}
-	errs := make([]error, len(s.listeners))
-	for i, l := range s.listeners {
-		errs[i] = l.Resume()
+	errs := resume(s.listeners)
+	open := slices.DeleteFunc(slices.Clone(errs), func(err error) bool { return errors.Is(err, net.ErrClosed) })
+	if len(open) == 0 {
+		return errs[0]
 	}
-	return join(errs)
+	return join(open)
 }
 
 // Close closes all shards, the last one first, and returns the first error.
@@ -298,7 +299,7 @@ func (s *Shards) Close() error {
 	s.closing.Lock()
 	defer s.closing.Unlock()
 	var first error
-	for _, l := range closingOrder(s.listeners) {
+	for _, l := range slices.Backward(s.listeners) {
 		if err := l.Close(); err != nil && first == nil {
 			first = err
 		}

@@ -45,6 +45,7 @@ func (k *kernel) listenShards(ctx context.Context, network, address string, o *o
 				l.Close()
 				return fail(err)
 			}
+			l.reusePort = true
 			if !more(l) {
 				return nil
 			}

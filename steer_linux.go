@@ -4,295 +4,632 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"maps"
-	"math"
+	"net"
+	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// A steering directs new clients to the other listeners of a SO_REUSEPORT group while
-// some of its listeners drain. It attaches a classic BPF program that picks a listener
-// for each SYN (SO_ATTACH_REUSEPORT_CBPF, socket(7)). In-flight handshakes do not move.
+// A steering directs new clients to the other listeners of a SO_REUSEPORT group while some
+// of its listeners drain. It attaches a classic BPF program that picks a listener for each
+// SYN (SO_ATTACH_REUSEPORT_CBPF, socket(7)). In-flight handshakes do not move.
 //
-// The program names a listener by its index in an array of the kernel, which no system
-// call reports. listen(2) appends to the array. When a listener closes, the last one
-// takes its place (reuseport_detach_sock in net/core/sock_reuseport.c). The array is
-// therefore computed from the group when the listener joined it and the group now.
+// The program names a listener by its index in an array of the kernel. listen(2) appends to
+// the array. When a listener closes, the last one takes its place (reuseport_detach_sock in
+// net/core/sock_reuseport.c). A question tells the steering which indices answer, and the
+// program picks one of these. A listener that drains in another process does not answer, so
+// processes that drain at the same time do not direct clients to each other.
 //
-// The computation assumes that members which are gone have closed in the order of
-// Shards.Close, the last one first, and before others joined. If that is wrong, the
-// kernel assigns clients to a draining listener. The listener drops their SYNs, the
-// kernel counts them, and the steering tries the next order. Each of these clients
-// waits for a second. None is lost.
+// All listeners of a group that drain in this process share one steering.
 type steering struct {
 	kernel *kernel
+	groups *groups
+	key    groupKey
+
+	entry sync.Mutex    // allows one wait for other processes at a time; taken before turn
+	turn  chan struct{} // holds a value while a question is asked; taken before mu
+	next  time.Time     // when to check for dropped packets again
+	pause time.Duration // how long to wait between two such checks
+	list  time.Time     // when to list the group again
+	asked time.Time     // when the kernel was asked last
+	drops uint32        // the packets that own had dropped after the last question
 
 	mu      sync.Mutex
-	own     []*steered // the listeners that drain and are not closed
-	listed  []uint32   // the last listing of the group, by inode
-	members []uint32   // the assumed order of the array, by inode
-	region  []int      // the indices of own when the first of them closed
-	on      bool       // a program is attached
-	suspect bool       // a listener of own has dropped packets once with this order
+	own     []*steered        // the listeners that drain and are not closed
+	listed  []uint32          // the inodes of the group that was asked, in ascending order
+	full    int               // how many other members had a full queue then
+	answers []int             // the indices that answered
+	program []unix.SockFilter // decides for new clients; nil if the hash of the kernel does
+	on      bool              // a program is on the group
+	spare   int               // how many of own may close before program is wrong
+	release func()            // lets another process begin a drain; nil if none has begun here
 }
 
 // A steered is a listener that drains.
 type steered struct {
-	l     *Listener
+	raw   syscall.RawConn
 	inode uint32
-	drops int64 // the last reading of Stats.Drops; -1 before the first
+	// mark makes the socket drop SYNs whose TTL is ttl, unless it drops all SYNs. undo is
+	// never nil.
+	mark func(v4 bool) (ttl int, undo func(), err error)
 }
 
-// steeringOf returns the steering that directs clients away from listeners. It returns
-// nil if that is not possible. All drains of a listener share one steering, until Resume.
-func steeringOf(listeners []*Listener) *steering {
-	var own []*steered
-	for _, l := range listeners {
-		inode, err := l.inode()
-		if err != nil || !l.group.steers || l.intake.isShared() {
-			return nil
-		}
-		own = append(own, &steered{l, uint32(inode), unknown})
+const (
+	steerList = 25 * time.Millisecond // how often a drain lists the group
+	// steerDrops is the number of dropped packets after which a drain asks again.
+	steerDrops = 4
+	steerAsk   = 250 * time.Millisecond // how often a drain asks the kernel while other members are silent
+	// steerWait is how long the begin of a drain, Resume and Close may wait for other
+	// processes that do the same.
+	steerWait = time.Second
+)
+
+// A groupKey identifies a SO_REUSEPORT group.
+type groupKey struct {
+	namespace uint64 // SO_NETNS_COOKIE; an inode if the kernel does not have that option
+	at        netip.AddrPort
+	family    uint8
+	v6only    bool
+	device    uint32 // the interface that the group is bound to; 0 if there is none
+	uid       uint32
+}
+
+// keyOf returns the key of the group of a listener, without the namespace.
+func keyOf(r row) groupKey {
+	return groupKey{at: r.local, family: r.family, v6only: r.v6only, device: r.device, uid: r.uid}
+}
+
+// address returns where the clients of this host reach the group: its own address, or that
+// of the loopback interface if the group listens on all addresses.
+func (k groupKey) address() netip.AddrPort {
+	switch {
+	case !k.at.Addr().IsUnspecified():
+		return k.at
+	case k.v6only:
+		return netip.AddrPortFrom(netip.IPv6Loopback(), k.at.Port())
 	}
-	s := &steering{kernel: listeners[0].kernel, members: slices.Clone(listeners[len(listeners)-1].group.members)}
-	if in := &listeners[0].intake; !in.steering.CompareAndSwap(nil, s) {
-		s = in.steering.Load()
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), k.at.Port())
+}
+
+// groupRows lists the group of the listener with the given inode, in the calling thread's
+// network namespace.
+func (k *kernel) groupRows(ctx context.Context, family uint8, port uint16, inode uint32) ([]row, error) {
+	rows, err := k.drainDump(ctx, diagRequest{family: family, port: port, states: 1 << tcpListen}, func(row) bool { return true })
+	if err != nil {
+		return nil, err
 	}
-	for _, l := range listeners {
-		if former := l.intake.steering.Swap(s); former != nil && former != s {
-			former.leave(l) // l was in another group of draining listeners
+	i := slices.IndexFunc(rows, func(r row) bool { return r.inode == inode })
+	if i < 0 {
+		return nil, errors.New("sock_diag does not list the listener")
+	}
+	key := keyOf(rows[i])
+	return slices.DeleteFunc(rows, func(r row) bool { return keyOf(r) != key }), nil
+}
+
+// groups holds the steerings of a process.
+type groups struct {
+	mu  sync.Mutex
+	all map[groupKey]*steering
+}
+
+// join returns the steering of a group and adds own to it.
+func (g *groups) join(k *kernel, key groupKey, own []*steered) *steering {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.all[key]
+	if s == nil {
+		s = &steering{kernel: k, groups: g, key: key, turn: make(chan struct{}, 1), pause: drainLook}
+		if g.all == nil {
+			g.all = make(map[groupKey]*steering)
 		}
+		g.all[key] = s
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, o := range own {
-		if !slices.ContainsFunc(s.own, func(had *steered) bool { return had.l == o.l }) {
+		if !s.has(o.inode) {
 			s.own = append(s.own, o)
 		}
 	}
 	return s
 }
 
-// look lists the group and attaches the program for it. judge means that a packet which
-// the listeners drop now proves that the order is wrong. That is not so while handshakes
-// are in flight: a client can repeat its SYN, which is dropped too.
-func (s *steering) look(ctx context.Context, f *flight, judge bool) {
-	if s == nil {
-		return
-	}
+// of returns the steering of a group, or nil.
+func (g *groups) of(key groupKey) *steering {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.all[key]
+}
+
+// forget removes listeners from s. If none is left, s is no longer the steering of its group.
+// If the listeners are still open, it then detaches the program.
+func (g *groups) forget(s *steering, open bool, inodes ...uint32) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.own) == 0 || !s.list(ctx, f) {
-		return // keep the current program
+	left := slices.DeleteFunc(slices.Clone(s.own), func(o *steered) bool { return slices.Contains(inodes, o.inode) })
+	if len(left) == 0 && open {
+		s.put(nil)
 	}
-	same := s.follow(s.listed)
-	dropped := s.dropped() && judge
-	switch {
-	case !same || !s.on:
-		s.suspect = false
-	case !dropped:
+	s.own = left
+	if len(left) > 0 {
 		return
-	case !s.suspect: // a listener that joined may have detached the program
-		s.suspect = true
+	}
+	if g.all[s.key] == s {
+		delete(g.all, s.key)
+	}
+	if s.release != nil {
+		s.release()
+		s.release = nil
+	}
+}
+
+func (s *steering) has(inode uint32) bool {
+	return slices.ContainsFunc(s.own, func(o *steered) bool { return o.inode == inode })
+}
+
+// draining returns the listeners of this process that drain.
+func (s *steering) draining() []*steered {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.own)
+}
+
+// lock begins a turn of s. It fails if ctx ends first.
+func (s *steering) lock(ctx context.Context) error {
+	select {
+	case s.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *steering) tryLock() bool {
+	select {
+	case s.turn <- struct{}{}:
+		return true
 	default:
-		s.suspect = false
-		last := len(s.members) - 1
-		s.members = slices.Concat(s.members[last:], s.members[:last]) // try the next order
+		return false
 	}
-	s.attach(program(len(s.members), s.indices()))
 }
 
-// list updates listed and reports whether it is reliable. The kernel sends a listing in
-// several datagrams. If a listener joins or closes meanwhile, rows may be missing. A
-// change is therefore accepted only if two listings agree.
-func (s *steering) list(ctx context.Context, f *flight) bool {
-	for range 2 {
-		var listed []uint32
-		err := f.ask(func() (err error) {
-			listed, err = s.kernel.groupOf(ctx, s.own[0].l, s.own[0].inode)
-			return err
-		})
-		for _, own := range s.own {
-			if err != nil || !slices.Contains(listed, own.inode) {
-				return false
-			}
-		}
-		if slices.Equal(listed, s.listed) {
-			return true
-		}
-		s.listed = listed
-	}
-	return false
-}
+func (s *steering) unlock() { <-s.turn }
 
-// note stores the group that l has just joined. If it cannot be listed, a drain starts from
-// the group that it finds then.
-func (m *membership) note(ctx context.Context, l *Listener) {
-	if !m.steers {
+// begin directs new clients away from the listeners that have joined s, and then calls stop,
+// which makes these listeners drop SYNs. The order matters: a dropped SYN delays its client
+// by a second. No other process asks the group in between.
+func (s *steering) begin(ctx context.Context, stop func()) {
+	if s == nil {
+		stop()
 		return
 	}
-	inode, err := l.inode()
+	s.awaitDrains(ctx)
+	// This happens even if ctx has ended: the listeners drop SYNs all the same.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), steerWait)
+	defer cancel()
+	if s.lock(ctx) == nil {
+		defer s.unlock()
+		defer s.refresh(ctx)()
+	}
+	stop()
+}
+
+// awaitDrains waits until no other process drains a member of the group, but not longer than
+// steerWait, and at most half of the time that ctx has. With one drain at a time there is
+// always a program that is right.
+func (s *steering) awaitDrains(ctx context.Context) {
+	wait := steerWait
+	if end, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(end)/2)
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	s.entry.Lock()
+	defer s.entry.Unlock()
+	s.mu.Lock()
+	waits := s.release == nil && len(s.own) > 0
+	own := s.own
+	s.mu.Unlock()
+	if !waits {
+		return
+	}
+	where, err := s.kernel.namespaceOfSocket(own[0].raw)
 	if err != nil {
 		return
 	}
-	s := &steering{kernel: l.kernel, own: []*steered{{l: l, inode: uint32(inode)}}}
-	here := new(flight) // the socket is in the namespace of the calling thread
-	for range 2 {
-		if s.list(ctx, here) {
-			m.members = s.listed
-			return
+	defer where.close()
+	where.in(func() error {
+		release := s.kernel.takeTurn(ctx, "drain", s.key)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.release = release; len(s.own) == 0 { // all have closed meanwhile
+			s.release = nil
+			release()
 		}
+		return nil
+	})
+}
+
+// look checks whether the program is still right. A drain calls it at each of its looks. If
+// another drain of the group is doing that, it does nothing.
+func (s *steering) look(ctx context.Context) {
+	if s == nil || !s.tryLock() {
+		return
+	}
+	defer s.unlock()
+	now := time.Now()
+	if now.Before(s.next) {
+		return
+	}
+	s.next = now.Add(s.pause)
+	own := s.draining()
+	if len(own) == 0 || !s.suspect(ctx, own, now) {
+		return
+	}
+	before := s.known()
+	s.refresh(ctx)()
+	// Questions of other processes make own drop packets too. So the pause becomes longer
+	// while the answer does not change.
+	if slices.Equal(before, s.known()) {
+		s.pause = min(2*s.pause, steerAsk)
+	} else {
+		s.pause = drainLook
 	}
 }
 
-// follow updates members from listed. It reports whether nothing has changed.
-func (s *steering) follow(listed []uint32) (same bool) {
-	same = true
-	for i := len(s.members) - 1; i >= 0; i-- {
-		if !slices.Contains(listed, s.members[i]) {
-			s.remove(i)
-			same = false
-		}
-	}
-	for _, inode := range listed {
-		if !slices.Contains(s.members, inode) {
-			s.members = append(s.members, inode)
-			same = false
-		}
-	}
-	return same
+// known returns the indices that answered the last question.
+func (s *steering) known() []int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.answers
 }
 
-// remove removes member i as the kernel does when that member closes.
-func (s *steering) remove(i int) {
-	last := len(s.members) - 1
-	s.members[i] = s.members[last]
-	s.members = s.members[:last]
+// suspect reports whether the program may be wrong: the group has changed, or another member
+// was silent a while ago, or own has dropped packets, which may be the SYNs of clients. One
+// such packet may come from the question of another process.
+func (s *steering) suspect(ctx context.Context, own []*steered, now time.Time) bool {
+	q := question{kernel: s.kernel, own: own}
+	if drops, err := q.drops(); err == nil && drops-s.drops >= steerDrops {
+		return true
+	}
+	s.mu.Lock()
+	silent := len(s.listed) > len(own)+len(s.answers) // they may answer by now
+	known := s.listed
+	s.mu.Unlock()
+	if silent && now.Sub(s.asked) > steerAsk {
+		return true
+	}
+	if now.Before(s.list) {
+		return false
+	}
+	s.list = now.Add(steerList)
+	listed, _, err := s.members(ctx, own)
+	return err == nil && !slices.Equal(listed, known)
 }
 
-// dropped reports whether a listener of own has dropped a packet since the last call.
-func (s *steering) dropped() (yes bool) {
-	for _, own := range s.own {
-		stats, err := readStats(s.kernel, own.l.raw, own.l.transport)
+// members lists the group in the network namespace of its sockets. It returns the inodes in
+// ascending order, and how many members other than own have a full queue. The kernel sends a
+// listing in several datagrams. If a listener joins or closes meanwhile, rows may be missing.
+// A listing is therefore accepted only if it has all of own and the next one is equal.
+func (s *steering) members(ctx context.Context, own []*steered) (listed []uint32, full int, err error) {
+	where, err := s.kernel.namespaceOfSocket(own[0].raw)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer where.close()
+	err = where.in(func() error {
+		for range 4 {
+			rows, err := s.kernel.groupRows(ctx, s.key.family, s.key.at.Port(), own[0].inode)
+			if err != nil {
+				return err
+			}
+			before := listed
+			listed, full = nil, 0
+			for _, r := range rows {
+				listed = append(listed, r.inode)
+				isOwn := slices.ContainsFunc(own, func(o *steered) bool { return o.inode == r.inode })
+				if !isOwn && r.rqueue > r.wqueue {
+					full++
+				}
+			}
+			slices.Sort(listed)
+			missing := slices.ContainsFunc(own, func(o *steered) bool { return !slices.Contains(listed, o.inode) })
+			if !missing && slices.Equal(before, listed) {
+				return nil
+			}
+		}
+		return errors.New("the group changes while it is listed")
+	})
+	return listed, full, err
+}
+
+// refresh asks the kernel about the group and attaches the program for the answer. It must
+// be called in a turn of s. No other process asks the group until end is called.
+//
+// If the group cannot be listed, the program stays. If the question fails, the kernel uses
+// its hash, as without steering.
+func (s *steering) refresh(ctx context.Context) (end func()) {
+	end = func() {}
+	own := s.draining()
+	if len(own) == 0 {
+		return end
+	}
+	where, err := s.kernel.namespaceOfSocket(own[0].raw)
+	if err != nil {
+		return end
+	}
+	defer where.close()
+	where.in(func() error {
+		end = s.kernel.takeTurn(ctx, "question", s.key)
+		return nil
+	})
+	s.asked = time.Now()
+	listed, full, err := s.members(ctx, own)
+	if err != nil {
+		return end
+	}
+	var answers []int
+	if len(listed) > len(own) { // there is somebody else to ask
+		err = where.in(func() (err error) {
+			answers, err = s.ask(ctx, len(listed), own)
+			return err
+		})
+	}
+	q := question{kernel: s.kernel, own: own}
+	s.drops, _ = q.drops()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ctx.Err() != nil { // the question was not asked to its end
+		s.reattach()
+		return end
+	}
+	s.listed, s.full, s.answers, s.spare = listed, full, answers, 0
+	if len(listed) > len(own) && len(answers) == 0 {
+		s.reattach() // nobody answers, so another program would not be better
+		return end
+	}
+	s.put(picks(answers, len(listed)))
+	return end
+}
+
+// ask marks the listeners of own and asks the group, which has n members.
+func (s *steering) ask(ctx context.Context, n int, own []*steered) ([]int, error) {
+	ttl := maxTTL
+	for _, o := range own {
+		t, undo, err := o.mark(s.key.address().Addr().Is4())
+		defer undo()
 		if err != nil {
-			continue
+			return nil, err
 		}
-		yes = yes || own.drops != unknown && stats.Drops > own.drops
-		own.drops = stats.Drops
+		ttl = min(ttl, t)
 	}
-	return yes
+	q := s.question(n, ttl, own)
+	return q.ask(ctx)
 }
 
-// indices returns the indices of the listeners that drain.
-func (s *steering) indices() (all []int) {
-	for _, own := range s.own {
-		all = append(all, s.index(own))
+// question returns a question to the group, which has n members.
+func (s *steering) question(n, ttl int, own []*steered) question {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rest := s.program
+	if rest == nil {
+		rest = only(n - 1) // the newest member
 	}
-	return all
+	to := s.key.address()
+	return question{
+		kernel: s.kernel, to: to, device: s.key.device, n: n, ttl: ttl, own: own, rest: rest,
+		deaf: len(s.own) > 0 && s.kernel.sendsWith(s.own[0].raw, to.Addr().Is4()) == maxTTL,
+		attach: func(p []unix.SockFilter) error {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.attach(p)
+		},
+	}
 }
 
-func (s *steering) index(own *steered) int { return slices.Index(s.members, own.inode) }
+// put makes p the program that decides for new clients. An empty p leaves that to the hash
+// of the kernel. The caller holds mu.
+func (s *steering) put(p []unix.SockFilter) {
+	s.program = p
+	s.reattach()
+}
 
-// attach attaches the program p to the group and replaces any other. An empty p detaches
-// the program.
-func (s *steering) attach(p []unix.SockFilter) {
-	for _, own := range s.own {
-		if len(p) == 0 {
-			s.detach(own.l)
-			return
+// reattach attaches the program that decides for new clients, in place of a question's. If
+// nothing drains any longer, it detaches the program.
+func (s *steering) reattach() {
+	if len(s.own) == 0 {
+		return
+	}
+	if len(s.program) > 0 && s.attach(s.program) == nil {
+		return
+	}
+	s.program = nil
+	for _, o := range s.own {
+		if s.on && s.kernel.detachFrom(o.raw) == nil {
+			s.on = false
 		}
-		if s.put(own.l, p) == nil {
+	}
+}
+
+// attach attaches a program to the group and replaces any other.
+func (s *steering) attach(p []unix.SockFilter) error {
+	err := error(net.ErrClosed)
+	for _, o := range s.own {
+		if err = s.kernel.attachTo(o.raw, p); err == nil {
 			s.on = true
-			return
+			return nil
 		}
 	}
+	return err
 }
 
-func (s *steering) put(l *Listener, p []unix.SockFilter) (err error) {
-	cerr := l.raw.Control(func(fd uintptr) { err = s.kernel.attachProgram(int(fd), p) })
-	return cmp.Or(cerr, err)
-}
-
-// detach detaches the program from the group of l. Kernels before 5.3 cannot do that.
-// There detach attaches a program that picks no listener, so that the kernel uses its
-// hash again.
-func (s *steering) detach(l *Listener) {
-	if !s.on {
+// leave removes listeners that no longer drain. The kernel assigns clients to them again.
+func (s *steering) leave(inodes ...uint32) {
+	s.groups.forget(s, true, inodes...)
+	if len(s.draining()) == 0 {
 		return
 	}
-	var err error
-	cerr := l.raw.Control(func(fd uintptr) { err = s.kernel.detachProgram(int(fd)) })
-	if cmp.Or(cerr, err) != nil {
-		err = s.put(l, []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: math.MaxUint32}})
+	ctx, cancel := context.WithTimeout(context.Background(), steerWait)
+	defer cancel()
+	if s.lock(ctx) == nil {
+		defer s.unlock()
+		s.refresh(ctx)()
 	}
-	s.on = err != nil
 }
 
-// leave removes a listener that no longer drains. The kernel assigns clients to it again.
-func (s *steering) leave(l *Listener) {
+// close closes a listener by calling closeSocket. The order of the group changes at that
+// moment. So close first attaches a program that is right both before and after the change.
+// alone calls a function while no goroutine uses the socket, so that closeSocket closes it
+// at once.
+func (s *steering) close(inode uint32, closeSocket func() error, alone func(func())) (err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), steerWait)
+	defer cancel()
+	if s.lock(ctx) != nil {
+		defer s.groups.forget(s, false, inode)
+		return closeSocket()
+	}
+	defer s.unlock()
+	place, end := s.prepare(ctx, inode)
+	defer end()
+	if place < 0 {
+		err = closeSocket()
+	} else {
+		// The only member that answers takes the place of the listener that closes, and
+		// other members do not answer. No program is right before and after that.
+		alone(func() {
+			s.mu.Lock()
+			s.put(only(place))
+			s.mu.Unlock()
+			err = closeSocket()
+		})
+	}
+	s.groups.forget(s, false, inode)
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	l.intake.steering.CompareAndSwap(s, nil)
-	s.own = slices.DeleteFunc(s.own, func(own *steered) bool { return own.l == l })
-	switch {
-	case len(s.own) == 0:
-		s.detach(l)
-	case s.on:
-		s.attach(program(len(s.members), s.indices()))
+	s.listed = slices.DeleteFunc(s.listed, func(i uint32) bool { return i == inode })
+	s.spare--
+	wrong := s.spare < 0 && place < 0 && len(s.own) > 0 && len(s.answers) > 0
+	s.mu.Unlock()
+	if wrong {
+		s.refresh(ctx)()
 	}
+	return err
 }
 
-// close closes l. The array changes at that moment. So close first attaches a program that
-// picks no draining listener both before and after the change.
-func (s *steering) close(l *Listener) error {
-	s.closes(l)
-	return l.tcp.Close()
-}
-
-func (s *steering) closes(l *Listener) {
+// prepare attaches the program for the close of a listener. If no program is right both
+// before and after the close, it returns the index of the listener, otherwise -1. Other
+// processes that close wait until end is called.
+func (s *steering) prepare(ctx context.Context, inode uint32) (place int, end func()) {
+	place, end = -1, func() {}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	i := slices.IndexFunc(s.own, func(own *steered) bool { return own.l == l })
-	if i < 0 {
-		return
+	ready := !s.has(inode) || s.spare > 0 && len(s.own) > 1
+	s.mu.Unlock()
+	if ready {
+		return place, end
 	}
-	if index := s.index(s.own[i]); s.on && index >= 0 {
-		if s.region == nil {
-			s.region = s.indices()
+	end = s.refresh(ctx)
+	s.mu.Lock()
+	n, moves := len(s.listed), false
+	if len(s.answers) > 0 {
+		var p []unix.SockFilter
+		p, s.spare, moves = closing(n, s.answers, len(s.own), s.full)
+		s.put(p)
+	}
+	var silent []int
+	for i := range n {
+		if !slices.Contains(s.answers, i) {
+			silent = append(silent, i)
 		}
-		s.attach(lastProgram(len(s.members), s.region, s.indices(), index))
-		s.remove(index)
 	}
-	s.own = slices.Delete(s.own, i, i+1)
+	own := s.own
+	s.mu.Unlock()
+	if moves {
+		o := own[slices.IndexFunc(own, func(o *steered) bool { return o.inode == inode })]
+		place = s.locate(ctx, n, o, silent)
+	}
+	return place, end
 }
 
-// closingOrder returns the listeners in the order in which they are to close: the last
-// one in the array first. Other processes that drain assume this order.
-func closingOrder(listeners []*Listener) []*Listener {
-	order := slices.Clone(listeners)
-	slices.Reverse(order)
-	s := order[0].intake.steering.Load()
-	if s == nil {
-		return order
+// locate returns the index of a listener that drains, one of silent, or -1.
+func (s *steering) locate(ctx context.Context, n int, o *steered, silent []int) (place int) {
+	where, err := s.kernel.namespaceOfSocket(o.raw)
+	if err != nil {
+		return -1
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	index := make(map[*Listener]int)
-	for _, own := range s.own {
-		index[own.l] = s.index(own)
+	defer where.close()
+	err = where.in(func() (err error) {
+		ttl, undo, err := o.mark(s.key.address().Addr().Is4())
+		defer undo()
+		if err != nil {
+			return err
+		}
+		q := s.question(n, ttl, []*steered{o})
+		place, err = q.locate(ctx, silent)
+		return err
+	})
+	if err != nil {
+		return -1
 	}
-	slices.SortStableFunc(order, func(a, b *Listener) int { return index[b] - index[a] })
-	return order
+	return place
+}
+
+// closing returns the program for the close of listeners that drain, of a group of n members
+// of which own are such listeners. It does not need to know their indices. At each close the
+// last member of the array takes the place of the one that closes. So members with an index
+// below n-c keep it while c listeners close. spare is the number of closes for which the
+// program is right.
+//
+// The last listener of this process leaves its program behind. If all other members answer,
+// that program picks an index that no member has after the close, and the kernel uses its
+// hash. full is the number of members that are silent because their queue is full.
+//
+// moves is true if the only member that answers is the last, and other members do not
+// answer. The program is right until the close only.
+func closing(n int, answers []int, own, full int) (p []unix.SockFilter, spare int, moves bool) {
+	last := n - 1
+	if own == 1 && !slices.Contains(answers, last) {
+		return picks(answers, n), 0, false // no member that answers moves
+	}
+	if own == 1 && n-own-len(answers) <= full {
+		return only(last), 0, false
+	}
+	for spare = max(own-1, 1); spare > 0; spare-- {
+		stay := slices.DeleteFunc(slices.Clone(answers), func(i int) bool { return i >= n-spare })
+		if len(stay) > 0 && (2*len(stay) >= len(answers) || spare == 1) {
+			return picks(stay, n), spare, false
+		}
+	}
+	return only(last), 0, true
+}
+
+// only returns a program that picks one index.
+func only(index int) []unix.SockFilter {
+	return []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: uint32(index)}}
 }
 
 // Instructions of classic BPF, linux/filter.h.
 const (
 	bpfRandom uint32 = 0xfffff000 + 56 // SKF_AD_OFF + SKF_AD_RANDOM
-	// The kernel accepts at most 4096 instructions, BPF_MAXINSNS.
-	mostExcluded = 4096 - 3
+	// mostExcluded is the number of instructions that a program has for excluded members.
+	mostExcluded = maxProgram - 3
 )
+
+// picks returns a program that picks one of the given indices of n members at random. It
+// returns nil if there is none, or if too many other members are left out.
+func picks(indices []int, n int) []unix.SockFilter {
+	var excluded []int
+	for i := range n {
+		if !slices.Contains(indices, i) {
+			excluded = append(excluded, i)
+		}
+	}
+	return program(n, excluded)
+}
 
 // program returns a program that picks one of n members at random, except the excluded
 // ones. It returns nil if no member is left or if too many are excluded.
@@ -316,29 +653,21 @@ func program(n int, excluded []int) (p []unix.SockFilter) {
 	return append(p, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_A})
 }
 
-// lastProgram returns the program for the close of the member at index, one of own. The
-// last member of the array takes its place. Afterwards no member has index n-1, and the
-// kernel uses its hash for it. region holds the indices that draining listeners have had.
-// Their order is less certain, so the program avoids them if it can.
-func lastProgram(n int, region, own []int, index int) []unix.SockFilter {
-	past := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: uint32(n - 1)}}
-	if len(own) == 1 {
-		if index < n-1 {
-			return past
+// attachTo attaches a program to the SO_REUSEPORT group of a socket.
+func (k *kernel) attachTo(raw syscall.RawConn, p []unix.SockFilter) (err error) {
+	cerr := raw.Control(func(fd uintptr) { err = k.attachProgram(int(fd), p) })
+	return cmp.Or(cerr, err)
+}
+
+// detachFrom detaches the program from the SO_REUSEPORT group of a socket. Kernels before
+// 5.3 cannot do that. There detachFrom attaches a program that picks no listener.
+func (k *kernel) detachFrom(raw syscall.RawConn) (err error) {
+	cerr := raw.Control(func(fd uintptr) {
+		if err = k.detachProgram(int(fd)); err != nil {
+			err = k.attachProgram(int(fd), []unix.SockFilter{noMember})
 		}
-		return program(n, own)
-	}
-	for _, uncertain := range [][]int{region, nil} {
-		excluded := map[int]bool{n - 1: true}
-		for _, i := range slices.Concat(own, uncertain) {
-			excluded[i] = i < n
-		}
-		maps.DeleteFunc(excluded, func(_ int, in bool) bool { return !in })
-		if p := program(n, slices.Collect(maps.Keys(excluded))); p != nil {
-			return p
-		}
-	}
-	return past
+	})
+	return cmp.Or(cerr, err)
 }
 
 // attachProgram attaches a program to the SO_REUSEPORT group of fd.
@@ -357,32 +686,140 @@ func detachProgram(fd int) error {
 	return err
 }
 
-// A membership is what a listener knows of its group.
-type membership struct {
-	steers  bool     // a drain may steer new clients to the other members
-	members []uint32 // the members right after the listener joined, by inode
+// A place is that of a Listener in a steering.
+type place struct {
+	*steering
+	inode uint32
 }
 
-// joinGroup prepares a listener that has just joined a group. A process that was killed can
-// have left a program on the group, which would give all clients to one member.
-func (l *Listener) joinGroup(o *options) {
-	if !o.reusePort {
+// steeringOf returns the steering that directs clients away from listeners. It returns nil
+// if that is not possible.
+func steeringOf(ctx context.Context, drainings []*draining) *steering {
+	var listeners []*Listener
+	for _, d := range drainings {
+		listeners = append(listeners, d.l)
+		if d.l.intake.isShared() {
+			return nil // another holder may accept from the socket
+		}
+	}
+	k, key, own, err := groupOf(ctx, listeners)
+	if err != nil {
+		return nil
+	}
+	s := k.groups.join(k, key, own)
+	for i, l := range listeners {
+		if former := l.intake.steering.Swap(&place{s, own[i].inode}); former != nil && former.steering != s {
+			former.leave(former.inode)
+		}
+	}
+	return s
+}
+
+// leaveSteering ends the steering away from listeners, which let new clients in again.
+func leaveSteering(listeners []*Listener) {
+	left := make(map[*steering][]uint32)
+	for _, l := range listeners {
+		if at := l.intake.steering.Swap(nil); at != nil {
+			left[at.steering] = append(left[at.steering], at.inode)
+		}
+	}
+	for s, inodes := range left {
+		s.leave(inodes...)
+	}
+}
+
+// closeListener closes l.
+func (p *place) closeListener(l *Listener) error {
+	return p.close(p.inode, l.tcp.Close, func(f func()) { l.gate.alone(l.tcp, f) })
+}
+
+// groupOf returns the group of listeners, and the listeners as a steering needs them.
+func groupOf(ctx context.Context, listeners []*Listener) (k *kernel, key groupKey, own []*steered, err error) {
+	for _, l := range listeners {
+		if !l.steers {
+			return nil, key, nil, errors.ErrUnsupported
+		}
+		inode, err := l.inode()
+		if err != nil {
+			return nil, key, nil, err
+		}
+		own = append(own, &steered{l.raw, uint32(inode), func(v4 bool) (int, func(), error) {
+			return l.kernel.markListener(l.raw, &l.intake, v4)
+		}})
+	}
+	k = listeners[0].kernel
+	key, err = k.groupKeyOf(ctx, own[0], listeners[0].Addr().(*net.TCPAddr))
+	return k, key, own, err
+}
+
+// groupKeyOf returns the key of the group of a listener at addr.
+func (k *kernel) groupKeyOf(ctx context.Context, o *steered, addr *net.TCPAddr) (key groupKey, err error) {
+	where, err := k.namespaceOfSocket(o.raw)
+	if err != nil {
+		return key, err
+	}
+	defer where.close()
+	err = where.in(func() error {
+		rows, err := k.groupRows(ctx, familyOf(addr), uint16(addr.Port), o.inode)
+		if err == nil {
+			key = keyOf(rows[0])
+		}
+		return err
+	})
+	key.namespace = uint64(o.inode)
+	o.raw.Control(func(fd uintptr) {
+		if cookie, err := k.namespaceCookie(int(fd)); err == nil {
+			key.namespace = cookie
+		}
+	})
+	return key, err
+}
+
+// welcome prepares a group for listeners that have just joined it. A process that has ended
+// can have left a program that does not know them. If all members answer, welcome detaches
+// any program, and the kernel uses its hash. If some do not answer, they drain, and welcome
+// attaches a program that picks the others.
+func welcome(ctx context.Context, listeners []*Listener) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), steerWait)
+	defer cancel()
+	k, key, own, err := groupOf(ctx, listeners)
+	if err != nil {
 		return
 	}
-	// A connection that moves here when a draining listener closes may have inherited
-	// its stop.
-	if l.kernel.ipv4Setting("tcp_migrate_req") == 1 {
-		l.intake.inherited.Store(&inheritance{stop: new(stop)})
+	if s := k.groups.of(key); s != nil { // this process drains other members
+		if s.lock(ctx) == nil {
+			defer s.unlock()
+			s.refresh(ctx)()
+		}
+		return
 	}
-	if l.group.steers = o.steers && !o.unsteered; l.group.steers {
-		// It is not an error that there is none, or that the kernel knows of none.
-		l.raw.Control(func(fd uintptr) { l.kernel.detachProgram(int(fd)) })
+	s := &steering{kernel: k, groups: new(groups), key: key, own: own, on: true}
+	where, err := k.namespaceOfSocket(own[0].raw)
+	if err != nil {
+		return
 	}
+	defer where.close()
+	where.in(func() error {
+		defer k.takeTurn(ctx, "question", key)()
+		s.put(s.welcome(ctx))
+		return nil
+	})
 }
 
-// isShared reports whether another holder has the socket, or may have it.
-func (in *intake) isShared() bool {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	return in.shared
+// welcome returns the program for a group that own has just joined.
+func (s *steering) welcome(ctx context.Context) []unix.SockFilter {
+	for range 2 { // one answer may be late
+		listed, full, err := s.members(ctx, s.own)
+		n := len(listed)
+		if err != nil || n == len(s.own) {
+			return nil
+		}
+		q := s.question(n, commonTTL/2, nil)
+		answers, err := q.ask(ctx)
+		if err != nil || n-len(answers) <= full {
+			return nil
+		}
+		s.answers, s.listed = answers, listed
+	}
+	return picks(s.answers, len(s.listed))
 }

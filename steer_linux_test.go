@@ -2,7 +2,6 @@ package acceptq
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -87,71 +86,6 @@ func TestProgramPicksAllExceptTheExcluded(t *testing.T) {
 	}
 	require.Len(t, program(4096, many), 4095, "the kernel takes 4096")
 	require.Nil(t, program(4096, append(many, 2046)))
-}
-
-// All draining listeners close, the last one first. Before and after each close the program
-// must send no client to a draining listener. For an index past the end the kernel uses its
-// hash, which is correct once no listener drains. As long as there are enough other
-// listeners, the order of the draining ones need not be known.
-func TestProgramIsRightBeforeAndAfterAClose(t *testing.T) {
-	for m := 1; m <= 8; m++ {
-		for others := 1; others <= 8; others++ {
-			for _, known := range []bool{true, others < m} {
-				array := make([]bool, m+others) // whether the listener at this index drains
-				var region []int
-				for i := range m {
-					array[i] = true
-					region = append(region, i)
-				}
-				own := slices.Clone(region) // the order that steering assumes
-				for range m {
-					what := fmt.Sprintf("%d drain, %d others, known %v: %v", m, others, known, array)
-					n := len(array)
-					believed := own[len(own)-1]
-					closing := believed
-					if !known { // the real order is the reverse
-						closing = slices.Index(array, true)
-					}
-					p := lastProgram(n, region, own, believed)
-					after := slices.Clone(array)
-					after[closing] = after[n-1]
-					after = after[:n-1]
-					for target := range run(t, p) {
-						require.Less(t, int(target), n, what)
-						require.False(t, array[target], what)
-						if int(target) < n-1 {
-							require.False(t, after[target], what)
-						} else {
-							// Two listeners drain and one does not: during the close of
-							// the first a few clients may go wrong.
-							require.True(t, len(own) == 1 || others == 1, what)
-						}
-					}
-					array, own = after, own[:len(own)-1]
-				}
-				require.NotContains(t, array, true)
-			}
-		}
-	}
-}
-
-// Steering follows the kernel's array of sockets when listeners join and close.
-func TestSteeringFollowsTheGroup(t *testing.T) {
-	s := new(steering)
-	for _, step := range []struct {
-		listed, want []uint32
-		same         bool
-	}{
-		{[]uint32{1, 2, 3, 4}, []uint32{1, 2, 3, 4}, false},
-		{[]uint32{1, 2, 3, 4}, []uint32{1, 2, 3, 4}, true},
-		{[]uint32{2, 3, 4}, []uint32{4, 2, 3}, false},
-		{[]uint32{2, 3, 4, 5}, []uint32{4, 2, 3, 5}, false},
-		{[]uint32{2, 3, 4, 5}, []uint32{4, 2, 3, 5}, true},
-		{[]uint32{2, 4, 5, 6, 7}, []uint32{4, 2, 5, 6, 7}, false},
-	} {
-		require.Equal(t, step.same, s.follow(step.listed))
-		require.Equal(t, step.want, s.members)
-	}
 }
 
 // A generation has the listeners of one process of a rolling restart.
@@ -412,45 +346,6 @@ func TestSharesAroundADrain(t *testing.T) {
 			requireEven(t, shares(t, append(others, newcomers...), 300))
 			require.Equal(t, before, kernelCounter(t, "TCPSynRetrans"), "member %d", drains)
 		}
-	})
-}
-
-// If steering assumes a wrong order of the group, the listener drops SYNs. Steering then
-// tries the next possible order.
-func TestSteeringGuessesAgain(t *testing.T) {
-	t.Parallel()
-	forEachStop(t, func(t *testing.T, k kernel, _ way) {
-		members := newMembers(t, &k, "127.0.0.1:0", 3)
-		l := members[2].Listener
-		slices.Reverse(l.group.members) // as after closes in an order that nobody saw
-		// Its loop ends, so the drain waits for what is queued.
-		idle(t, l)
-		c := dialUntil(t, l)
-		defer c.Close()
-		drained := inBackground(t, l, within(t, patience))
-		awaitStop(t, l)
-		clients := newThrong(8, l.Addr().String())
-		require.Eventually(t, func() bool {
-			s := l.intake.steering.Load()
-			if s == nil {
-				return false
-			}
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			return len(s.own) == 1 && s.on && s.index(s.own[0]) == 2
-		}, patience, time.Millisecond)
-		clients.answers(t, 50)
-		s, err := l.Stats()
-		require.NoError(t, err)
-		clients.answers(t, 300)
-		after, err := l.Stats()
-		require.NoError(t, err)
-		require.Equal(t, s.Drops, after.Drops, "steering must know the right index now")
-		require.NoError(t, l.SetDeadline(time.Time{}))
-		go answerEach(l, func() {})
-		require.NoError(t, received(t, drained))
-		require.NoError(t, l.Close())
-		clients.end(t)
 	})
 }
 

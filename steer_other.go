@@ -2,29 +2,21 @@
 
 package acceptq
 
-import (
-	"context"
-	"slices"
-)
+import "context"
 
 // A steering directs new clients to other listeners of the address. These systems have no
 // way to do that.
 type steering struct{}
 
-type membership struct{}
+func steeringOf(context.Context, []*draining) *steering { return nil }
 
-func steeringOf([]*Listener) *steering { return nil }
+func (*steering) begin(_ context.Context, stop func()) { stop() }
+func (*steering) look(context.Context)                 {}
 
-func (*membership) note(context.Context, *Listener) {}
+func welcome(context.Context, []*Listener) {}
+func leaveSteering([]*Listener)            {}
 
-func (*steering) look(context.Context, *flight, bool) {}
-func (*steering) leave(*Listener)                     {}
-func (*steering) close(l *Listener) error             { return l.tcp.Close() }
+// A place is that of a Listener in a steering.
+type place struct{}
 
-// closingOrder returns the listeners in the order in which they are to close: the last
-// one first.
-func closingOrder(listeners []*Listener) []*Listener {
-	order := slices.Clone(listeners)
-	slices.Reverse(order)
-	return order
-}
+func (*place) closeListener(l *Listener) error { return l.tcp.Close() }

@@ -3,6 +3,7 @@ package acceptq
 import (
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"slices"
 	"sync"
@@ -173,7 +174,7 @@ func TestRollingRestarts(t *testing.T) {
 // Without steering clients stall. So the clients of these tests notice it.
 func TestRollingControl(t *testing.T) {
 	inSlot(t, func(t *testing.T) {
-		f := rolling{2, "oldest", "IPv4", replicaSpec{Unsteered: true}, 1}.run(t)
+		f := rolling{2, "oldest", "IPv4", replicaSpec{Unsteered: true}, 4}.run(t)
 		f.halt()
 		t.Logf("stalled at each stop: %v", f.stalled)
 		require.Positive(t, f.stalls)
@@ -257,22 +258,36 @@ func TestRollingBesideADrain(t *testing.T) {
 		f := newFleet(t, "IPv4", 3, replicaSpec{})
 		drains := pickRandom(f.members, 1)[0]
 		drains.say(t, "hang")
-		for range 100 { // one of these waits for Accept there
-			c := connect(t, "tcp", f.spec.Address)
-			_, err := c.Write([]byte{'?'})
-			require.NoError(t, err)
-			go func() { // the other members answer
-				c.Read(make([]byte, 1))
-				c.Close()
-			}()
-		}
+		hangs := make(chan struct{})
+		var connects sync.WaitGroup
+		connects.Go(func() {
+			for range 5000 { // until one of these waits for Accept there
+				select {
+				case <-hangs:
+					return
+				default:
+				}
+				c, err := net.DialTimeout("tcp", f.spec.Address, patience)
+				if err != nil {
+					continue
+				}
+				c.Write([]byte{'?'})
+				go func() { // the other members answer
+					c.Read(make([]byte, 1))
+					c.Close()
+				}()
+			}
+		})
 		drains.hear(t, "hang")
+		close(hangs)
+		connects.Wait()
 		f.start(t, others(f.members, drains))
 		for range 2 * rollingRounds(t) {
 			f.add(t, 1)
 			f.settle(t, time.Now())
 			f.even(t, "before the stop", others(f.members, drains))
 			f.stop(t, others(f.members, drains)[0])
+			f.more(t, 300) // the drain that goes on notices the change
 			f.even(t, "after the stop", others(f.members, drains))
 		}
 		f.kill(t, drains, false)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 )
 
@@ -14,16 +15,15 @@ import (
 // After listen(fd, 0) new clients still get in.
 type stop struct{}
 
-func (*kernel) stopIntake(int, *intake, *flight) (*stop, error) {
+func (*kernel) stopIntake(int, *intake, bool) (*stop, error) {
 	return nil, fmt.Errorf("this system cannot keep them out: %w", errors.ErrUnsupported)
 }
 
-func (*kernel) lift(int, *stop) error      { return nil }
-func (*kernel) removeInherited(int, *stop) {}
-
-func (*kernel) liftLeft(int) (*inheritance, error) { return nil, nil }
-
-func (*kernel) stands(int, *stop) bool { return true }
+func (*kernel) lift(int, *stop) (*stop, error) { return nil, nil }
+func (*kernel) stands(int) bool                { return true }
+func (*kernel) removeInherited(int)            {}
+func (*kernel) removeMigrated(*net.TCPConn)    {}
+func (*kernel) mayReusePort(int) bool          { return false }
 
 func duplicated([]*Listener) map[*Listener]bool { return nil }
 
@@ -33,12 +33,13 @@ func duplicates(_ int, f func()) bool { f(); return false }
 // These systems do not list in-flight handshakes.
 type flight struct{ until time.Time }
 
-func newFlight(context.Context, []*Listener) *flight {
+func newFlight(context.Context, []*draining) *flight {
 	return &flight{until: time.Now().Add(drainFlight)}
 }
 
 func (*flight) look(context.Context) {}
 func (*flight) left() int            { return unknown }
+func (*flight) mayUseCookies() bool  { return false }
 func (*flight) close()               {}
 
 func (f *flight) extend() { f.until = time.Now().Add(drainFlight) }

@@ -302,7 +302,7 @@ func (q *question) takeBack(c *questionClient) {
 // Offsets in a packet for a classic BPF program, linux/filter.h. A program of a SO_REUSEPORT
 // group sees a packet from behind its TCP header on.
 const (
-	bpfNetwork = 0xfff00000 // SKF_NET_OFF: the IP header
+	bpfNetwork uint32 = 0xfff00000 // SKF_NET_OFF: the IP header
 	ipv4Source = 12
 	ipv4End    = 20 // without options, which the SYN of a question does not have
 	ipv6Source = 8
@@ -313,7 +313,7 @@ const (
 // where rest sends them.
 func (q *question) program(clients []*questionClient) (p []unix.SockFilter) {
 	load := func(size uint16, offset int) {
-		p = append(p, unix.SockFilter{Code: unix.BPF_LD | size | unix.BPF_ABS, K: uint32(bpfNetwork + offset)})
+		p = append(p, unix.SockFilter{Code: unix.BPF_LD | size | unix.BPF_ABS, K: bpfNetwork + uint32(offset)})
 	}
 	// A conditional jump reaches 255 instructions, so each condition has a jump of its own.
 	var elsewhere []int

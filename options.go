@@ -150,14 +150,14 @@ func WithStrictBacklog() Option {
 //   - FreeBSD: SO_REUSEPORT_LB, setsockopt(2). Processes of the same user can join.
 //     Before FreeBSD 15 every user can join a wildcard address whose port is not
 //     reserved.
-//   - DragonFly: SO_REUSEPORT. It is not known who can join.
+//   - DragonFly: SO_REUSEPORT. Processes of the same user can join.
 //
 // Listening fails with an error that matches [errors.ErrUnsupported] if the kernel does
 // not spread connections:
 //   - macOS, NetBSD, OpenBSD: always.
 //   - FreeBSD: for the wildcard of both families (":8080" on "tcp") and, before 13.3, in
 //     a jail.
-//   - DragonFly: for IPv6 and in a jail.
+//   - DragonFly: for IPv6 and, before 5.9, in a jail.
 //
 // The section "Listeners on one address" of the package comment has more.
 func WithReusePort() Option {

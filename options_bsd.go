@@ -106,7 +106,9 @@ func (k *kernel) spreads(ep endpoint) error {
 			facts.release, _ = k.readSysctl(releaseKnob)
 		}
 	case "dragonfly":
-		facts.jailed = jailed("jail.jailed")
+		if facts.jailed = jailed("jail.jailed"); facts.jailed {
+			facts.release, _ = k.readSysctl(releaseKnob)
+		}
 		n, err := k.readSysctl(groupKnob)
 		facts.off = err == nil && n == 0
 	}

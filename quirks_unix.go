@@ -5,6 +5,7 @@ package acceptq
 import (
 	"errors"
 	"fmt"
+	"math"
 )
 
 // Differences between the releases of one system are data or functions of plain numbers
@@ -12,7 +13,7 @@ import (
 // kernel, unless jail(8) has set another number for the jail.
 
 const (
-	releaseKnob = "kern.osreldate"             // FreeBSD's __FreeBSD_version
+	releaseKnob = "kern.osreldate"             // __FreeBSD_version, __DragonFly_version
 	groupKnob   = "net.inet.tcp.reuseport_ext" // DragonFly: SO_REUSEPORT spreads
 	availKnob   = "kern.ipc.soavailconn"       // DragonFly: the maximum that kqueue(2) reports
 	cookiesKnob = "net.inet.tcp.syncookies"    // FreeBSD
@@ -20,13 +21,14 @@ const (
 	firstOf14   = 1400000                      // 14.0-CURRENT
 	release14_0 = 1400097                      // 14.0-RELEASE
 	release15_0 = 1500068                      // 15.0-RELEASE
+	jailsSpread = 500900                       // DragonFly 5.9: sockets of a jail are in the group
 )
 
 // groupFacts holds what decides whether a kernel spreads connections over the listeners
 // of one address that have the option of reusePort.
 type groupFacts struct {
 	goos    string
-	release int  // FreeBSD: kern.osreldate; -1 if unknown
+	release int  // kern.osreldate; -1 if unknown
 	jailed  bool // this process runs in a jail
 	off     bool // DragonFly: the administrator has disabled it
 }
@@ -39,8 +41,8 @@ type groupFacts struct {
 // 14.0-CURRENT and merged to stable/13 after 13.2. It is not known which numbers of
 // 14.0-CURRENT have it, so all before 14.0-RELEASE are assumed not to have it.
 //
-// DragonFly: in_pcbinslocalgrphash_oncpu in netinet/in_pcb.c omits the sockets of a jail,
-// and the lookup for IPv6 does not use the group.
+// DragonFly: before 5.9, in_pcbinslocalgrphash_oncpu in netinet/in_pcb.c omits the sockets
+// of a jail. The lookup for IPv6 does not use the group.
 func (k groupFacts) refusal(ep endpoint) string {
 	switch k.goos {
 	case "freebsd":
@@ -55,13 +57,31 @@ func (k groupFacts) refusal(ep endpoint) string {
 		switch {
 		case ep.network == "tcp6":
 			return "DragonFly does not spread connections over IPv6 sockets; listen on tcp4"
-		case k.jailed:
-			return "DragonFly does not spread connections over the sockets of a jail"
+		case k.jailed && k.release < jailsSpread:
+			return fmt.Sprintf("DragonFly %v (%s) does not spread connections over the sockets of a jail; 5.9 does",
+				count(k.release), releaseKnob)
 		case k.off:
 			return groupKnob + " is 0; run sysctl " + groupKnob + "=1"
 		}
 	}
 	return ""
+}
+
+// maxGroup returns the maximum number of listeners over which a kernel spreads connections.
+// The kernel lets more sockets bind but assigns no connections to them.
+//   - FreeBSD: INPCBLBGROUP_SIZMAX in netinet/in_pcb.c. The number holds for all sockets of
+//     the address. A socket joins the group at bind(2), so one that was too many stays out
+//     after others have closed.
+//   - DragonFly: the index is the hash of the connection modulo NETISR_CPUMAX, and then
+//     modulo the size of the group (in_pcblookup_localgroup in netinet/in_pcb.c).
+func maxGroup(goos string) int {
+	switch goos {
+	case "freebsd":
+		return 256
+	case "dragonfly":
+		return 128
+	}
+	return math.MaxInt
 }
 
 // filtersIgnored reports whether a FreeBSD kernel accepts an accept filter and then ignores

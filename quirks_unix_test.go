@@ -45,7 +45,11 @@ func TestRefusedGroups(t *testing.T) {
 		{"a jail of an unknown release", groupFacts{goos: "freebsd", release: unknown, jailed: true}, loopback4, "FreeBSD unknown"},
 		{"DragonFly", groupFacts{goos: "dragonfly"}, loopback4, ""},
 		{"DragonFly, IPv6", groupFacts{goos: "dragonfly"}, loopback6, "listen on tcp4"},
-		{"DragonFly, a jail", groupFacts{goos: "dragonfly", jailed: true}, loopback4, "jail"},
+		{"DragonFly, a jail of an unknown release", groupFacts{goos: "dragonfly", release: unknown, jailed: true}, loopback4, "DragonFly unknown"},
+		{"DragonFly, a jail of 5.8", groupFacts{goos: "dragonfly", release: 500800, jailed: true}, loopback4, "DragonFly 500800 (kern.osreldate)"},
+		{"DragonFly, a jail of 5.9", groupFacts{goos: "dragonfly", release: 500900, jailed: true}, loopback4, ""},
+		{"DragonFly, a jail of 6.4", groupFacts{goos: "dragonfly", release: 600400, jailed: true}, loopback4, ""},
+		{"DragonFly, a jail of 5.9, IPv6", groupFacts{goos: "dragonfly", release: 500901, jailed: true}, loopback6, "listen on tcp4"},
 		{"DragonFly, turned off", groupFacts{goos: "dragonfly", off: true}, loopback4, "sysctl net.inet.tcp.reuseport_ext=1"},
 	} {
 		if why := row.facts.refusal(row.ep); row.why == "" {
@@ -53,6 +57,15 @@ func TestRefusedGroups(t *testing.T) {
 		} else {
 			require.Contains(t, why, row.why, row.name)
 		}
+	}
+}
+
+// How many listeners of one address get connections.
+func TestMaxGroup(t *testing.T) {
+	for goos, most := range map[string]int{
+		"freebsd": 256, "dragonfly": 128, "linux": math.MaxInt, "android": math.MaxInt,
+	} {
+		require.Equal(t, most, maxGroup(goos), goos)
 	}
 }
 

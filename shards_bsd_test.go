@@ -115,3 +115,23 @@ func TestShardsWithoutSpreadingAreAnError(t *testing.T) {
 		})
 	}
 }
+
+// The kernel assigns no connections to a socket above its maximum, but lets it listen.
+// The library returns an error and leaves the address free.
+func TestMaximumOfShards(t *testing.T) {
+	needSpread(t)
+	most := 256
+	if runtime.GOOS == "dragonfly" {
+		most = 128
+	}
+	s, err := ListenTCPShards("127.0.0.1:0", most)
+	require.NoError(t, err)
+	addr := s.Addr().String()
+	require.NoError(t, s.Close())
+	s, err = ListenTCPShards(addr, most+1)
+	require.Nil(t, s)
+	require.ErrorIs(t, err, errors.ErrUnsupported)
+	again, err := ListenTCP(addr)
+	require.NoError(t, err)
+	require.NoError(t, again.Close())
+}

@@ -5,6 +5,7 @@ package acceptq
 import (
 	"net"
 	"os"
+	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -53,7 +54,8 @@ type kernel struct {
 	// without a host. Package net probes the system for it once per process, so the
 	// result does not change.
 	withoutHost *sync.Map
-	ownCalls    // the calls that only this system has
+	groups      *groups // the sockets of this process that share an address
+	ownCalls            // the calls that only this system has
 }
 
 var realKernel = kernel{
@@ -66,6 +68,7 @@ var realKernel = kernel{
 	listenCall:    unix.Listen,
 	adopt:         net.FileListener,
 	withoutHost:   new(sync.Map),
+	groups:        &groups{most: maxGroup(runtime.GOOS)},
 	ownCalls:      realOwnCalls,
 }
 

@@ -149,8 +149,10 @@ func WithStrictBacklog() Option {
 //   - Linux: SO_REUSEPORT, socket(7). Processes of the same user can join the address.
 //   - FreeBSD: SO_REUSEPORT_LB, setsockopt(2). Processes of the same user can join.
 //     Before FreeBSD 15 every user can join a wildcard address whose port is not
-//     reserved.
-//   - DragonFly: SO_REUSEPORT. Processes of the same user can join.
+//     reserved. The kernel assigns connections to a maximum of 256 sockets on one
+//     address.
+//   - DragonFly: SO_REUSEPORT. Processes of the same user can join. The kernel assigns
+//     connections to a maximum of 128 sockets on one address.
 //
 // Listening fails with an error that matches [errors.ErrUnsupported] if the kernel does
 // not spread connections:
@@ -158,6 +160,10 @@ func WithStrictBacklog() Option {
 //   - FreeBSD: for the wildcard of both families (":8080" on "tcp") and, before 13.3, in
 //     a jail.
 //   - DragonFly: for IPv6 and, before 5.9, in a jail.
+//   - FreeBSD and DragonFly: if this process already has the maximum of sockets on the
+//     address. The sockets of other processes cannot be counted: above the maximum the
+//     socket listens but gets no client. On FreeBSD that does not change when others
+//     close. If processes overlap, use at most half the maximum in each.
 //
 // The section "Listeners on one address" of the package comment has more.
 func WithReusePort() Option {

@@ -135,3 +135,24 @@ func TestMaximumOfShards(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, again.Close())
 }
+
+// Two groups of one process on one address, as when a server opens its new listeners
+// before it closes the old ones: what does not fit is an error, not a listener without
+// clients.
+func TestTwoGroupsOnOneAddress(t *testing.T) {
+	needSpread(t)
+	most := maxGroup(runtime.GOOS)
+	a, err := ListenTCPShards("127.0.0.1:0", most-10, WithReusePort())
+	require.NoError(t, err)
+	defer a.Close()
+	b, err := ListenTCPShards(a.Addr().String(), 11, WithReusePort())
+	require.Nil(t, b)
+	require.ErrorIs(t, err, errors.ErrUnsupported)
+	b, err = ListenTCPShards(a.Addr().String(), 10, WithReusePort())
+	require.NoError(t, err, "a failed call must leave the places free")
+	defer b.Close()
+	require.NoError(t, a.Close())
+	c, err := ListenTCPShards(b.Addr().String(), most-10, WithReusePort())
+	require.NoError(t, err, "a closed group must leave its places free")
+	require.NoError(t, c.Close())
+}

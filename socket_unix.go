@@ -5,6 +5,8 @@ package acceptq
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math"
 	"net"
 	"os"
 	"runtime"
@@ -26,7 +28,7 @@ func (k *kernel) listen(ctx context.Context, network, address string, o *options
 	return l, nil
 }
 
-func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (*Listener, error) {
+func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (l *Listener, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -40,6 +42,19 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (*Listener, 
 		if b, err := k.predict(o.backlog); err == nil && b.Clamped() {
 			return nil, tooShort(b, k.bounds)
 		}
+	}
+	if o.reusePort && k.groups.most < math.MaxInt {
+		p, err := k.groups.enter(ep)
+		if err != nil {
+			return nil, fmt.Errorf("WithReusePort: %w", err)
+		}
+		defer func() {
+			if l == nil { // also if a function of WithControl has panicked
+				k.groups.leave(ep, p)
+			} else {
+				k.groups.settle(ep, p, l)
+			}
+		}()
 	}
 	file, err := k.bindSocket(ep, o)
 	if err != nil {
@@ -62,8 +77,7 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (*Listener, 
 	if err != nil {
 		return nil, cause(err)
 	}
-	l, err := newListener(k, ln.(*net.TCPListener), plainTCP, account)
-	if err != nil {
+	if l, err = newListener(k, ln.(*net.TCPListener), plainTCP, account); err != nil {
 		ln.Close()
 		return nil, err
 	}

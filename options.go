@@ -266,6 +266,8 @@ func WithFastOpen(qlen int) Option {
 //   - Linux silently clamps n to net.core.rmem_max.
 //   - FreeBSD grants at most 8/9 of kern.ipc.maxsockbuf.
 //   - NetBSD grants at most 4/5 of kern.sbmax.
+//   - DragonFly silently clamps n to 4/5 of kern.ipc.maxsockbuf.
+//   - On FreeBSD, NetBSD and DragonFly RLIMIT_SBSIZE of setrlimit(2) is a further maximum.
 func WithReceiveBuffer(n int) Option {
 	return positive("WithReceiveBuffer", n, func(o *options) *int { return &o.receiveBuffer })
 }
@@ -275,7 +277,7 @@ func WithReceiveBuffer(n int) Option {
 // size of this buffer.
 //
 // It is an error if n is not positive or if the kernel grants less. Linux silently
-// clamps n to net.core.wmem_max. The maximum on FreeBSD and NetBSD is that of
+// clamps n to net.core.wmem_max. The maximum on FreeBSD, NetBSD and DragonFly is that of
 // [WithReceiveBuffer].
 func WithSendBuffer(n int) Option {
 	return positive("WithSendBuffer", n, func(o *options) *int { return &o.sendBuffer })

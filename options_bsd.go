@@ -50,7 +50,7 @@ func (o *options) filterOption() string {
 
 // setAfterListen sets the options that can be set only after listen(2).
 func (k *kernel) setAfterListen(fd, limit int, o *options) error {
-	if err := fastOpenFits(runtime.GOOS, o.fastOpen, limit); err != nil {
+	if err := fastOpenFits(runtime.GOOS, o.fastOpen, limit, k.bounds); err != nil {
 		return err
 	}
 	f := o.acceptFilter
@@ -118,21 +118,13 @@ func (k *kernel) spreads(ep endpoint) error {
 	return nil
 }
 
-// bufferKnob returns a name for the maximum of a buffer. It is only a part of the setting,
-// because the kernel adds the header of an mbuf to each cluster (sb_max_adj in
-// kern/uipc_sockbuf.c, uipc_socket2.c).
-func bufferKnob(int) string {
-	switch runtime.GOOS {
-	case "freebsd":
-		return "8/9 of kern.ipc.maxsockbuf"
-	case "netbsd":
-		return "4/5 of kern.sbmax"
-	case "openbsd":
-		return "the kernel's SB_MAX"
-	case "dragonfly":
-		return "the usable part of kern.ipc.maxsockbuf"
+// bufferKnob returns a name for what a buffer of n bytes exceeds, see bufferBound.
+func (k *kernel) bufferKnob(_, n int) string {
+	most := unknown
+	if knob, _ := bufferSetting(runtime.GOOS); knob != "" {
+		most, _ = k.readSysctl(knob)
 	}
-	return "kern.ipc.maxsockbuf"
+	return bufferBound(runtime.GOOS, n, most)
 }
 
 // keepAliveNames returns TCP_KEEPIDLE, TCP_KEEPINTVL and TCP_KEEPCNT, from netinet/tcp.h.

@@ -68,7 +68,7 @@ func (k *kernel) setFastOpen(fd, qlen int) error {
 func (k *kernel) setAfterListen(int, int, *options) error { return nil }
 
 // bufferKnob returns the name of the setting that is the maximum of a buffer.
-func bufferKnob(name int) string {
+func (k *kernel) bufferKnob(name, _ int) string {
 	if name == unix.SO_RCVBUF {
 		return "net.core.rmem_max"
 	}

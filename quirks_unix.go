@@ -132,11 +132,57 @@ func cappedLength(n, most int) int {
 // fastOpenFits returns an error if a limit is too small for qlen pending connections of
 // TCP Fast Open. FreeBSD allows half the limit and does not store qlen
 // (tcp_fastopen_alloc_counter and syncache_add in netinet). On Linux the number does not
-// depend on the limit.
-func fastOpenFits(goos string, qlen, limit int) error {
+// depend on the limit. The error says what to do: a limit above the ceiling needs a higher
+// ceiling first.
+func fastOpenFits(goos string, qlen, limit int, bounds func() (ceiling, floor int, err error)) error {
 	if goos != "freebsd" || limit == unknown || qlen <= limit/2 {
 		return nil
 	}
-	return fmt.Errorf("WithFastOpen(%d): granted %d, half the limit; ask for a backlog of %d: %w",
-		qlen, limit/2, saturate(2*int64(qlen)), errors.ErrUnsupported)
+	r, _ := ruleOf(goos)
+	fail := func(advice string) error {
+		return fmt.Errorf("WithFastOpen(%d): granted %d, half the limit; %s: %w", qlen, limit/2, advice, errors.ErrUnsupported)
+	}
+	if qlen > r.highest/2 {
+		return fail(fmt.Sprintf("this kernel never grants more than %d", r.highest/2))
+	}
+	backlog := 2 * qlen
+	if ceiling, _, err := bounds(); err != nil || ceiling < backlog {
+		return fail(fmt.Sprintf("raise the ceiling, %s, and ask for a backlog of %d", r.raise(backlog, unknown), backlog))
+	}
+	return fail(fmt.Sprintf("ask for a backlog of %d", backlog))
+}
+
+// sbsize is the second bound of buffers on the BSDs: setrlimit(2).
+const sbsize = "RLIMIT_SBSIZE, the limit of all socket buffers of this user"
+
+// bufferSetting returns the setting whose value bounds buffers, and the largest buffer if
+// the setting is 1. The buffer is smaller than the setting, because the kernel adds the
+// header of an mbuf to each cluster: 256 or 512 bytes to 2048 (sb_max_adj in
+// kern/uipc_sockbuf.c and uipc_socket2.c).
+func bufferSetting(goos string) (knob string, part [2]int64) {
+	switch goos {
+	case "freebsd":
+		return "kern.ipc.maxsockbuf", [...]int64{8, 9}
+	case "netbsd":
+		return "kern.sbmax", [...]int64{4, 5}
+	case "dragonfly":
+		return "kern.ipc.maxsockbuf", [...]int64{4, 5}
+	}
+	return "", part
+}
+
+// bufferBound returns what a buffer of n bytes exceeds. most is the value of the setting,
+// or unknown. The BSDs report the same error, ENOBUFS, for the setting and for the limit
+// of the user.
+func bufferBound(goos string, n, most int) string {
+	knob, part := bufferSetting(goos)
+	switch {
+	case goos == "openbsd":
+		return "the kernel's SB_MAX"
+	case knob == "":
+		return "kern.ipc.maxsockbuf"
+	case most != unknown && int64(n) <= int64(most)*part[0]/part[1]:
+		return sbsize
+	}
+	return fmt.Sprintf("%d/%d of %s", part[0], part[1], knob)
 }

@@ -182,13 +182,16 @@ func (k *kernel) readSystem() (System, error) {
 	return s, nil
 }
 
-// sysctlNumber returns an unsigned number of sysctl(3). A boolean has one byte.
+// sysctlNumber returns an unsigned number of sysctl(3), capped at 32 bits. A boolean has one
+// byte, and a long on 64-bit systems has eight.
 func sysctlNumber(raw []byte) (n uint32, ok bool) {
 	switch len(raw) {
 	case 1:
 		return uint32(raw[0]), true
 	case 4:
 		return binary.NativeEndian.Uint32(raw), true
+	case 8:
+		return uint32(min(binary.NativeEndian.Uint64(raw), math.MaxUint32)), true
 	}
 	return 0, false
 }

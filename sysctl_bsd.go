@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sysctlUnsigned reads a number of 32 bits or a boolean of 8 bits.
+// sysctlUnsigned reads a number of 32 or 64 bits, or a boolean of 8 bits.
 func sysctlUnsigned(name string) (uint32, error) {
 	n, err := unix.SysctlUint32(name)
 	if err != unix.EIO { // EIO means that the value does not have 32 bits

@@ -220,7 +220,9 @@ func TestSysctlNumber(t *testing.T) {
 		"one byte":       {[]byte{0}, 0, true},
 		"nothing":        {nil, 0, false},
 		"two bytes":      {[]byte{1, 0}, 0, false},
-		"eight bytes":    {make([]byte, 8), 0, false},
+		"eight bytes":    {binary.NativeEndian.AppendUint64(nil, 2_097_152), 2_097_152, true},
+		"eight, too big": {binary.NativeEndian.AppendUint64(nil, math.MaxUint64), math.MaxUint32, true},
+		"nine bytes":     {make([]byte, 9), 0, false},
 	} {
 		n, ok := sysctlNumber(row.raw)
 		require.Equal(t, row.ok, ok, name)

@@ -46,7 +46,6 @@ type kernel struct {
 	setsockoptInt func(fd, level, name, value int) error
 	getsockoptInt func(fd, level, name int) (int, error)
 	getsockname   func(fd int) (unix.Sockaddr, error)
-	getpeername   func(fd int) (unix.Sockaddr, error)
 	bind          func(fd int, sa unix.Sockaddr) error
 	listenCall    func(fd, backlog int) error
 	adopt         func(*os.File) (net.Listener, error)
@@ -63,7 +62,6 @@ var realKernel = kernel{
 	setsockoptInt: unix.SetsockoptInt,
 	getsockoptInt: unix.GetsockoptInt,
 	getsockname:   unix.Getsockname,
-	getpeername:   unix.Getpeername,
 	bind:          unix.Bind,
 	listenCall:    unix.Listen,
 	adopt:         net.FileListener,

@@ -61,7 +61,7 @@ func (k *kernel) setAfterListen(fd, limit int, o *options) error {
 		return nil
 	}
 	// struct accept_filter_arg, sys/socket.h: char af_name[16], af_arg[240].
-	const soAcceptFilter, nameSize, argSize = 0x1000, 16, 240
+	const nameSize, argSize = 16, 240
 	var arg [nameSize + argSize]byte
 	copy(arg[:nameSize-1], f.name)
 	copy(arg[nameSize:len(arg)-1], f.arg)

@@ -105,8 +105,7 @@ func filterOf(t *testing.T, ln *Listener) (name string) {
 	t.Helper()
 	var err error
 	require.NoError(t, ln.raw.Control(func(fd uintptr) {
-		const soAcceptFilter = 0x1000 // SO_ACCEPTFILTER; struct accept_filter_arg begins with the name
-		name, err = unix.GetsockoptString(int(fd), unix.SOL_SOCKET, soAcceptFilter)
+		name, err = unix.GetsockoptString(int(fd), unix.SOL_SOCKET, soAcceptFilter) // struct accept_filter_arg begins with the name
 	}))
 	require.NoError(t, err)
 	return name

@@ -137,15 +137,18 @@ func (k *kernel) inspect(fd int) (transport, Backlog, error) {
 	return k.transportOf(fd), r.account(-1, unknown, limit, ok), nil
 }
 
-// mustListen returns an error if fd is not a listening TCP socket. SO_ACCEPTCONN is 2 on
-// FreeBSD.
+// soAcceptFilter is SO_ACCEPTFILTER, sys/socket.h of the BSDs.
+const soAcceptFilter = 0x1000
+
+// mustListen returns an error if fd is not a listening TCP socket. It asks for the address
+// last, because some kernels return an error for that of a socket that was reset.
 func (k *kernel) mustListen(fd int) error {
-	listening, err := k.getInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
-	if err != nil && runtime.GOOS == "dragonfly" { // ENOPROTOOPT: DragonFly does not have the option
-		return k.mustSeemListening(fd)
-	}
+	listening, err := k.listening(fd)
 	if err != nil {
 		return err
+	}
+	if !listening {
+		return errNotListening
 	}
 	sa, err := k.getsockname(fd)
 	if err != nil {
@@ -153,38 +156,27 @@ func (k *kernel) mustListen(fd int) error {
 	}
 	switch sa.(type) {
 	case *unix.SockaddrInet4, *unix.SockaddrInet6:
-		if listening != 0 {
-			return nil
-		}
+		return nil
 	}
 	return errNotListening
 }
 
-// mustSeemListening is mustListen for a kernel without SO_ACCEPTCONN. It returns an error
-// if fd is not a stream, is not IPv4 or IPv6, or has a peer. It cannot detect a socket that
-// is bound but neither listens nor is connected.
-func (k *kernel) mustSeemListening(fd int) error {
-	kind, err := k.getInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
-	if err != nil {
-		return err
+// listening reports whether fd is a listening socket. SO_ACCEPTCONN is 2 on FreeBSD.
+func (k *kernel) listening(fd int) (bool, error) {
+	n, err := k.getInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	if err != nil && runtime.GOOS == "dragonfly" { // ENOPROTOOPT: DragonFly does not have the option
+		return k.hasFilterOption(fd)
 	}
-	sa, err := k.getsockname(fd)
-	if err != nil {
-		return os.NewSyscallError("getsockname", err)
+	return n != 0, err
+}
+
+// hasFilterOption is listening for a kernel without SO_ACCEPTCONN. On DragonFly
+// SO_ACCEPTFILTER can be read from every listening socket, also without a filter, and from
+// no other socket (sogetopt in kern/uipc_socket.c).
+func (k *kernel) hasFilterOption(fd int) (bool, error) {
+	_, err := k.getInt(fd, unix.SOL_SOCKET, soAcceptFilter)
+	if errors.Is(err, unix.EINVAL) {
+		return false, nil
 	}
-	switch sa.(type) {
-	case *unix.SockaddrInet4, *unix.SockaddrInet6:
-		if kind != unix.SOCK_STREAM {
-			return errNotListening
-		}
-	default:
-		return errNotListening
-	}
-	switch _, err := k.getpeername(fd); {
-	case err == nil:
-		return errNotListening
-	case !errors.Is(err, unix.ENOTCONN):
-		return os.NewSyscallError("getpeername", err)
-	}
-	return nil
+	return err == nil, err
 }

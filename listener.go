@@ -55,7 +55,8 @@ func ListenTCP(addr string, opts ...Option) (*Listener, error) {
 //   - The socket is plain TCP. Since Go 1.24 net.Listen uses MPTCP if the kernel
 //     supports it.
 //   - It is always an error if ctx has ended or if the zone of the address does not
-//     exist. Package net ignores these in some cases.
+//     exist. Package net ignores these in some cases. On DragonFly the zone is not
+//     checked, because package net finds no interfaces there.
 //   - The text of errors from Accept always names the network "tcp".
 //   - Listen needs two descriptors until package net has adopted the socket.
 func Listen(ctx context.Context, network, address string, opts ...Option) (*Listener, error) {

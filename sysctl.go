@@ -196,5 +196,17 @@ func sysctlNumber(raw []byte) (n uint32, ok bool) {
 	return 0, false
 }
 
+// errNegative is the error for a negative ceiling. The kernel then lets no connection in:
+// DragonFly stores the number as the limit of the queue.
+var errNegative = errors.New("the ceiling is negative: the kernel refuses every connection")
+
+// sysctlCeiling returns a number of sysctl(3) as a ceiling. A valid ceiling fits in an int32.
+func sysctlCeiling(n uint32) (int, error) {
+	if n > math.MaxInt32 {
+		return unknown, errNegative
+	}
+	return int(n), nil
+}
+
 // sysctlCount returns an unsigned number of sysctl(3) as a number of connections.
 func sysctlCount(n uint32) int { return int(min(n, math.MaxInt32)) }

@@ -248,3 +248,18 @@ func TestSysctlCount(t *testing.T) {
 		})
 	}
 }
+
+// A negative ceiling is not a large one. DragonFly accepts -1 and then refuses every client.
+func TestNegativeCeiling(t *testing.T) {
+	for _, tt := range []struct {
+		n    uint32
+		want int
+	}{
+		{0, 0}, {128, 128}, {math.MaxUint32 / 3, 1431655765}, {math.MaxInt32, math.MaxInt32},
+		{math.MaxInt32 + 1, unknown}, {math.MaxUint32, unknown},
+	} {
+		n, err := sysctlCeiling(tt.n)
+		require.Equal(t, tt.want, n)
+		require.Equal(t, tt.want == unknown, errors.Is(err, errNegative), "%d: %v", tt.n, err)
+	}
+}

@@ -57,8 +57,14 @@ func groupShares(network, host string) (shares [2]int, err error) {
 			}
 		})
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), tooLong)
+	defer cancel()
+	addr, err := net.ResolveTCPAddr(network, address)
+	if err != nil {
+		return shares, err
+	}
 	for range clients {
-		c, err := net.DialTimeout(network, address, tooLong)
+		c, err := dialSpread(ctx, addr)
 		if err != nil {
 			return shares, err
 		}
@@ -95,6 +101,9 @@ func TestShardsWithoutSpreadingAreAnError(t *testing.T) {
 			t.Logf("the kernel gave %v", shares)
 			spread := shares[0] > 0 && shares[1] > 0
 
+			if spread && releaseInDoubt() {
+				t.Skip("jail(8) can set another number, and the library then assumes an older kernel")
+			}
 			s, err := ListenShards(t.Context(), row.network, net.JoinHostPort(row.host, "0"), 2)
 			if spread {
 				require.NoError(t, err)
@@ -114,6 +123,14 @@ func TestShardsWithoutSpreadingAreAnError(t *testing.T) {
 			}
 		})
 	}
+}
+
+// releaseInDoubt reports whether DragonFly's release says that it does not spread over the
+// sockets of this jail. A development kernel can report the number of the release before.
+func releaseInDoubt() bool {
+	release, err := unix.SysctlUint32("kern.osreldate")
+	jailed, jerr := unix.SysctlUint32("jail.jailed")
+	return runtime.GOOS == "dragonfly" && err == nil && jerr == nil && jailed == 1 && release < 500900
 }
 
 // The kernel assigns no connections to a socket above its maximum, but lets it listen.

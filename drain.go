@@ -113,9 +113,9 @@ func drain(ctx context.Context, listeners []*Listener) (err error) {
 	// A queue that cannot be read cannot be drained. This is checked before anything is
 	// changed.
 	for _, l := range listeners {
-		if s, err := l.Stats(); err != nil {
+		if s, err := l.Stats(); lasting(err) {
 			return fail(err)
-		} else if s.Queued == unknown && !queuedIsCapped {
+		} else if err == nil && s.Queued == unknown && !queuedIsCapped {
 			return fail(fmt.Errorf("this system does not report the length of the queue: %w", errors.ErrUnsupported))
 		}
 	}
@@ -218,9 +218,10 @@ func stopped(drainings []*draining) bool {
 // look checks the queue once and adds its numbers to left.
 func (d *draining) look(ctx context.Context, f *flight, left *DrainError) error {
 	s, err := d.l.Stats()
-	if err != nil {
+	if lasting(err) {
 		return err
 	}
+	left.err = join([]error{left.err, cause(err)})
 	unreturned := d.l.gate.unreturned()
 	left.Queued = sum(left.Queued, s.Queued)
 	left.HeldBack = sum(left.HeldBack, s.Incomplete)
@@ -250,6 +251,13 @@ func (d *draining) look(ctx context.Context, f *flight, left *DrainError) error 
 	// not returned yet.
 	d.done = d.settled(ctx) || time.Since(d.since) > drainReturn
 	return nil
+}
+
+// lasting reports whether err means that the queue can never be read. Otherwise the drain
+// tries again: on systems that open a kqueue(2) for each reading, the process may have no
+// descriptor left until it closes a connection.
+func lasting(err error) bool {
+	return errors.Is(err, net.ErrClosed) || errors.Is(err, errors.ErrUnsupported) || errors.Is(err, errNotListening)
 }
 
 // settled asks the gate whether Accept holds no connection. It does not wait longer than

@@ -411,3 +411,21 @@ func TestDrainOfLoopsThatDoNotReturn(t *testing.T) {
 		requireDrained(t, ln.Drain(within(t, patience)))
 	})
 }
+
+// If the queue cannot be read for a moment, a drain tries again. If ctx ends first, the
+// number of queued connections is unknown, not 0, and the error has the cause.
+func TestDrainWhileTheQueueCannotBeRead(t *testing.T) {
+	cause := errors.New("too many open files")
+	l := new(Listener)
+	for err, lasts := range map[error]bool{
+		nil: false, cause: false,
+		l.opError("stats", cause):                  false,
+		l.opError("stats", net.ErrClosed):          true,
+		l.opError("stats", errors.ErrUnsupported):  true,
+		l.opError("stats", errNotListening):        true,
+		fmt.Errorf("%w", os.ErrDeadlineExceeded):   false,
+		fmt.Errorf("no number: %w", net.ErrClosed): true,
+	} {
+		require.Equal(t, lasts, lasting(err), "%v", err)
+	}
+}

@@ -236,7 +236,8 @@ func (d *draining) look(ctx context.Context, f *flight, left *DrainError) error 
 		d.stop, d.why, d.done = nil, errors.New("Resume was called"), true
 		return nil
 	}
-	waiting := d.stop != nil && f.left() != 0 || s.Incomplete > 0
+	heldBack := s.Incomplete > 0 || s.Incomplete == unknown && d.l.filtered
+	waiting := d.stop != nil && f.left() != 0 || heldBack
 	if s.Queued != 0 || waiting && !f.over() {
 		d.empty = 0
 		return nil

@@ -429,3 +429,18 @@ func TestDrainWhileTheQueueCannotBeRead(t *testing.T) {
 		require.Equal(t, lasts, lasting(err), "%v", err)
 	}
 }
+
+// If a filter holds connections back and the system does not report how many, there may be
+// some: a drain waits as long as for connections that are reported.
+func TestDrainWithAFilterThatTellsNothing(t *testing.T) {
+	ln := drainable(t)
+	if s, err := ln.Stats(); err != nil || s.Incomplete != unknown {
+		t.Skip("this system reports the number")
+	}
+	ln.filtered = true
+	var de *DrainError
+	require.ErrorAs(t, ln.Drain(within(t, 200*time.Millisecond)), &de)
+	require.Equal(t, unknown, de.HeldBack)
+	require.Zero(t, de.Queued)
+	requireDrained(t, ln.Drain(within(t, patience)))
+}

@@ -28,6 +28,7 @@ type Listener struct {
 	transport transport
 	strict    bool
 	group     membership              // in the SO_REUSEPORT group of the address
+	filtered  bool                    // an accept filter holds connections back
 	fastOpen  int                     // the qlen of WithFastOpen; 0 without it
 	keepAlive *net.KeepAliveConfig    // for accepted connections; nil is net's default
 	granted   atomic.Pointer[Backlog] // without Ceiling, which is read at each call

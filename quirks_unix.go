@@ -102,6 +102,13 @@ func filtersIgnored(release int) bool {
 	return release > 1400081 && release < release15_0
 }
 
+// filters reports whether the options set an accept filter. The kernel then holds
+// connections back from the accept queue. NetBSD and DragonFly do not report how many. On
+// Linux WithDeferAccept is no filter: the connections are in-flight handshakes.
+func filters(goos string, o *options) bool {
+	return o.acceptFilter != nil || o.deferAccept != 0 && goos != "linux" && goos != "android"
+}
+
 // filterModule returns the command that loads the accept filter with this name, or says
 // that the filter is not loaded.
 func filterModule(goos, name string) string {

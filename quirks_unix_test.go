@@ -162,3 +162,13 @@ func TestBufferBound(t *testing.T) {
 		require.Equal(t, row.bound, bufferBound(row.goos, row.n, row.most), "%+v", row)
 	}
 }
+
+func TestFilters(t *testing.T) {
+	named, deferred := &options{acceptFilter: &acceptFilter{name: "dataready"}}, &options{deferAccept: 1}
+	for _, goos := range []string{"freebsd", "netbsd", "dragonfly"} {
+		require.True(t, filters(goos, named), goos)
+		require.True(t, filters(goos, deferred), goos)
+		require.False(t, filters(goos, new(options)), goos)
+	}
+	require.False(t, filters("linux", deferred))
+}

@@ -82,6 +82,7 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (l *Listener
 		return nil, err
 	}
 	l.strict, l.fastOpen, l.keepAlive = o.strict, o.fastOpen, keepAlive
+	l.filtered = filters(runtime.GOOS, o)
 	l.joinGroup(o)
 	l.intake.shown.Store(len(o.controls) > 0)
 	return l, nil

@@ -51,6 +51,7 @@ func (l *Listener) Resume() error {
 	if err := l.open(); err != nil {
 		return l.opError("resume", err)
 	}
+	l.intake.resumes++
 	return nil
 }
 
@@ -206,7 +207,9 @@ type draining struct {
 	empty int       // how many looks in a row have found no connection
 	since time.Time // when the first of these looks was
 	done  bool
-	stuck bool // calls of Accept did not return although their deadline has passed
+
+	resumes int  // of the intake when the drain began
+	stuck   bool // calls of Accept did not return although their deadline has passed
 }
 
 // stopped reports whether at least one listener keeps new clients out. If none does, new
@@ -232,7 +235,7 @@ func (d *draining) look(ctx context.Context, f *flight, left *DrainError) error 
 	if s.Capacity != unknown && s.Queued >= s.Capacity {
 		f.extend()
 	}
-	if d.stop != nil && !d.l.intake.stoppedBy(d.stop) {
+	if !d.l.intake.keeps(d) {
 		d.stop, d.why, d.done = nil, errors.New("Resume was called"), true
 		return nil
 	}
@@ -300,6 +303,7 @@ func (d *draining) looks() int {
 type intake struct {
 	mu      sync.Mutex
 	running int         // the number of drains in progress
+	resumes int         // the number of calls of Resume
 	stop    *stop       // what keeps new clients out; nil if nothing does
 	shared  bool        // another process, or other code, may hold the socket
 	shown   atomic.Bool // other code had access to the descriptor and may have copied it
@@ -322,7 +326,7 @@ func (l *Listener) beginDrain(f *flight) (*draining, error) {
 			return nil, err
 		}
 	}
-	d.stop = in.stop
+	d.stop, d.resumes = in.stop, in.resumes
 	in.running++
 	return d, nil
 }
@@ -335,6 +339,8 @@ func (d *draining) end(waited, copied bool) error {
 	defer in.mu.Unlock()
 	in.running--
 	switch {
+	case d.stop == nil && (in.shared || copied) && d.why != nil:
+		d.why = fmt.Errorf("%w: %w", ErrShared, d.why)
 	case d.stop == nil:
 	case in.shared || copied:
 		d.why = ErrShared
@@ -398,11 +404,12 @@ func (l *Listener) markShared() error {
 	return l.open()
 }
 
-// stoppedBy reports whether s still keeps new clients out.
-func (in *intake) stoppedBy(s *stop) bool {
+// keeps reports whether the state of the intake is still that with which d began: nothing
+// has let new clients in, and Resume was not called.
+func (in *intake) keeps(d *draining) bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	return in.stop == s
+	return in.resumes == d.resumes && (d.stop == nil || in.stop == d.stop)
 }
 
 // An inheritance is what accepted connections may have inherited from the listening

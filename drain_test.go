@@ -444,3 +444,30 @@ func TestDrainWithAFilterThatTellsNothing(t *testing.T) {
 	require.Zero(t, de.Queued)
 	requireDrained(t, ln.Drain(within(t, patience)))
 }
+
+// Resume ends a drain in progress on every system, also where new clients are not kept out.
+func TestResumeEndsADrain(t *testing.T) {
+	ln := drainable(t)
+	dialed(t, ln, 1) // nothing accepts it
+	drained := inBackground(t, ln, within(t, patience))
+	require.Eventually(t, func() bool {
+		ln.intake.mu.Lock()
+		defer ln.intake.mu.Unlock()
+		return ln.intake.running == 1
+	}, patience, time.Millisecond)
+	require.NoError(t, ln.Resume())
+	err := received(t, drained)
+	require.ErrorIs(t, err, ErrStillOpen)
+	require.ErrorContains(t, err, "Resume was called")
+}
+
+// A drain of a shared socket tells that it is shared on every system.
+func TestDrainOfASharedSocketSaysSo(t *testing.T) {
+	inner := drainable(t)
+	ln, err := Wrap(inner.TCPListener())
+	require.NoError(t, err)
+	err = ln.Drain(within(t, patience))
+	require.ErrorIs(t, err, ErrShared)
+	require.ErrorIs(t, err, ErrStillOpen)
+	requireDrainOp(t, err)
+}

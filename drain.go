@@ -16,6 +16,10 @@ import (
 // waits for the in-flight handshakes, and returns when Accept has returned every queued
 // connection. The server must continue to call Accept. Drain does not close l.
 //
+// Where new clients cannot be kept out, as on the BSDs and macOS, Drain returns at the first
+// moment at which the queue is empty. Under load there may be none, so give ctx a deadline:
+// without one Drain may not end. The error then counts the connections that Close resets.
+//
 // A nil error means that Close resets no connection, except one whose handshake was not
 // finished, or that the kernel held back, for 3 seconds. Otherwise the error is a
 // [*net.OpError] and matches one of these. Check for them in this order:

@@ -281,7 +281,9 @@ func (l *Listener) SetDeadline(t time.Time) error {
 //
 // Queued connections are kept, even if the new limit is smaller than their number. In
 // that case new clients get in only after the queue has emptied to the new limit.
-// SetBacklog may be called concurrently with Accept.
+// SetBacklog may be called concurrently with Accept. On FreeBSD this does not include the
+// connections that an accept filter holds back: when the next client connects, the kernel
+// resets those above the new limit.
 //
 // In these cases SetBacklog fails and does not change the limit:
 //   - The listener was made with [WithStrictBacklog], and the kernel would grant less

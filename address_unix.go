@@ -119,14 +119,21 @@ func literal(network, address string) (endpoint, bool) {
 // sockaddr returns the address to bind to. It is an error if the zone does not exist.
 // For a link-local address that error comes from bind(2), as in package net. For other
 // addresses the kernel ignores the zone, so sockaddr looks it up.
-func (ep endpoint) sockaddr() (unix.Sockaddr, error) {
+func (ep endpoint) sockaddr() (unix.Sockaddr, error) { return ep.sockaddrAmong(net.Interfaces) }
+
+// sockaddrAmong is sockaddr with a function that lists the interfaces. If the list is empty,
+// no zone can be looked up, and sockaddrAmong ignores it as package net does. On DragonFly
+// since 5.7 package net finds no interface, because the kernel's structure has changed.
+func (ep endpoint) sockaddrAmong(interfaces func() ([]net.Interface, error)) (unix.Sockaddr, error) {
 	ip, port := ep.at.Addr(), int(ep.at.Port())
 	zone, err := zoneIndex(ip.Zone())
 	if err != nil && !ip.IsLinkLocalUnicast() {
 		if sysErr := new(os.SyscallError); errors.As(err, &sysErr) {
 			return nil, fmt.Errorf("zone %s: %w", ip.Zone(), sysErr)
 		}
-		return nil, &net.AddrError{Err: "no such zone", Addr: ep.addr().String()}
+		if all, err := interfaces(); err != nil || len(all) > 0 {
+			return nil, &net.AddrError{Err: "no such zone", Addr: ep.addr().String()}
+		}
 	}
 	if ep.network == "tcp4" {
 		sa := &unix.SockaddrInet4{Port: port}

@@ -57,7 +57,7 @@ func (k *kernel) setBacklog(fd, n int, strict bool, fastOpen int, former Backlog
 		if strict && b.Clamped() {
 			return former, tooShort(b, bounds)
 		}
-		if err := fastOpenFits(runtime.GOOS, fastOpen, b.Limit); err != nil {
+		if err := fastOpenFits(runtime.GOOS, fastOpen, b.Limit, bounds); err != nil {
 			return former, err
 		}
 	}

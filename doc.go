@@ -65,8 +65,9 @@
 // In-flight handshakes. Linux lists them (sock_diag(7)). The drain waits for the
 // handshakes that it finds when it begins. It waits for at most 3 s, because some clients
 // never finish. The 3 s start again while an accept queue is full. If the kernel does not
-// list the handshakes, the drain waits for the whole 3 s. On FreeBSD the drain waits for
-// at most 3 s for connections that an accept filter holds back.
+// list the handshakes, the drain waits for the whole 3 s. It also waits for at most 3 s for
+// connections that an accept filter holds back. NetBSD and DragonFly do not report their
+// number, so there a drain of a listener with a filter takes the whole 3 s.
 //
 // Accept loops. A server may call Accept in several goroutines. When the queue is empty,
 // the drain waits until each goroutine that got a connection has called Accept again. It

@@ -23,6 +23,10 @@ import (
 // [Listener.Resume], even if ctx ends. They retry after a second and reach the process
 // that listens by then. Drain may be called again and concurrently.
 //
+// Where new clients cannot be kept out, as on the BSDs and macOS, Drain returns at the first
+// moment at which the queue is empty. Under load there may be none, so give ctx a deadline:
+// without one Drain may not end. The error then counts the connections that Close resets.
+//
 // To drain l, call Accept, SetDeadline and File on l only, not on its
 // [*net.TCPListener]. See the section "Draining" of the package comment.
 func (l *Listener) Drain(ctx context.Context) error {

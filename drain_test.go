@@ -411,3 +411,63 @@ func TestDrainOfLoopsThatDoNotReturn(t *testing.T) {
 		requireDrained(t, ln.Drain(within(t, patience)))
 	})
 }
+
+// If the queue cannot be read for a moment, a drain tries again. If ctx ends first, the
+// number of queued connections is unknown, not 0, and the error has the cause.
+func TestDrainWhileTheQueueCannotBeRead(t *testing.T) {
+	cause := errors.New("too many open files")
+	l := new(Listener)
+	for err, lasts := range map[error]bool{
+		nil: false, cause: false,
+		l.opError("stats", cause):                  false,
+		l.opError("stats", net.ErrClosed):          true,
+		l.opError("stats", errors.ErrUnsupported):  true,
+		l.opError("stats", errNotListening):        true,
+		fmt.Errorf("%w", os.ErrDeadlineExceeded):   false,
+		fmt.Errorf("no number: %w", net.ErrClosed): true,
+	} {
+		require.Equal(t, lasts, lasting(err), "%v", err)
+	}
+}
+
+// If a filter holds connections back and the system does not report how many, there may be
+// some: a drain waits as long as for connections that are reported.
+func TestDrainWithAFilterThatTellsNothing(t *testing.T) {
+	ln := drainable(t)
+	if s, err := ln.Stats(); err != nil || s.Incomplete != unknown {
+		t.Skip("this system reports the number")
+	}
+	ln.filtered = true
+	var de *DrainError
+	require.ErrorAs(t, ln.Drain(within(t, 200*time.Millisecond)), &de)
+	require.Equal(t, unknown, de.HeldBack)
+	require.Zero(t, de.Queued)
+	requireDrained(t, ln.Drain(within(t, patience)))
+}
+
+// Resume ends a drain in progress on every system, also where new clients are not kept out.
+func TestResumeEndsADrain(t *testing.T) {
+	ln := drainable(t)
+	dialed(t, ln, 1) // nothing accepts it
+	drained := inBackground(t, ln, within(t, patience))
+	require.Eventually(t, func() bool {
+		ln.intake.mu.Lock()
+		defer ln.intake.mu.Unlock()
+		return ln.intake.running == 1
+	}, patience, time.Millisecond)
+	require.NoError(t, ln.Resume())
+	err := received(t, drained)
+	require.ErrorIs(t, err, ErrStillOpen)
+	require.ErrorContains(t, err, "Resume was called")
+}
+
+// A drain of a shared socket tells that it is shared on every system.
+func TestDrainOfASharedSocketSaysSo(t *testing.T) {
+	inner := drainable(t)
+	ln, err := Wrap(inner.TCPListener())
+	require.NoError(t, err)
+	err = ln.Drain(within(t, patience))
+	require.ErrorIs(t, err, ErrShared)
+	require.ErrorIs(t, err, ErrStillOpen)
+	requireDrainOp(t, err)
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"math/rand/v2"
 	"net"
 	"os"
 	"runtime"
@@ -258,7 +259,7 @@ func connectAll(t *testing.T, addr net.Addr, clients int) []net.Conn {
 	defer cancel()
 	conns, errs := make([]net.Conn, clients), make([]error, clients)
 	each(clients, func(i int) {
-		conns[i], errs[i] = new(net.Dialer).DialContext(ctx, addr.Network(), addr.String())
+		conns[i], errs[i] = dialSpread(ctx, addr)
 	})
 	t.Cleanup(func() {
 		for _, c := range conns {
@@ -269,6 +270,22 @@ func connectAll(t *testing.T, addr net.Addr, clients int) []net.Conn {
 	})
 	require.NoError(t, errors.Join(errs...))
 	return conns
+}
+
+// dialSpread connects a client to a group. DragonFly gives a client a port whose connection
+// belongs to the processor that the client runs on, so that on several processors local
+// clients do not spread evenly. A port that the client chooses has any hash.
+func dialSpread(ctx context.Context, addr net.Addr) (c net.Conn, err error) {
+	if runtime.GOOS != "dragonfly" {
+		return new(net.Dialer).DialContext(ctx, addr.Network(), addr.String())
+	}
+	for range 20 { // the port may be in use
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: addr.(*net.TCPAddr).IP, Port: 1024 + rand.IntN(64000)}}
+		if c, err = d.DialContext(ctx, addr.Network(), addr.String()); err == nil {
+			break
+		}
+	}
+	return c, err
 }
 
 // each calls f with 0 to n-1, with a maximum of 50 calls at a time.

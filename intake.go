@@ -81,8 +81,9 @@ func drain(ctx context.Context, listeners []*Listener) error {
 	return nil
 }
 
-// lasting reports whether an error of Stats means that the queue cannot be read at all. An
-// error such as EMFILE passes.
+// lasting reports whether an error of Stats means that the queue can never be read. Otherwise
+// the drain tries again: on systems that open a kqueue(2) for each reading, the process may
+// have no descriptor left until it closes a connection.
 func lasting(err error) bool {
 	return errors.Is(err, net.ErrClosed) || errors.Is(err, errNotListening) || errors.Is(err, errors.ErrUnsupported)
 }
@@ -195,6 +196,8 @@ func (d *draining) look(ctx context.Context, f *flight, left *DrainError) {
 		if lasting(err) { // a socket that is closed or shut down has no queue
 			s.Queued, s.Incomplete = 0, 0
 			d.failed, d.done = err, true
+		} else {
+			left.err = join([]error{left.err, cause(err)})
 		}
 	}
 	unreturned := d.l.gate.unreturned()

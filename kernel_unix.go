@@ -5,6 +5,7 @@ package acceptq
 import (
 	"net"
 	"os"
+	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -44,7 +45,6 @@ type kernel struct {
 	setsockoptInt func(fd, level, name, value int) error
 	getsockoptInt func(fd, level, name int) (int, error)
 	getsockname   func(fd int) (unix.Sockaddr, error)
-	getpeername   func(fd int) (unix.Sockaddr, error)
 	bind          func(fd int, sa unix.Sockaddr) error
 	listenCall    func(fd, backlog int) error
 	adopt         func(*os.File) (net.Listener, error)
@@ -52,7 +52,8 @@ type kernel struct {
 	// without a host. Package net probes the system for it once per process, so the
 	// result does not change.
 	withoutHost *sync.Map
-	ownCalls    // the calls that only this system has
+	census      *census // the sockets of this process that share an address
+	ownCalls            // the calls that only this system has
 }
 
 var realKernel = kernel{
@@ -60,11 +61,11 @@ var realKernel = kernel{
 	setsockoptInt: unix.SetsockoptInt,
 	getsockoptInt: unix.GetsockoptInt,
 	getsockname:   unix.Getsockname,
-	getpeername:   unix.Getpeername,
 	bind:          unix.Bind,
 	listenCall:    unix.Listen,
 	adopt:         net.FileListener,
 	withoutHost:   new(sync.Map),
+	census:        &census{most: maxGroup(runtime.GOOS)},
 	ownCalls:      realOwnCalls,
 }
 

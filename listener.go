@@ -58,7 +58,8 @@ func ListenTCP(addr string, opts ...Option) (*Listener, error) {
 //   - The socket is plain TCP. Since Go 1.24 net.Listen uses MPTCP if the kernel
 //     supports it.
 //   - It is always an error if ctx has ended or if the zone of the address does not
-//     exist. Package net ignores these in some cases.
+//     exist. Package net ignores these in some cases. On DragonFly the zone is not
+//     checked, because package net finds no interfaces there.
 //   - The text of errors from Accept always names the network "tcp".
 //   - Listen needs two descriptors until package net has adopted the socket.
 func Listen(ctx context.Context, network, address string, opts ...Option) (*Listener, error) {
@@ -301,7 +302,9 @@ func (l *Listener) SetDeadline(t time.Time) error {
 //
 // Queued connections are kept, even if the new limit is smaller than their number. In
 // that case new clients get in only after the queue has emptied to the new limit.
-// SetBacklog may be called concurrently with Accept.
+// SetBacklog may be called concurrently with Accept. On FreeBSD this does not include the
+// connections that an accept filter holds back: when the next client connects, the kernel
+// resets those above the new limit.
 //
 // In these cases SetBacklog fails and does not change the limit:
 //   - The listener was made with [WithStrictBacklog], and the kernel would grant less

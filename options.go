@@ -149,15 +149,21 @@ func WithStrictBacklog() Option {
 //   - Linux: SO_REUSEPORT, socket(7). Processes of the same user can join the address.
 //   - FreeBSD: SO_REUSEPORT_LB, setsockopt(2). Processes of the same user can join.
 //     Before FreeBSD 15 every user can join a wildcard address whose port is not
-//     reserved.
-//   - DragonFly: SO_REUSEPORT. It is not known who can join.
+//     reserved. The kernel assigns connections to a maximum of 256 sockets on one
+//     address.
+//   - DragonFly: SO_REUSEPORT. Processes of the same user can join. The kernel assigns
+//     connections to a maximum of 128 sockets on one address.
 //
 // Listening fails with an error that matches [errors.ErrUnsupported] if the kernel does
 // not spread connections:
 //   - macOS, NetBSD, OpenBSD: always.
 //   - FreeBSD: for the wildcard of both families (":8080" on "tcp") and, before 13.3, in
 //     a jail.
-//   - DragonFly: for IPv6 and in a jail.
+//   - DragonFly: for IPv6 and, before 5.9, in a jail.
+//   - FreeBSD and DragonFly: if this process already has the maximum of sockets on the
+//     address. The sockets of other processes cannot be counted: above the maximum the
+//     socket listens but gets no client. On FreeBSD that does not change when others
+//     close. If processes overlap, use at most half the maximum in each.
 //
 // The section "Listeners on one address" of the package comment has more.
 func WithReusePort() Option {
@@ -260,6 +266,8 @@ func WithFastOpen(qlen int) Option {
 //   - Linux silently clamps n to net.core.rmem_max.
 //   - FreeBSD grants at most 8/9 of kern.ipc.maxsockbuf.
 //   - NetBSD grants at most 4/5 of kern.sbmax.
+//   - DragonFly silently clamps n to 4/5 of kern.ipc.maxsockbuf.
+//   - On FreeBSD, NetBSD and DragonFly RLIMIT_SBSIZE of setrlimit(2) is a further maximum.
 func WithReceiveBuffer(n int) Option {
 	return positive("WithReceiveBuffer", n, func(o *options) *int { return &o.receiveBuffer })
 }
@@ -269,7 +277,7 @@ func WithReceiveBuffer(n int) Option {
 // size of this buffer.
 //
 // It is an error if n is not positive or if the kernel grants less. Linux silently
-// clamps n to net.core.wmem_max. The maximum on FreeBSD and NetBSD is that of
+// clamps n to net.core.wmem_max. The maximum on FreeBSD, NetBSD and DragonFly is that of
 // [WithReceiveBuffer].
 func WithSendBuffer(n int) Option {
 	return positive("WithSendBuffer", n, func(o *options) *int { return &o.sendBuffer })

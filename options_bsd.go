@@ -50,7 +50,7 @@ func (o *options) filterOption() string {
 
 // setAfterListen sets the options that can be set only after listen(2).
 func (k *kernel) setAfterListen(fd, limit int, o *options) error {
-	if err := fastOpenFits(runtime.GOOS, o.fastOpen, limit); err != nil {
+	if err := fastOpenFits(runtime.GOOS, o.fastOpen, limit, k.bounds); err != nil {
 		return err
 	}
 	f := o.acceptFilter
@@ -61,7 +61,7 @@ func (k *kernel) setAfterListen(fd, limit int, o *options) error {
 		return nil
 	}
 	// struct accept_filter_arg, sys/socket.h: char af_name[16], af_arg[240].
-	const soAcceptFilter, nameSize, argSize = 0x1000, 16, 240
+	const nameSize, argSize = 16, 240
 	var arg [nameSize + argSize]byte
 	copy(arg[:nameSize-1], f.name)
 	copy(arg[nameSize:len(arg)-1], f.arg)
@@ -106,7 +106,9 @@ func (k *kernel) spreads(ep endpoint) error {
 			facts.release, _ = k.readSysctl(releaseKnob)
 		}
 	case "dragonfly":
-		facts.jailed = jailed("jail.jailed")
+		if facts.jailed = jailed("jail.jailed"); facts.jailed {
+			facts.release, _ = k.readSysctl(releaseKnob)
+		}
 		n, err := k.readSysctl(groupKnob)
 		facts.off = err == nil && n == 0
 	}
@@ -116,21 +118,13 @@ func (k *kernel) spreads(ep endpoint) error {
 	return nil
 }
 
-// bufferKnob returns a name for the maximum of a buffer. It is only a part of the setting,
-// because the kernel adds the header of an mbuf to each cluster (sb_max_adj in
-// kern/uipc_sockbuf.c, uipc_socket2.c).
-func bufferKnob(int) string {
-	switch runtime.GOOS {
-	case "freebsd":
-		return "8/9 of kern.ipc.maxsockbuf"
-	case "netbsd":
-		return "4/5 of kern.sbmax"
-	case "openbsd":
-		return "the kernel's SB_MAX"
-	case "dragonfly":
-		return "the usable part of kern.ipc.maxsockbuf"
+// bufferKnob returns a name for what a buffer of n bytes exceeds, see bufferBound.
+func (k *kernel) bufferKnob(_, n int) string {
+	most := unknown
+	if knob, _ := bufferSetting(runtime.GOOS); knob != "" {
+		most, _ = k.readSysctl(knob)
 	}
-	return "kern.ipc.maxsockbuf"
+	return bufferBound(runtime.GOOS, n, most)
 }
 
 // keepAliveNames returns TCP_KEEPIDLE, TCP_KEEPINTVL and TCP_KEEPCNT, from netinet/tcp.h.
@@ -146,7 +140,3 @@ func keepAliveNames() (names [3]int, ok bool) {
 	}
 	return names, false
 }
-
-// holdsBack reports whether the kernel holds back connections from Accept until the client
-// has sent data.
-func (o *options) holdsBack() bool { return o.deferAccept != 0 || o.acceptFilter != nil }

@@ -3,6 +3,7 @@
 package acceptq
 
 import (
+	"errors"
 	"math"
 	"net"
 	"runtime"
@@ -21,9 +22,30 @@ func TestBufferIsNotClamped(t *testing.T) {
 		before := openDescriptors()
 		ln, err := ListenTCP("127.0.0.1:0", opt)
 		requireListenError(t, ln, err)
-		require.ErrorContains(t, err, bufferKnob(0))
+		require.ErrorContains(t, err, realKernel.bufferKnob(0, math.MaxInt32))
+		require.NotContains(t, err.Error(), sbsize, "the setting of the kernel is the smaller bound")
 		require.Equal(t, before, openDescriptors())
 	}
+}
+
+// A buffer below the maximum of the kernel can exceed RLIMIT_SBSIZE. The error names that.
+func TestBufferAboveTheLimitOfTheUser(t *testing.T) {
+	if runtime.GOOS != "freebsd" && runtime.GOOS != "netbsd" && runtime.GOOS != "dragonfly" {
+		t.Skip("there is no RLIMIT_SBSIZE here")
+	}
+	const rlimitSbsize = 9 // RLIMIT_SBSIZE, sys/resource.h
+	var limit unix.Rlimit
+	require.NoError(t, unix.Getrlimit(rlimitSbsize, &limit))
+	lower := limit
+	lower.Cur = 100_000
+	require.NoError(t, unix.Setrlimit(rlimitSbsize, &lower))
+	defer unix.Setrlimit(rlimitSbsize, &limit)
+	before := openDescriptors()
+	ln, err := ListenTCP("127.0.0.1:0", WithReceiveBuffer(150_000))
+	requireListenError(t, ln, err)
+	require.ErrorIs(t, err, errors.ErrUnsupported)
+	require.ErrorContains(t, err, sbsize)
+	require.Equal(t, before, openDescriptors())
 }
 
 // Connections have the buffers and keep-alive. The listener has no keep-alive.

@@ -4,6 +4,7 @@ package acceptq
 
 import (
 	"errors"
+	"net"
 	"runtime"
 	"testing"
 	"time"
@@ -105,8 +106,7 @@ func filterOf(t *testing.T, ln *Listener) (name string) {
 	t.Helper()
 	var err error
 	require.NoError(t, ln.raw.Control(func(fd uintptr) {
-		const soAcceptFilter = 0x1000 // SO_ACCEPTFILTER; struct accept_filter_arg begins with the name
-		name, err = unix.GetsockoptString(int(fd), unix.SOL_SOCKET, soAcceptFilter)
+		name, err = unix.GetsockoptString(int(fd), unix.SOL_SOCKET, soAcceptFilter) // struct accept_filter_arg begins with the name
 	}))
 	require.NoError(t, err)
 	return name
@@ -201,4 +201,39 @@ func queued(t *testing.T, ln *Listener) int {
 	s, err := ln.Stats()
 	require.NoError(t, err)
 	return s.Queued
+}
+
+// A drain waits for connections that a filter holds back, also where the system does not
+// report their number: clients that connected before the drain are served.
+func TestDrainServesHeldBackConnections(t *testing.T) {
+	ln := listenFiltered(t, WithAcceptFilter("dataready", ""))
+	const clients = 5
+	var silent []*net.TCPConn
+	for range clients {
+		silent = append(silent, dial(t, ln.Addr()))
+	}
+	accepted := make(chan net.Conn, clients)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- c
+		}
+	}()
+	drained := inBackground(t, ln, within(t, patience))
+	for _, c := range silent {
+		_, err := c.Write([]byte("x"))
+		require.NoError(t, err)
+	}
+	requireDrained(t, received(t, drained))
+	require.NoError(t, ln.Close())
+	<-done
+	require.Len(t, accepted, clients)
+	for range clients {
+		require.NoError(t, (<-accepted).Close())
+	}
 }

@@ -68,7 +68,7 @@ func (k *kernel) setFastOpen(fd, qlen int) error {
 func (k *kernel) setAfterListen(int, int, *options) error { return nil }
 
 // bufferKnob returns the name of the setting that is the maximum of a buffer.
-func bufferKnob(name int) string {
+func (k *kernel) bufferKnob(name, _ int) string {
 	if name == unix.SO_RCVBUF {
 		return "net.core.rmem_max"
 	}
@@ -82,7 +82,3 @@ func keepAliveNames() (names [3]int, ok bool) {
 
 // spreads returns nil: Linux spreads connections over the listeners of every address.
 func (k *kernel) spreads(endpoint) error { return nil }
-
-// holdsBack reports whether the kernel holds back connections from Accept and does not list
-// them. With TCP_DEFER_ACCEPT they are listed as in-flight handshakes.
-func (*options) holdsBack() bool { return false }

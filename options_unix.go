@@ -70,7 +70,7 @@ func (k *kernel) setBuffer(fd int, option string, name, n int) error {
 	err := k.setInt(fd, unix.SOL_SOCKET, name, min(n, math.MaxInt32))
 	if errors.Is(err, unix.ENOBUFS) { // the BSDs report an error
 		return fmt.Errorf("%s(%d): more than %s; raise that or request less: %w: %w",
-			option, n, bufferKnob(name), errors.ErrUnsupported, err)
+			option, n, k.bufferKnob(name, n), errors.ErrUnsupported, err)
 	}
 	if err != nil {
 		return err
@@ -84,7 +84,7 @@ func (k *kernel) setBuffer(fd int, option string, name, n int) error {
 	}
 	if granted < n {
 		return fmt.Errorf("%s(%d): granted %d; raise %s or request less: %w",
-			option, n, granted, bufferKnob(name), errors.ErrUnsupported)
+			option, n, granted, k.bufferKnob(name, n), errors.ErrUnsupported)
 	}
 	return nil
 }

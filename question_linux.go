@@ -303,10 +303,10 @@ func (q *question) takeBack(c *questionClient) {
 // group sees a packet from behind its TCP header on.
 const (
 	bpfNetwork uint32 = 0xfff00000 // SKF_NET_OFF: the IP header
-	ipv4Source = 12
-	ipv4End    = 20 // without options, which the SYN of a question does not have
-	ipv6Source = 8
-	ipv6End    = 40
+	ipv4Source        = 12
+	ipv4End           = 20 // without options, which the SYN of a question does not have
+	ipv6Source        = 8
+	ipv6End           = 40
 )
 
 // program sends the SYN of each client to the index of that client, and all other SYNs to

@@ -5,6 +5,7 @@ package acceptq
 import (
 	"errors"
 	"fmt"
+	"math"
 )
 
 // Differences between the releases of one system are data or functions of plain numbers
@@ -12,7 +13,7 @@ import (
 // kernel, unless jail(8) has set another number for the jail.
 
 const (
-	releaseKnob = "kern.osreldate"             // FreeBSD's __FreeBSD_version
+	releaseKnob = "kern.osreldate"             // __FreeBSD_version, __DragonFly_version
 	groupKnob   = "net.inet.tcp.reuseport_ext" // DragonFly: SO_REUSEPORT spreads
 	availKnob   = "kern.ipc.soavailconn"       // DragonFly: the maximum that kqueue(2) reports
 	cookiesKnob = "net.inet.tcp.syncookies"    // FreeBSD
@@ -20,13 +21,14 @@ const (
 	firstOf14   = 1400000                      // 14.0-CURRENT
 	release14_0 = 1400097                      // 14.0-RELEASE
 	release15_0 = 1500068                      // 15.0-RELEASE
+	jailsSpread = 500900                       // DragonFly 5.9: sockets of a jail are in the group
 )
 
 // groupFacts holds what decides whether a kernel spreads connections over the listeners
 // of one address that have the option of reusePort.
 type groupFacts struct {
 	goos    string
-	release int  // FreeBSD: kern.osreldate; -1 if unknown
+	release int  // kern.osreldate; -1 if unknown
 	jailed  bool // this process runs in a jail
 	off     bool // DragonFly: the administrator has disabled it
 }
@@ -39,8 +41,8 @@ type groupFacts struct {
 // 14.0-CURRENT and merged to stable/13 after 13.2. It is not known which numbers of
 // 14.0-CURRENT have it, so all before 14.0-RELEASE are assumed not to have it.
 //
-// DragonFly: in_pcbinslocalgrphash_oncpu in netinet/in_pcb.c omits the sockets of a jail,
-// and the lookup for IPv6 does not use the group.
+// DragonFly: before 5.9, in_pcbinslocalgrphash_oncpu in netinet/in_pcb.c omits the sockets
+// of a jail. The lookup for IPv6 does not use the group.
 func (k groupFacts) refusal(ep endpoint) string {
 	switch k.goos {
 	case "freebsd":
@@ -55,13 +57,31 @@ func (k groupFacts) refusal(ep endpoint) string {
 		switch {
 		case ep.network == "tcp6":
 			return "DragonFly does not spread connections over IPv6 sockets; listen on tcp4"
-		case k.jailed:
-			return "DragonFly does not spread connections over the sockets of a jail"
+		case k.jailed && k.release < jailsSpread:
+			return fmt.Sprintf("DragonFly %v (%s) does not spread connections over the sockets of a jail; 5.9 does",
+				count(k.release), releaseKnob)
 		case k.off:
 			return groupKnob + " is 0; run sysctl " + groupKnob + "=1"
 		}
 	}
 	return ""
+}
+
+// maxGroup returns the maximum number of listeners over which a kernel spreads connections.
+// The kernel lets more sockets bind but assigns no connections to them.
+//   - FreeBSD: INPCBLBGROUP_SIZMAX in netinet/in_pcb.c. The number holds for all sockets of
+//     the address. A socket joins the group at bind(2), so one that was too many stays out
+//     after others have closed.
+//   - DragonFly: the index is the hash of the connection modulo NETISR_CPUMAX, and then
+//     modulo the size of the group (in_pcblookup_localgroup in netinet/in_pcb.c).
+func maxGroup(goos string) int {
+	switch goos {
+	case "freebsd":
+		return 256
+	case "dragonfly":
+		return 128
+	}
+	return math.MaxInt
 }
 
 // filtersIgnored reports whether a FreeBSD kernel accepts an accept filter and then ignores
@@ -80,6 +100,13 @@ func (k groupFacts) refusal(ep endpoint) string {
 // 15.0-RELEASE is assumed to ignore filters.
 func filtersIgnored(release int) bool {
 	return release > 1400081 && release < release15_0
+}
+
+// filters reports whether the options set an accept filter. The kernel then holds
+// connections back from the accept queue. NetBSD and DragonFly do not report how many. On
+// Linux WithDeferAccept is no filter: the connections are in-flight handshakes.
+func filters(goos string, o *options) bool {
+	return o.acceptFilter != nil || o.deferAccept != 0 && goos != "linux" && goos != "android"
 }
 
 // filterModule returns the command that loads the accept filter with this name, or says
@@ -116,11 +143,57 @@ func cappedLength(n, most int) int {
 func fastOpenHalves(goos string, qlen int) bool { return goos == "freebsd" && qlen != 0 }
 
 // fastOpenFits returns an error if a limit is too small for qlen pending connections of
-// TCP Fast Open.
-func fastOpenFits(goos string, qlen, limit int) error {
+// TCP Fast Open. The error says what to do: a limit above the ceiling needs a higher ceiling
+// first.
+func fastOpenFits(goos string, qlen, limit int, bounds func() (ceiling, floor int, err error)) error {
 	if !fastOpenHalves(goos, qlen) || limit == unknown || qlen <= limit/2 {
 		return nil
 	}
-	return fmt.Errorf("WithFastOpen(%d): granted %d, half the limit; ask for a backlog of %d: %w",
-		qlen, limit/2, saturate(2*int64(qlen)), errors.ErrUnsupported)
+	r, _ := ruleOf(goos)
+	fail := func(advice string) error {
+		return fmt.Errorf("WithFastOpen(%d): granted %d, half the limit; %s: %w", qlen, limit/2, advice, errors.ErrUnsupported)
+	}
+	if qlen > r.highest/2 {
+		return fail(fmt.Sprintf("this kernel never grants more than %d", r.highest/2))
+	}
+	backlog := 2 * qlen
+	if ceiling, _, err := bounds(); err != nil || ceiling < backlog {
+		return fail(fmt.Sprintf("raise the ceiling, %s, and ask for a backlog of %d", r.raise(backlog, unknown), backlog))
+	}
+	return fail(fmt.Sprintf("ask for a backlog of %d", backlog))
+}
+
+// sbsize is the second bound of buffers on the BSDs: setrlimit(2).
+const sbsize = "RLIMIT_SBSIZE, the limit of all socket buffers of this user"
+
+// bufferSetting returns the setting whose value bounds buffers, and the largest buffer if
+// the setting is 1. The buffer is smaller than the setting, because the kernel adds the
+// header of an mbuf to each cluster: 256 or 512 bytes to 2048 (sb_max_adj in
+// kern/uipc_sockbuf.c and uipc_socket2.c).
+func bufferSetting(goos string) (knob string, part [2]int64) {
+	switch goos {
+	case "freebsd":
+		return "kern.ipc.maxsockbuf", [...]int64{8, 9}
+	case "netbsd":
+		return "kern.sbmax", [...]int64{4, 5}
+	case "dragonfly":
+		return "kern.ipc.maxsockbuf", [...]int64{4, 5}
+	}
+	return "", part
+}
+
+// bufferBound returns what a buffer of n bytes exceeds. most is the value of the setting,
+// or unknown. The BSDs report the same error, ENOBUFS, for the setting and for the limit
+// of the user.
+func bufferBound(goos string, n, most int) string {
+	knob, part := bufferSetting(goos)
+	switch {
+	case goos == "openbsd":
+		return "the kernel's SB_MAX"
+	case knob == "":
+		return "kern.ipc.maxsockbuf"
+	case most != unknown && int64(n) <= int64(most)*part[0]/part[1]:
+		return sbsize
+	}
+	return fmt.Sprintf("%d/%d of %s", part[0], part[1], knob)
 }

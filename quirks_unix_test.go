@@ -45,7 +45,11 @@ func TestRefusedGroups(t *testing.T) {
 		{"a jail of an unknown release", groupFacts{goos: "freebsd", release: unknown, jailed: true}, loopback4, "FreeBSD unknown"},
 		{"DragonFly", groupFacts{goos: "dragonfly"}, loopback4, ""},
 		{"DragonFly, IPv6", groupFacts{goos: "dragonfly"}, loopback6, "listen on tcp4"},
-		{"DragonFly, a jail", groupFacts{goos: "dragonfly", jailed: true}, loopback4, "jail"},
+		{"DragonFly, a jail of an unknown release", groupFacts{goos: "dragonfly", release: unknown, jailed: true}, loopback4, "DragonFly unknown"},
+		{"DragonFly, a jail of 5.8", groupFacts{goos: "dragonfly", release: 500800, jailed: true}, loopback4, "DragonFly 500800 (kern.osreldate)"},
+		{"DragonFly, a jail of 5.9", groupFacts{goos: "dragonfly", release: 500900, jailed: true}, loopback4, ""},
+		{"DragonFly, a jail of 6.4", groupFacts{goos: "dragonfly", release: 600400, jailed: true}, loopback4, ""},
+		{"DragonFly, a jail of 5.9, IPv6", groupFacts{goos: "dragonfly", release: 500901, jailed: true}, loopback6, "listen on tcp4"},
 		{"DragonFly, turned off", groupFacts{goos: "dragonfly", off: true}, loopback4, "sysctl net.inet.tcp.reuseport_ext=1"},
 	} {
 		if why := row.facts.refusal(row.ep); row.why == "" {
@@ -53,6 +57,15 @@ func TestRefusedGroups(t *testing.T) {
 		} else {
 			require.Contains(t, why, row.why, row.name)
 		}
+	}
+}
+
+// How many listeners of one address get connections.
+func TestMaxGroup(t *testing.T) {
+	for goos, most := range map[string]int{
+		"freebsd": 256, "dragonfly": 128, "linux": math.MaxInt, "android": math.MaxInt,
+	} {
+		require.Equal(t, most, maxGroup(goos), goos)
 	}
 }
 
@@ -95,22 +108,67 @@ func TestCappedLength(t *testing.T) {
 	require.NotContains(t, Stats{Queued: cappedLength(32, 32), Capacity: 129}.String(), "%", "no part of an unknown length")
 }
 
+// What the error of WithFastOpen advises must work.
 func TestFastOpenFits(t *testing.T) {
 	for _, row := range []struct {
-		goos        string
-		qlen, limit int
-		fits        bool
+		goos                 string
+		qlen, limit, ceiling int
+		advice               string // "" if qlen fits
 	}{
-		{"freebsd", 5, 10, true}, {"freebsd", 5, 11, true}, {"freebsd", 5, 9, false}, {"freebsd", 5, 4, false},
-		{"freebsd", 0, 0, true}, {"freebsd", 5, unknown, true}, {"freebsd", math.MaxInt, 128, false},
-		{"linux", 5, 4, true},
+		{"freebsd", 5, 10, 128, ""}, {"freebsd", 5, 11, 128, ""},
+		{"freebsd", 0, 0, 128, ""}, {"freebsd", 5, unknown, 128, ""}, {"linux", 5, 4, 128, ""},
+		{"freebsd", 5, 9, 128, "ask for a backlog of 10: "}, {"freebsd", 64, 4, 128, "ask for a backlog of 128: "},
+		{"freebsd", 65, 128, 128, "raise the ceiling, sysctl kern.ipc.soacceptqueue=130, and ask for a backlog of 130"},
+		{"freebsd", 65, 128, unknown, "raise the ceiling, sysctl kern.ipc.soacceptqueue=130, and ask for a backlog of 130"},
+		{"freebsd", math.MaxUint32/3/2 + 1, 128, 128, "this kernel never grants more than 715827882"},
+		{"freebsd", math.MaxInt32, 128, 128, "this kernel never grants more than 715827882"},
+		{"freebsd", math.MaxInt, 128, 128, "this kernel never grants more than 715827882"},
 	} {
-		err := fastOpenFits(row.goos, row.qlen, row.limit)
-		if row.fits {
+		err := fastOpenFits(row.goos, row.qlen, row.limit, func() (int, int, error) {
+			if row.ceiling == unknown {
+				return unknown, unknown, errors.New("unreadable")
+			}
+			return row.ceiling, 0, nil
+		})
+		if row.advice == "" {
 			require.NoError(t, err, "%+v", row)
 			continue
 		}
 		require.ErrorIs(t, err, errors.ErrUnsupported, "%+v", row)
 		require.ErrorContains(t, err, fmt.Sprintf("WithFastOpen(%d): granted %d", row.qlen, row.limit/2))
+		require.ErrorContains(t, err, row.advice)
 	}
+}
+
+// Which bound a buffer exceeds.
+func TestBufferBound(t *testing.T) {
+	for _, row := range []struct {
+		goos    string
+		n, most int
+		bound   string
+	}{
+		{"freebsd", 600_000, 2_097_152, sbsize},
+		{"freebsd", 1_864_135, 2_097_152, sbsize},
+		{"freebsd", 1_864_136, 2_097_152, "8/9 of kern.ipc.maxsockbuf"},
+		{"freebsd", 600_000, unknown, "8/9 of kern.ipc.maxsockbuf"},
+		{"netbsd", 209_715, 262_144, sbsize},
+		{"netbsd", 209_716, 262_144, "4/5 of kern.sbmax"},
+		{"dragonfly", 419_430, 524_288, sbsize},
+		{"dragonfly", math.MaxInt32, 524_288, "4/5 of kern.ipc.maxsockbuf"},
+		{"freebsd", math.MaxInt32, math.MaxInt32, "8/9 of kern.ipc.maxsockbuf"},
+		{"openbsd", 3_000_000, unknown, "the kernel's SB_MAX"},
+		{"darwin", 1, unknown, "kern.ipc.maxsockbuf"},
+	} {
+		require.Equal(t, row.bound, bufferBound(row.goos, row.n, row.most), "%+v", row)
+	}
+}
+
+func TestFilters(t *testing.T) {
+	named, deferred := &options{acceptFilter: &acceptFilter{name: "dataready"}}, &options{deferAccept: 1}
+	for _, goos := range []string{"freebsd", "netbsd", "dragonfly"} {
+		require.True(t, filters(goos, named), goos)
+		require.True(t, filters(goos, deferred), goos)
+		require.False(t, filters(goos, new(options)), goos)
+	}
+	require.False(t, filters("linux", deferred))
 }

@@ -42,7 +42,8 @@ func ListenTCPShards(addr string, n int, opts ...Option) (*Shards, error) {
 // It is an error if n is not positive. The error matches [errors.ErrUnsupported]
 //   - if n is greater than 1 and the system does not spread connections, see
 //     [WithReusePort]
-//   - if n is greater than 256, the maximum of the kernel, on FreeBSD or DragonFly
+//   - if n is greater than the number of sockets over which the kernel spreads
+//     connections: 256 on FreeBSD, 128 on DragonFly
 func ListenShards(ctx context.Context, network, address string, n int, opts ...Option) (*Shards, error) {
 	return realKernel.shards(ctx, network, address, n, opts)
 }

@@ -67,21 +67,6 @@ func TestNoShardsOfBothFamilies(t *testing.T) {
 	}, patience, time.Millisecond, "the kernel spreads them: the library need not refuse")
 }
 
-// FreeBSD spreads over a maximum of 256 sockets, but lets more be bound.
-func TestMaximumOfShards(t *testing.T) {
-	needSpread(t)
-	s, err := ListenTCPShards("127.0.0.1:0", 256)
-	require.NoError(t, err)
-	addr := s.Addr().String()
-	require.NoError(t, s.Close())
-	s, err = ListenTCPShards(addr, 257)
-	require.Nil(t, s)
-	require.ErrorIs(t, err, errors.ErrUnsupported)
-	again, err := ListenTCP(addr)
-	require.NoError(t, err)
-	require.NoError(t, again.Close())
-}
-
 // Another user cannot join shards on a single address. On a wildcard address another
 // user can join them before FreeBSD 15, which fixed this.
 func TestJoinShardsAsAnotherUser(t *testing.T) {

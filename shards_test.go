@@ -65,7 +65,7 @@ func TestShardsOfABadAddress(t *testing.T) {
 	}
 }
 
-// Only FreeBSD bounds the number of shards.
+// Only FreeBSD and DragonFly bound the number of shards.
 func TestManyShards(t *testing.T) {
 	if !spreads() {
 		t.Skip("shards are unsupported here")
@@ -73,7 +73,7 @@ func TestManyShards(t *testing.T) {
 	const n = 258
 	before := openDescriptors()
 	s, err := ListenTCPShards("127.0.0.1:0", n)
-	if runtime.GOOS == "freebsd" {
+	if runtime.GOOS == "freebsd" || runtime.GOOS == "dragonfly" {
 		require.Nil(t, s)
 		require.ErrorIs(t, err, errors.ErrUnsupported)
 		require.Equal(t, before, openDescriptors())

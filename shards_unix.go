@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"math"
 	"net"
 	"runtime"
 )
@@ -67,7 +66,8 @@ func (k *kernel) listenShards(ctx context.Context, network, address string, o *o
 			}
 		}
 	}
-	for range maxGroup() {
+	most := maxGroup(runtime.GOOS)
+	for range most {
 		l, err := k.open(ctx, ep, o)
 		if err != nil {
 			return fail(err)
@@ -77,16 +77,5 @@ func (k *kernel) listenShards(ctx context.Context, network, address string, o *o
 			return nil
 		}
 	}
-	return fail(notHere(fmt.Sprintf("ListenShards: more than %d shards", maxGroup())))
-}
-
-// maxGroup returns the maximum number of listeners over which the kernel spreads
-// connections. FreeBSD and DragonFly let more sockets bind but assign no connections to
-// them (INPCBLBGROUP_SIZMAX and INP_LOCALGROUP_SIZMAX in netinet/in_pcb.c).
-func maxGroup() int {
-	switch runtime.GOOS {
-	case "freebsd", "dragonfly":
-		return 256
-	}
-	return math.MaxInt
+	return fail(notHere(fmt.Sprintf("ListenShards: more than %d shards", most)))
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"runtime"
@@ -27,7 +28,7 @@ func (k *kernel) listen(ctx context.Context, network, address string, o *options
 	return l, nil
 }
 
-func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (*Listener, error) {
+func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (l *Listener, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -41,6 +42,19 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (*Listener, 
 		if b, err := k.predict(o.backlog); err == nil && b.Clamped() {
 			return nil, tooShort(b, k.bounds)
 		}
+	}
+	if o.reusePort && k.census.most < math.MaxInt {
+		p, err := k.census.enter(ep)
+		if err != nil {
+			return nil, fmt.Errorf("WithReusePort: %w", err)
+		}
+		defer func() {
+			if l == nil { // also if a function of WithControl has panicked
+				k.census.leave(ep, p)
+			} else {
+				k.census.settle(ep, p, l)
+			}
+		}()
 	}
 	file, err := k.bindSocket(ep, o)
 	if err != nil {
@@ -63,13 +77,12 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (*Listener, 
 	if err != nil {
 		return nil, cause(err)
 	}
-	l, err := newListener(k, ln.(*net.TCPListener), plainTCP, account)
-	if err != nil {
+	if l, err = newListener(k, ln.(*net.TCPListener), plainTCP, account); err != nil {
 		ln.Close()
 		return nil, err
 	}
 	l.strict, l.fastOpen, l.keepAlive = o.strict, o.fastOpen, keepAlive
-	l.reusePort, l.steers, l.filtered = o.reusePort, o.steers && !o.unsteered, o.holdsBack()
+	l.reusePort, l.steers, l.filtered = o.reusePort, o.steers && !o.unsteered, filters(runtime.GOOS, o)
 	l.intake.shown.Store(len(o.controls) > 0)
 	return l, nil
 }
@@ -124,17 +137,21 @@ func (k *kernel) inspect(fd int) (transport, Backlog, error) {
 	return k.transportOf(fd), r.account(-1, unknown, limit, ok), nil
 }
 
-// mustListen returns an error if fd is not a listening TCP socket. SO_ACCEPTCONN is 2 on
-// FreeBSD.
+// soAcceptFilter is SO_ACCEPTFILTER, sys/socket.h of the BSDs.
+const soAcceptFilter = 0x1000
+
+// mustListen returns an error if fd is not a listening TCP socket. It asks for the address
+// last, because some kernels return an error for that of a socket that was reset.
 func (k *kernel) mustListen(fd int) error {
-	listening, err := k.getInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
-	switch {
-	case errors.Is(err, unix.ENOTSOCK): // such as a pipe
+	listening, err := k.listening(fd)
+	if errors.Is(err, unix.ENOTSOCK) { // such as a pipe
 		return fmt.Errorf("%w: %w", err, errNotListening)
-	case err != nil && runtime.GOOS == "dragonfly": // ENOPROTOOPT: DragonFly does not have the option
-		return k.mustSeemListening(fd)
-	case err != nil:
+	}
+	if err != nil {
 		return err
+	}
+	if !listening {
+		return errNotListening
 	}
 	sa, err := k.getsockname(fd)
 	if err != nil {
@@ -142,38 +159,27 @@ func (k *kernel) mustListen(fd int) error {
 	}
 	switch sa.(type) {
 	case *unix.SockaddrInet4, *unix.SockaddrInet6:
-		if listening != 0 {
-			return nil
-		}
+		return nil
 	}
 	return errNotListening
 }
 
-// mustSeemListening is mustListen for a kernel without SO_ACCEPTCONN. It returns an error
-// if fd is not a stream, is not IPv4 or IPv6, or has a peer. It cannot detect a socket that
-// is bound but neither listens nor is connected.
-func (k *kernel) mustSeemListening(fd int) error {
-	kind, err := k.getInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
-	if err != nil {
-		return err
+// listening reports whether fd is a listening socket. SO_ACCEPTCONN is 2 on FreeBSD.
+func (k *kernel) listening(fd int) (bool, error) {
+	n, err := k.getInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	if err != nil && runtime.GOOS == "dragonfly" { // ENOPROTOOPT: DragonFly does not have the option
+		return k.hasFilterOption(fd)
 	}
-	sa, err := k.getsockname(fd)
-	if err != nil {
-		return os.NewSyscallError("getsockname", err)
+	return n != 0, err
+}
+
+// hasFilterOption is listening for a kernel without SO_ACCEPTCONN. On DragonFly
+// SO_ACCEPTFILTER can be read from every listening socket, also without a filter, and from
+// no other socket (sogetopt in kern/uipc_socket.c).
+func (k *kernel) hasFilterOption(fd int) (bool, error) {
+	_, err := k.getInt(fd, unix.SOL_SOCKET, soAcceptFilter)
+	if errors.Is(err, unix.EINVAL) {
+		return false, nil
 	}
-	switch sa.(type) {
-	case *unix.SockaddrInet4, *unix.SockaddrInet6:
-		if kind != unix.SOCK_STREAM {
-			return errNotListening
-		}
-	default:
-		return errNotListening
-	}
-	switch _, err := k.getpeername(fd); {
-	case err == nil:
-		return errNotListening
-	case !errors.Is(err, unix.ENOTCONN):
-		return os.NewSyscallError("getpeername", err)
-	}
-	return nil
+	return err == nil, err
 }

@@ -182,15 +182,30 @@ func (k *kernel) readSystem() (System, error) {
 	return s, nil
 }
 
-// sysctlNumber returns an unsigned number of sysctl(3). A boolean has one byte.
+// sysctlNumber returns an unsigned number of sysctl(3), capped at 32 bits. A boolean has one
+// byte, and a long on 64-bit systems has eight.
 func sysctlNumber(raw []byte) (n uint32, ok bool) {
 	switch len(raw) {
 	case 1:
 		return uint32(raw[0]), true
 	case 4:
 		return binary.NativeEndian.Uint32(raw), true
+	case 8:
+		return uint32(min(binary.NativeEndian.Uint64(raw), math.MaxUint32)), true
 	}
 	return 0, false
+}
+
+// errNegative is the error for a negative ceiling. The kernel then lets no connection in:
+// DragonFly stores the number as the limit of the queue.
+var errNegative = errors.New("the ceiling is negative: the kernel refuses every connection")
+
+// sysctlCeiling returns a number of sysctl(3) as a ceiling. A valid ceiling fits in an int32.
+func sysctlCeiling(n uint32) (int, error) {
+	if n > math.MaxInt32 {
+		return unknown, errNegative
+	}
+	return int(n), nil
 }
 
 // sysctlCount returns an unsigned number of sysctl(3) as a number of connections.

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sysctlUnsigned reads a number of 32 bits or a boolean of 8 bits.
+// sysctlUnsigned reads a number of 32 or 64 bits, or a boolean of 8 bits.
 func sysctlUnsigned(name string) (uint32, error) {
 	n, err := unix.SysctlUint32(name)
 	if err != unix.EIO { // EIO means that the value does not have 32 bits
@@ -32,8 +32,8 @@ func (k *kernel) bounds() (ceiling, floor int, err error) {
 	if r.knob == "" {
 		return r.compiled, 0, nil
 	}
-	if ceiling, err = k.readSysctl(r.knob); errors.Is(err, unix.ENOENT) && r.formerKnob != "" {
-		ceiling, err = k.readSysctl(r.formerKnob)
+	if ceiling, err = k.readCeiling(r.knob); errors.Is(err, unix.ENOENT) && r.formerKnob != "" {
+		ceiling, err = k.readCeiling(r.formerKnob)
 	}
 	if err == nil && r.floor != "" {
 		floor, err = k.readSysctl(r.floor)
@@ -50,6 +50,15 @@ func (k *kernel) readSysctl(name string) (int, error) {
 		return unknown, os.NewSyscallError("sysctl "+name, err)
 	}
 	return sysctlCount(n), nil
+}
+
+func (k *kernel) readCeiling(name string) (int, error) {
+	n, err := k.sysctl(name)
+	if err == nil {
+		n, err := sysctlCeiling(n)
+		return n, os.NewSyscallError("sysctl "+name, err)
+	}
+	return unknown, os.NewSyscallError("sysctl "+name, err)
 }
 
 // readSettings sets the fields of s that FreeBSD reports, except the ceiling. It does not

@@ -66,3 +66,18 @@ func TestCeilingByItsFormerName(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, same, ceiling)
 }
+
+// Nothing is predicted from a negative ceiling, and it is not reported as a large one.
+func TestNegativeCeilingIsUnknown(t *testing.T) {
+	r := hostRule()
+	if r.knob == "" {
+		t.Skip("the ceiling is compiled in")
+	}
+	k := realKernel
+	k.sysctl = func(string) (uint32, error) { return math.MaxUint32, nil }
+	b, err := k.predict(100)
+	require.ErrorIs(t, err, errNegative)
+	require.ErrorContains(t, err, r.knob)
+	require.Equal(t, unknown, b.Limit)
+	require.Equal(t, unknown, b.Ceiling)
+}

@@ -220,7 +220,9 @@ func TestSysctlNumber(t *testing.T) {
 		"one byte":       {[]byte{0}, 0, true},
 		"nothing":        {nil, 0, false},
 		"two bytes":      {[]byte{1, 0}, 0, false},
-		"eight bytes":    {make([]byte, 8), 0, false},
+		"eight bytes":    {binary.NativeEndian.AppendUint64(nil, 2_097_152), 2_097_152, true},
+		"eight, too big": {binary.NativeEndian.AppendUint64(nil, math.MaxUint64), math.MaxUint32, true},
+		"nine bytes":     {make([]byte, 9), 0, false},
 	} {
 		n, ok := sysctlNumber(row.raw)
 		require.Equal(t, row.ok, ok, name)
@@ -244,5 +246,20 @@ func TestSysctlCount(t *testing.T) {
 		t.Run(tt.rule, func(t *testing.T) {
 			require.Equal(t, tt.want, sysctlCount(tt.n))
 		})
+	}
+}
+
+// A negative ceiling is not a large one. DragonFly accepts -1 and then refuses every client.
+func TestNegativeCeiling(t *testing.T) {
+	for _, tt := range []struct {
+		n    uint32
+		want int
+	}{
+		{0, 0}, {128, 128}, {math.MaxUint32 / 3, 1431655765}, {math.MaxInt32, math.MaxInt32},
+		{math.MaxInt32 + 1, unknown}, {math.MaxUint32, unknown},
+	} {
+		n, err := sysctlCeiling(tt.n)
+		require.Equal(t, tt.want, n)
+		require.Equal(t, tt.want == unknown, errors.Is(err, errNegative), "%d: %v", tt.n, err)
 	}
 }

@@ -9,7 +9,7 @@ import "fmt"
 //   - [*acceptq.DrainError]: a drain did not end.
 type Error struct {
 	// Queued is the number of connections in the accept queues that the kernel has
-	// reset.
+	// reset. It is -1 if the length of a queue is unknown.
 	Queued int
 	// BeforeFirstAnswer is the number of connections that were closed before a request
 	// had arrived. It includes connections on which the client would not have sent
@@ -25,8 +25,12 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	return fmt.Sprintf("graceful: cut off: %d queued, %d before the first answer, %d active: %v",
-		e.Queued, e.BeforeFirstAnswer, e.Active, e.err)
+	queued := fmt.Sprint(e.Queued)
+	if e.Queued < 0 {
+		queued = "unknown"
+	}
+	return fmt.Sprintf("graceful: cut off: %s queued, %d before the first answer, %d active: %v",
+		queued, e.BeforeFirstAnswer, e.Active, e.err)
 }
 
 // Unwrap returns the reasons.

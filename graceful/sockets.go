@@ -96,8 +96,8 @@ func below(ln net.Listener) *acceptq.Listener {
 	return nil
 }
 
-// drainAll drains all sockets and returns how many connections are left in their queues.
-// It returns an error if a drain has not ended in time.
+// drainAll drains all sockets and returns how many connections are left in their queues, or
+// -1 if one of the numbers is unknown. It returns an error if a drain has not ended in time.
 func (s *server) drainAll(ctx context.Context) (queued int, err error) {
 	errs := make([]error, len(s.sockets))
 	var wait sync.WaitGroup
@@ -113,7 +113,7 @@ func (s *server) drainAll(ctx context.Context) (queued int, err error) {
 			if left.Queued == 0 && left.InFlight <= 0 && left.HeldBack <= 0 && left.Accepted == 0 {
 				continue // the drain has not ended, but no connection is known to be cut off
 			}
-			queued += left.Queued
+			queued = plus(queued, left.Queued)
 			err = errors.Join(err, drained)
 		default:
 			s.logger.InfoContext(ctx, "graceful: cannot keep new clients out", "error", drained)
@@ -123,6 +123,14 @@ func (s *server) drainAll(ctx context.Context) (queued int, err error) {
 		err = errors.Join(context.Cause(ctx), err)
 	}
 	return queued, err
+}
+
+// plus adds two numbers of connections. The sum is unknown, -1, if one of them is.
+func plus(a, b int) int {
+	if a < 0 || b < 0 {
+		return -1
+	}
+	return a + b
 }
 
 // queued returns how many connections wait in the queues of all sockets. ok is false if

@@ -3,6 +3,7 @@ package acceptqotel
 import (
 	"bytes"
 	"context"
+	_ "embed"
 	"net"
 	"os"
 	"syscall"
@@ -19,16 +20,19 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// queuesSource is in the test binary, so that it runs without the source tree.
+//
+//go:embed queues.go
+var queuesSource []byte
+
 // The modules share no package, and the code must not drift apart.
 func TestQueuesAreThoseOfProm(t *testing.T) {
-	ours, err := os.ReadFile("queues.go")
-	require.NoError(t, err)
 	theirs, err := os.ReadFile("../prom/queues.go")
 	if os.IsNotExist(err) {
 		t.Skip("not in the repository") // a module that was downloaded stands alone
 	}
 	require.NoError(t, err)
-	require.Equal(t, string(bytes.Replace(theirs, []byte("package acceptqprom\n"), []byte("package acceptqotel\n"), 1)), string(ours))
+	require.Equal(t, string(bytes.Replace(theirs, []byte("package acceptqprom\n"), []byte("package acceptqotel\n"), 1)), string(queuesSource))
 }
 
 func listen(t *testing.T, opts ...acceptq.Option) *acceptq.Listener {

@@ -171,20 +171,30 @@ type peak struct {
 // maximum of one part more.
 const peakParts = 16
 
-// note takes in n at the time now and returns the largest number of the last window.
+// note takes in n at the time now and returns the largest number of the last window. It is
+// unknown if one of the numbers is.
 func (p *peak) note(now, window time.Duration, n int) int {
 	epoch := int64(now/max(window/peakParts, 1)) + 1
 	part := &p.parts[epoch%int64(len(p.parts))]
 	if part.epoch != epoch {
 		part.epoch, part.max = epoch, n
 	}
-	part.max = max(part.max, n)
+	part.max = larger(part.max, n)
 	for _, old := range p.parts {
 		if old.epoch > epoch-int64(len(p.parts)) && old.epoch > 0 {
-			n = max(n, old.max)
+			n = larger(n, old.max)
 		}
 	}
 	return n
+}
+
+// larger returns the larger number. It is unknown if one of them is: DragonFly does not
+// tell the length of a long queue, so an unknown one can be the longest.
+func larger(a, b int) int {
+	if a == unknown || b == unknown {
+		return unknown
+	}
+	return max(a, b)
 }
 
 // A set is the queues that are reported, by name.

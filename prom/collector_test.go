@@ -230,6 +230,14 @@ func TestPeakLastsForItsWindow(t *testing.T) {
 	require.Equal(t, 3, note(18*time.Second, 0))
 	require.Equal(t, 1, note(1000*time.Second, 1), "after a long pause")
 	require.Equal(t, unknown, new(peak).note(5, window, unknown))
+
+	// An unknown length can be the longest, so the peak is unknown as long as it counts.
+	p = peak{}
+	require.Equal(t, 31, p.note(0, window, 31))
+	require.Equal(t, unknown, p.note(1, window, unknown))
+	require.Equal(t, unknown, p.note(2, window, 7), "in the same part of the window")
+	require.Equal(t, unknown, p.note(window, window, 7))
+	require.Equal(t, 7, p.note(2*window+window/peakParts, window, 7))
 	require.Equal(t, 4, new(peak).note(5, 0, 4), "no window")
 }
 

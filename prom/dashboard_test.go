@@ -1,8 +1,8 @@
 package acceptqprom
 
 import (
+	"embed"
 	"encoding/json"
-	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -13,6 +13,11 @@ import (
 	"github.com/grafana/grafana-foundation-sdk/go/timeseries"
 	"github.com/stretchr/testify/require"
 )
+
+// These files are in the test binary, so that it runs without the source tree.
+//
+//go:embed dashboard.json README.md alerts.yml
+var files embed.FS
 
 // grafana has what the tests need of dashboard.json.
 type grafana struct {
@@ -27,7 +32,7 @@ type grafana struct {
 
 func readDashboard(t *testing.T) (raw []byte, d grafana) {
 	t.Helper()
-	raw, err := os.ReadFile("dashboard.json")
+	raw, err := files.ReadFile("dashboard.json")
 	require.NoError(t, err)
 	require.NoError(t, json.Unmarshal(raw, &d))
 	require.NotEmpty(t, d.Panels)
@@ -98,9 +103,9 @@ func TestMetricNames(t *testing.T) {
 	known["tcp_accept_queue_requested"] = true // absent without WithBacklog
 	known["tcp_accept_queue_held_back"] = true // FreeBSD
 
-	readme, err := os.ReadFile("README.md")
+	readme, err := files.ReadFile("README.md")
 	require.NoError(t, err)
-	rules, err := os.ReadFile("alerts.yml")
+	rules, err := files.ReadFile("alerts.yml")
 	require.NoError(t, err)
 	raw, _ := readDashboard(t)
 	name := regexp.MustCompile(`\btcp_(accept|listen)_[a-z_]+`)

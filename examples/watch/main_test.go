@@ -87,6 +87,15 @@ func TestLine(t *testing.T) {
 	require.Contains(t, v.line(acceptq.Backlog{}), "does not report")
 	require.Contains(t, v.bar(acceptq.Backlog{}), "does not report")
 	require.Contains(t, v.summary(), "does not report")
+
+	v = view{}
+	v.look(acceptq.Stats{Queued: 31, Limit: 128, Capacity: 129, Drops: -1})
+	v.look(acceptq.Stats{Queued: -1, Limit: 128, Capacity: 129, Drops: -1})
+	require.Equal(t, "more queued than this system reports, of 129 (limit 128), drops unknown", v.line(acceptq.Backlog{}))
+	require.Equal(t, v.line(acceptq.Backlog{}), v.bar(acceptq.Backlog{}))
+	v.look(acceptq.Stats{Queued: 2, Limit: 128, Capacity: 129, Drops: -1})
+	require.Contains(t, v.line(acceptq.Backlog{}), "  2 queued of 129")
+	require.Equal(t, "maximum unknown: more queued than this system reports for 33% of the time", v.summary())
 }
 
 func TestBlocks(t *testing.T) {

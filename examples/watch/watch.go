@@ -82,6 +82,7 @@ type view struct {
 	first int64         // the drops at the first look
 	peak  int           // the longest queue
 	full  int           // number of looks at which the queue was full
+	long  int           // number of looks at which only the length was unknown
 	trail []rune        // the longest queue of each half second, the newest last
 }
 
@@ -100,6 +101,9 @@ func (v *view) look(s acceptq.Stats) {
 		v.drops = v.drops[1:]
 	}
 	v.peak = max(v.peak, s.Queued)
+	if v.tooLong() {
+		v.long++
+	}
 	part, known := s.Utilization()
 	if !known || part == 0 {
 		return
@@ -133,9 +137,16 @@ func (v *view) notes(b acceptq.Backlog) string {
 	return strings.Join(notes, ", ")
 }
 
+// tooLong reports whether the length of the queue is unknown, but not its capacity. DragonFly
+// does not report the length of a long queue.
+func (v *view) tooLong() bool { return v.now.Queued < 0 && v.now.Capacity >= 0 }
+
 // line describes the last look in words.
 func (v *view) line(b acceptq.Backlog) string {
 	part, known := v.now.Utilization()
+	if v.tooLong() {
+		return fmt.Sprintf("more queued than this system reports, of %d (limit %d), %s", v.now.Capacity, v.now.Limit, v.dropsPerSecond())
+	}
 	if !known {
 		return "the queue is unknown: this system does not report it"
 	}
@@ -184,6 +195,9 @@ func blocks(part float64, width int) string {
 
 // summary describes the whole run in words.
 func (v *view) summary() string {
+	if v.long > 0 {
+		return fmt.Sprintf("maximum unknown: more queued than this system reports for %d%% of the time", 100*v.long/v.n)
+	}
 	if _, known := v.now.Utilization(); !known {
 		return "queue unknown: this system does not report it"
 	}

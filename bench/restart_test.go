@@ -61,7 +61,7 @@ func restart(b *testing.B, program string, c candidate, rest time.Duration) {
 	ln.Close()
 	old := startWeb(b, socket, program, args)
 	stop := make(chan struct{})
-	var asked, refused, reset, stalled atomic.Int64
+	var asked, refused, lost, stalled atomic.Int64
 	var clients sync.WaitGroup
 	for range restartClients {
 		clients.Go(func() {
@@ -77,7 +77,7 @@ func restart(b *testing.B, program string, c candidate, rest time.Duration) {
 				case errors.Is(e.err, syscall.ECONNREFUSED):
 					refused.Add(1)
 				case e.err != nil:
-					reset.Add(1)
+					lost.Add(1)
 				case e.retried:
 					stalled.Add(1)
 				}
@@ -103,9 +103,8 @@ func restart(b *testing.B, program string, c candidate, rest time.Duration) {
 	next.Process.Kill()
 	next.Wait()
 	b.ReportMetric(float64(asked.Load()), "requests")
-	b.ReportMetric(float64(refused.Load()+reset.Load()), "lost")
+	b.ReportMetric(float64(lost.Load()), "lost")
 	b.ReportMetric(float64(refused.Load()), "refused")
-	b.ReportMetric(float64(reset.Load()), "reset")
 	b.ReportMetric(float64(stalled.Load()), "stalled")
 }
 

@@ -27,6 +27,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/acceptq/acceptq/bench/internal/page"
+	"github.com/acceptq/acceptq/bench/internal/picture"
 	"golang.org/x/sys/unix"
 )
 
@@ -91,9 +93,9 @@ func run() error {
 	if _, err := os.Stat("../docs"); err != nil {
 		return errors.New("run this in the directory bench, or as: go run -C bench ./overload")
 	}
-	results, page, picture := "results/overload.txt", "../docs/overload.md", "../docs/overload.svg"
+	results, pageName, pictureName := "results/overload.txt", "../docs/overload.md", "../docs/overload"
 	if *out != "" {
-		results, page, picture = filepath.Join(*out, "overload.txt"), "", filepath.Join(*out, "overload.svg")
+		results, pageName, pictureName = filepath.Join(*out, "overload.txt"), "", filepath.Join(*out, "overload")
 	}
 	if err := os.MkdirAll(filepath.Dir(results), 0o777); err != nil {
 		return err
@@ -120,14 +122,18 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(picture, figures.picture(), 0o666); err != nil {
+	svg, err := figures.picture()
+	if err == nil {
+		err = picture.Write(pictureName, svg)
+	}
+	if err != nil {
 		return err
 	}
-	if page == "" {
+	if pageName == "" {
 		_, err = io.WriteString(os.Stdout, figures.table())
 		return err
 	}
-	return between(page, figures.table())
+	return page.Write(pageName, "go run -C bench ./overload -draw", figures.table())
 }
 
 // describe returns the configuration lines of Go's benchmark format.

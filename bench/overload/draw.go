@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/acceptq/acceptq/bench/internal/picture"
+	"golang.org/x/perf/benchfmt"
 )
 
 // A key is one figure: a server, a load and a unit.
@@ -29,39 +30,43 @@ type figures struct {
 
 // read reads the results of a run.
 func read(name string) (*figures, error) {
-	text, err := os.ReadFile(name)
+	file, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
+	defer file.Close()
 	f := &figures{meta: map[string]string{}, values: map[key][]float64{}}
-	for line := range strings.Lines(string(text)) {
-		fields := strings.Fields(line)
-		if len(fields) > 0 && strings.HasSuffix(fields[0], ":") {
-			f.meta[strings.TrimSuffix(fields[0], ":")] = strings.Join(fields[1:], " ")
-			continue
+	lines := benchfmt.NewReader(file, name)
+	for lines.Scan() {
+		line, ok := lines.Result().(*benchfmt.Result)
+		if !ok {
+			return nil, fmt.Errorf("%s: %v", name, lines.Result())
 		}
-		if len(fields) < 4 || len(fields)%2 != 0 {
-			return nil, fmt.Errorf("%s: %q is no benchmark line", name, line)
+		for _, c := range line.Config {
+			f.meta[c.Key] = string(c.Value)
 		}
 		var k key
-		for part := range strings.SplitSeq(fields[0], "/") {
-			switch field, value, _ := strings.Cut(part, "="); field {
-			case "server":
+		_, parts := line.Name.Parts()
+		for _, part := range parts {
+			switch field, value, _ := strings.Cut(string(part), "="); field {
+			case "/server":
 				k.server = value
-			case "load":
+			case "/load":
 				if k.load, err = strconv.ParseFloat(value, 64); err != nil {
 					return nil, fmt.Errorf("%s: %w", name, err)
 				}
 			}
 		}
-		for i := 2; i < len(fields); i += 2 {
-			value, err := strconv.ParseFloat(fields[i], 64)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", name, err)
+		for _, v := range line.Values {
+			k.unit = v.Unit
+			if v.OrigUnit != "" { // the reader makes seconds of ns
+				v.Value, k.unit = v.OrigValue, v.OrigUnit
 			}
-			k.unit = fields[i+1]
-			f.values[k] = append(f.values[k], value)
+			f.values[k] = append(f.values[k], v.Value)
 		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, err
 	}
 	if len(f.values) == 0 {
 		return nil, fmt.Errorf("%s: no figures", name)

@@ -31,7 +31,7 @@ type Lines struct {
 	X, Y      string // the names of the axes
 	At        []float64
 	FormatAt  func(float64) string
-	Top       float64 // of the vertical axis, which begins at 0
+	Top       float64 // of the vertical axis, which begins at 0; higher if a round is higher
 	AllSeries []Series
 }
 
@@ -66,7 +66,7 @@ func (l Lines) Draw() ([]byte, error) {
 	grid.Horizontal.Color, grid.Horizontal.Dashes, grid.Vertical.Color = border, nil, nil
 	q.Add(grid)
 	for _, s := range l.AllSeries {
-		if err := s.add(q, l.Top); err != nil {
+		if err := s.add(q); err != nil {
 			return nil, fmt.Errorf("%s: %w", l.Title, err)
 		}
 	}
@@ -85,13 +85,14 @@ func (l Lines) Draw() ([]byte, error) {
 }
 
 // add adds the line to a plot.
-func (s Series) add(q *plot.Plot, top float64) error {
+func (s Series) add(q *plot.Plot) error {
 	var line, low, high plotter.XYs
 	for _, p := range s.Points {
 		for _, v := range p.Rounds {
-			if math.IsNaN(v) || v < 0 || v > top {
-				return fmt.Errorf("%s: %v at %v cannot be drawn: the axis goes from 0 to %v", s.Name, v, p.X, top)
+			if math.IsNaN(v) || math.IsInf(v, 0) || v < 0 {
+				return fmt.Errorf("%s: %v at %v cannot be drawn", s.Name, v, p.X)
 			}
+			q.Y.Max = max(q.Y.Max, v)
 		}
 		if len(p.Rounds) == 0 {
 			continue

@@ -119,7 +119,7 @@ func TestLines(t *testing.T) {
 		t.Fatal(err)
 	}
 	picturetest.Legible(t, "lines", svg)
-	for _, v := range []float64{11, -1, math.NaN(), math.Inf(1)} {
+	for _, v := range []float64{-1, math.NaN(), math.Inf(1)} {
 		l.AllSeries[1].Points[1].Rounds = []float64{v}
 		if _, err := l.Draw(); err == nil {
 			t.Errorf("%v: no error", v)

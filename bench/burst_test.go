@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/acceptq/acceptq"
+	"github.com/acceptq/acceptq/bench/internal/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,7 +39,7 @@ func BenchmarkBurst(b *testing.B) {
 		if c.name == longQueue {
 			ceiling = clients
 		}
-		if err := setSysctl("net.core.somaxconn", ceiling); err != nil {
+		if err := netns.SetSysctl("net.core.somaxconn", ceiling); err != nil {
 			b.Fatal(err)
 		}
 		server, addr, err := startServer(filepath.Join(dir, c.program), c.arg)

@@ -18,9 +18,9 @@ func goals() (all []goal) {
 	// less adds the goal that a figure of row is at most factor times that of base.
 	less := func(bench, row, unit string, factor float64, base, text string) {
 		own, other := samples(bench, row, unit), samples(bench, base, unit)
-		figure := cell(ratios(own, other), "×", false)
+		figure := cell(ratios(own, other), "×")
 		if control := samples(bench, netAgain, unit); base == netDefault && control != nil {
-			figure += fmt.Sprintf("; the control: %s, %s", cell(ratios(control, other), "×", false), atMost(control, factor, other))
+			figure += fmt.Sprintf("; the control: %s, %s", cell(ratios(control, other), "×"), atMost(control, factor, other))
 		}
 		all = append(all, goal{text, figure, atMost(own, factor, other)})
 	}
@@ -28,7 +28,7 @@ func goals() (all []goal) {
 	// control is not.
 	zero := func(bench, row, control, unit, text string) {
 		v, c := samples(bench, row, unit), samples(bench, control, unit)
-		all = append(all, goal{text, fmt.Sprintf("%s; the control (%s): %s", cell(v, unit, true), control, cell(c, unit, true)), never(v, c)})
+		all = append(all, goal{text, fmt.Sprintf("%s; the control (%s): %s", cell(v, unit), control, cell(c, unit)), never(v, c)})
 	}
 	for _, q := range []struct{ bench, addr string }{{"Listen/addr=literal", "127.0.0.1:0"}, {"Listen/addr=wildcard", ":0"}} {
 		less(q.bench, ours, cpu, 1.1, netDefault, fmt.Sprintf("Listen on %q and Close: at most 1.1 × net.Listen's CPU time", q.addr))
@@ -40,10 +40,10 @@ func goals() (all []goal) {
 	const ns = "ns/op"
 	few, some, many := readSizes[0], readSizes[1], readSizes[2]
 	a, b := samples(readBench(many), readStats, ns), samples(readBench(few), readStats, ns)
-	all = append(all, goal{fmt.Sprintf("Stats: with %d sockets at most 1.1 × the time with %d", many, few), cell(ratios(a, b), "×", false), atMost(a, 1.1, b)})
+	all = append(all, goal{fmt.Sprintf("Stats: with %d sockets at most 1.1 × the time with %d", many, few), cell(ratios(a, b), "×"), atMost(a, 1.1, b)})
 	next := "none"
 	for _, name := range readerNames[slices.Index(readerNames, readByHand)+1:] {
-		if v := samples(readBench(some), name, ns); v != nil && (next == "none" || summarize(v).Center < summarize(samples(readBench(some), next, ns)).Center) {
+		if v := samples(readBench(some), name, ns); v != nil && (next == "none" || center(v) < center(samples(readBench(some), next, ns))) {
 			next = name
 		}
 	}
@@ -51,9 +51,10 @@ func goals() (all []goal) {
 
 	zero("Burst", manyQueues, oneQueue, "sent-again", "Burst, 64 shards: no client sends a packet again, in any round")
 	late := samples("Burst", manyQueues, p99)
-	all = append(all, goal{"Burst, 64 shards: p99 of the first byte at most 600 ms, 1.2 × the stall", cell(late, p99, true), atMost(late, 1, slices.Repeat([]float64{600e6}, len(late)))})
+	all = append(all, goal{"Burst, 64 shards: p99 of the first byte at most 600 ms, 1.2 × the stall", cell(late, p99), atMost(late, 1, slices.Repeat([]float64{600e6}, len(late)))})
 
 	for _, clients := range []string{"busy", "calm"} {
+		zero("Restart/clients="+clients, restartOurs, restartNet, "refused", fmt.Sprintf("Restart with Drain, %s clients: no request is refused, in any restart", clients))
 		zero("Restart/clients="+clients, restartOurs, restartBeside, "lost", fmt.Sprintf("Restart with Drain, %s clients: no request is lost, in any restart", clients))
 		zero("Restart/clients="+clients, restartOurs, restartAlone, "stalled", fmt.Sprintf("Restart with Drain, %s clients: no client stalls, in any restart", clients))
 	}

@@ -87,7 +87,7 @@ func run() error {
 	}
 	goals := goals()
 	if *out == "" && dir == "results" {
-		err = writeReadmes(goals)
+		err = errors.Join(writeReadmes(goals), darkenQueues())
 	} else {
 		_, err = io.WriteString(os.Stdout, longText(goals))
 	}

@@ -11,9 +11,10 @@ type measurement struct {
 	name      string // the results are in results/NAME.txt, in Go's benchmark format
 	bench     string // a regular expression that selects the benchmarks
 	benchtime string // for go test; 1x with -short
-	rounds    int    // each round is a new process; a 95 % interval needs 6 rounds
+	rounds    int    // each round is a new process
 	code      string // the files of the library that it measures
-	svg, alt  string // its picture
+	picture   string // the name of its picture, see pictures
+	alt       string // what the picture shows, for readers who do not see it
 	tables    []table
 
 	meta    map[string]string    // of the run: commit, date, load, ...
@@ -27,12 +28,9 @@ type table struct {
 	columns            []column
 }
 
-// A column is one unit of a benchmark. If loss is set, the worst round is shown with
-// the median. With a base, the column has ratios to that row.
+// A column is one unit of a benchmark. With a base, the column has ratios to that row.
 type column struct {
-	name, unit string
-	loss       bool
-	base       string
+	name, unit, base string
 }
 
 // The rows that others are compared with. net.Listen is measured twice: the difference
@@ -135,7 +133,7 @@ func names(all []candidate) (names []string) {
 	return names
 }
 
-const restartNote = "A round is one restart. Lost: refused, reset or unanswered after 20 s; a client that is refused tries again at once, " +
+const restartNote = "A round is one restart. Lost: reset, cut or unanswered after 20 s. Refused: nobody listened; the client tries again at once, " +
 	"so it can count more than once. Stalled: answered, but only after a packet was retransmitted. " +
 	"Wait: until every accepted connection has had its first answer. ¹ Needs a parent process or socket activation. " +
 	"² net.ipv4.tcp_migrate_req=1 needs root."
@@ -150,14 +148,14 @@ const (
 )
 
 var (
-	timeColumns    = []column{{"time", "ns/op", false, ""}, {"CPU time", cpu, false, netDefault}}
-	keptColumns    = []column{{"requests", "requests", false, ""}, {"lost", "lost", true, ""}, {"stalled", "stalled", true, ""}, {"the old server ends after", "ns/op", false, ""}}
-	restartColumns = []column{{"requests", "requests", false, ""}, {"lost", "lost", true, ""}, {"refused", "refused", false, ""},
-		{"reset", "reset", false, ""}, {"stalled", "stalled", true, ""}, {"the old server ends after", "ns/op", false, ""}}
+	timeColumns    = []column{{"time", "ns/op", ""}, {"CPU time", cpu, netDefault}}
+	keptColumns    = []column{{"requests", "requests", ""}, {"lost", "lost", ""}, {"stalled", "stalled", ""}, {"the old server ends after", "ns/op", ""}}
+	restartColumns = []column{{"requests", "requests", ""}, {"lost", "lost", ""}, {"refused", "refused", ""},
+		{"stalled", "stalled", ""}, {"the old server ends after", "ns/op", ""}}
 )
 
 var measurements = []*measurement{
-	{name: "listen", svg: "speed.svg", alt: "CPU time of listening, accepting and serving, as a multiple of that of net.Listen.",
+	{name: "listen", picture: "speed", alt: "CPU time of listening, accepting and serving, as a multiple of that of net.Listen.",
 		bench: "Listen", benchtime: "100ms", rounds: 12,
 		code: "listener.go address*.go backlog*.go options*.go socket_*.go", tables: []table{
 			{"Listen/addr=literal", `Listen on "127.0.0.1:0" and Close`, "", peerNames, timeColumns},
@@ -169,31 +167,31 @@ var measurements = []*measurement{
 			{"Accept", "Accept, while clients wait in the queue", "", peerNames, timeColumns},
 			{"HTTP", "net/http, one request for each connection", "The clients run in the same process: time and CPU time include the clients.", peerNames, timeColumns},
 		}},
-	{name: "read", svg: "read.svg", alt: "The time of one reading of an accept queue, in eight ways, with 10, 1,000 and 10,000 other sockets.",
+	{name: "read", picture: "read", alt: "The time of one reading of an accept queue, in eight ways, with 10, 1,000 and 10,000 other sockets.",
 		bench: "Read", benchtime: "20ms", rounds: 12,
 		code: "stats.go backlog_linux.go", tables: readTables()},
 	{name: "memory",
 		bench: "Memory", benchtime: "200x", rounds: 6, code: "*.go", tables: []table{
 			{"Memory", "Go's heap, for each listener", "The kernel's memory for a socket is not counted.", peerNames, []column{
-				{"allocated", "B/op", false, netDefault}, {"allocations", "allocs/op", false, ""}, {"kept while open", kept, false, netDefault}}},
+				{"allocated", "B/op", netDefault}, {"allocations", "allocs/op", ""}, {"kept while open", kept, netDefault}}},
 		}},
 	{name: "program",
 		bench: "Program", benchtime: "1x", rounds: 1, code: "*.go go.mod", tables: []table{
 			{"Program", "The smallest program that serves, built without symbols", "Packages: without those of Go and of the program itself.", names(programs), []column{
-				{"size", "size-B", false, ""}, {"packages", "packages", false, ""}}},
+				{"size", "size-B", ""}, {"packages", "packages", ""}}},
 		}},
-	{name: "burst", svg: "burst.svg", alt: "5,000 clients at once and a server that is stopped: how many are let in at once, and the time to the first byte, for net.Listen, other libraries, and 1 to 64 shards.",
+	{name: "burst", picture: "burst", alt: "5,000 clients at once and a server that is stopped: how many are let in at once, and the time to the first byte, for net.Listen, other libraries, and 1 to 64 shards.",
 		bench: "Burst", benchtime: "1x", rounds: 7,
 		code: "shards*.go listener.go socket_*.go", tables: []table{
 			{"Burst", "5,000 clients at once, the server is stopped for 0.5 s, somaxconn is 128",
 				"At once: answered, and the client's kernel retransmitted no packet. Sent again: answered, but only after a packet was retransmitted. " +
 					"Each client waits for up to a minute, and \"unanswered\" counts the clients without an answer then. " +
 					"somaxconn raised: to 5,000. The CPU time is that of the server only.", names(bursts), []column{
-					{"at once", "at-once", false, ""}, {"sent again", "sent-again", true, ""}, {"unanswered", "unanswered", true, ""},
-					{"packets dropped", "dropped", true, ""}, {"first byte, p50", "p50-ns", false, ""}, {"first byte, p99", p99, true, ""},
-					{"server's CPU time", "server-cpu-ns", false, netDefault}}},
+					{"at once", "at-once", ""}, {"sent again", "sent-again", ""}, {"unanswered", "unanswered", ""},
+					{"packets dropped", "dropped", ""}, {"first byte, p50", "p50-ns", ""}, {"first byte, p99", p99, ""},
+					{"server's CPU time", "server-cpu-ns", netDefault}}},
 		}},
-	{name: "restart", svg: "restart.svg", alt: "Requests lost and clients stalled in one restart under load, for each way to restart.",
+	{name: "restart", picture: "restart", alt: "Requests lost, refused and stalled in one restart under load, for each way to restart.",
 		bench: "Restart|RestartKept", benchtime: "1x", rounds: 16,
 		code: "drain*.go steer*.go listener.go shards*.go graceful/*.go", tables: []table{
 			{"Restart/clients=busy", "One restart of an HTTP server; 64 clients never rest", restartNote, names(restarts), restartColumns},
@@ -210,7 +208,7 @@ func readTables() (all []table) {
 	for _, size := range readSizes {
 		all = append(all, table{readBench(size), fmt.Sprintf("One reading of a queue in which 3 clients wait, with %d other TCP sockets", size),
 			"vishvananda/netlink also has SocketGet for one address. It is not here because it fails when more than one client is queued.",
-			readerNames, []column{{"time", "ns/op", false, readStats}}})
+			readerNames, []column{{"time", "ns/op", readStats}}})
 	}
 	return all
 }

@@ -5,38 +5,24 @@ package main
 import (
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/acceptq/acceptq/bench/internal/page"
+	"github.com/acceptq/acceptq/bench/internal/picture"
 )
 
-// The text between these two lines of a file is written by this program.
-const (
-	readmeBegin = "<!-- written by: go run -C bench . -draw -->\n"
-	readmeEnd   = "<!-- end of what is written -->\n"
-)
+// written names this program in the pages that it writes.
+const written = "go run -C bench . -draw"
 
 // writeReadmes writes all tables to README.md, and the short one to the README of
 // the repository.
 func writeReadmes(goals []goal) error {
-	if err := between("README.md", longText(goals)); err != nil {
+	if err := page.Write("README.md", written, longText(goals)); err != nil {
 		return err
 	}
-	return between("../README.md", shortText(goals))
-}
-
-func between(name, text string) error {
-	old, err := os.ReadFile(name)
-	if err != nil {
-		return err
-	}
-	before, rest, begun := strings.Cut(string(old), readmeBegin)
-	_, after, ended := strings.Cut(rest, readmeEnd)
-	if !begun || !ended {
-		return fmt.Errorf("%s must have the lines %q and %q", name, readmeBegin, readmeEnd)
-	}
-	return os.WriteFile(name, []byte(before+readmeBegin+"\n"+text+"\n"+readmeEnd+after), 0o666)
+	return page.Write("../README.md", written, shortText(goals))
 }
 
 // provenance says where the figures of m come from, and whether the measured code has
@@ -75,8 +61,8 @@ func longText(goals []goal) string {
 		if len(m.figures) == 0 {
 			continue
 		}
-		if m.svg != "" {
-			fmt.Fprintf(&b, "![%s](results/%s)\n\n", m.alt, m.svg)
+		if m.picture != "" {
+			b.WriteString(picture.Link("results/"+m.picture, m.alt) + "\n\n")
 		}
 		note := ""
 		for _, t := range m.tables {
@@ -94,7 +80,7 @@ func longText(goals []goal) string {
 			for _, row := range t.rows {
 				b.WriteString("| " + row)
 				for _, c := range t.columns {
-					b.WriteString(" | " + cell(samples(t.bench, row, c.unit), c.unit, c.loss))
+					b.WriteString(" | " + cell(samples(t.bench, row, c.unit), c.unit))
 					if c.base != "" {
 						b.WriteString(" | " + against(t.bench, row, c.base, c.unit))
 					}
@@ -140,7 +126,7 @@ func retryStory(linear string) string {
 // test cannot tell the two apart.
 func against(bench, row, base, unit string) string {
 	own, other := samples(bench, row, unit), samples(bench, base, unit)
-	text := cell(ratios(own, other), "×", false)
+	text := cell(ratios(own, other), "×")
 	if len(own) > 1 && !slices.Equal(own, other) && atMost(own, 1, other) == undecided {
 		text += ", undecided"
 	}
@@ -159,35 +145,34 @@ func shortText(goals []goal) string {
 			missing = append(missing, m.name)
 			continue
 		case m.name == "burst" || m.name == "restart":
-			fmt.Fprintf(&b, "![%s](bench/results/%s)\n\n", m.alt, m.svg)
+			b.WriteString(picture.Link("bench/results/"+m.picture, m.alt) + "\n\n")
 		}
 		sources[m.provenance()] = append(sources[m.provenance()], m.name)
 	}
 	if len(sources) == 0 {
 		return "Not measured at present.\n"
 	}
-	b.WriteString("| | acceptq | as a multiple of `net.Listen`'s |\n| --- | --- | --- |\n")
+	b.WriteString("| | acceptq | compared with | ratio |\n| --- | --- | --- | --- |\n")
 	of := map[string]*measurement{}
 	for _, m := range measurements {
 		of[m.name] = m
 	}
 	for _, line := range []struct {
-		what, measurement, bench, own, base, unit string
-		loss                                      bool
+		what, measurement, bench, own, base, baseName, unit string
 	}{
-		{"CPU time of `Listen` and `Close`", "listen", "Listen/addr=literal", ours, netDefault, cpu, false},
-		{"CPU time of a net/http request over a new connection, its client included", "accept", "HTTP", ours, netDefault, cpu, false},
-		{"Go's heap that an open listener keeps", "memory", "Memory", ours, netDefault, kept, false},
-		{"5,000 clients at once, somaxconn 128: time to the first byte, p99, 64 shards", "burst", "Burst", manyQueues, netDefault, p99, true},
-		{"Requests lost in a restart under load without a parent process: `Drain`", "restart", "Restart/clients=busy", restartOurs, restartNet, "lost", true},
+		{"CPU time of `Listen` and `Close`", "listen", "Listen/addr=literal", ours, netDefault, "`net.Listen`", cpu},
+		{"CPU time of a net/http request over a new connection, its client included", "accept", "HTTP", ours, netDefault, "`net.Listen`", cpu},
+		{"Go's heap that an open listener keeps", "memory", "Memory", ours, netDefault, "`net.Listen`", kept},
+		{"5,000 clients at once, somaxconn 128: time to the first byte, p99, 64 shards", "burst", "Burst", manyQueues, netDefault, "`net.Listen`", p99},
+		{"Requests lost in a restart under load, in which the next process listens before this one stops: `Drain`", "restart", "Restart/clients=busy", restartOurs, restartBeside, "`Shutdown` alone", "lost"},
 	} {
 		own, other := samples(line.bench, line.own, line.unit), samples(line.bench, line.base, line.unit)
 		if len(own) > 0 && len(other) > 0 {
-			fmt.Fprintf(&b, "| %s%s | %s | %s; `net.Listen`: %s |\n", line.what, of[line.measurement].mark(),
-				cell(own, line.unit, line.loss), against(line.bench, line.own, line.base, line.unit), cell(other, line.unit, line.loss))
+			fmt.Fprintf(&b, "| %s%s | %s | %s: %s | %s |\n", line.what, of[line.measurement].mark(),
+				cell(own, line.unit), line.baseName, cell(other, line.unit), against(line.bench, line.own, line.base, line.unit))
 		}
 	}
-	b.WriteString("\nMedians with 95 % intervals. \"Undecided\" means that a U test cannot tell the two apart.\n")
+	b.WriteString("\nMedians; the brackets hold the smallest and the largest round. \"Undecided\" means that a U test cannot tell the two apart.\n")
 	for _, v := range []verdict{fallsShort, undecided} {
 		var list string
 		for _, g := range goals {

@@ -126,13 +126,12 @@ func sample(values []float64) *benchmath.Sample {
 	return benchmath.NewSample(slices.Clone(values), &benchmath.DefaultThresholds)
 }
 
-// summarize gives the median and its 95 % interval. It assumes no distribution.
-// With fewer than 6 values the interval is infinite.
-func summarize(values []float64) benchmath.Summary {
+// center gives the median. It is NaN if nothing was measured.
+func center(values []float64) float64 {
 	if len(values) == 0 {
-		return benchmath.Summary{Center: math.NaN(), Lo: math.NaN(), Hi: math.NaN()}
+		return math.NaN()
 	}
-	return benchmath.AssumeNothing.Summary(sample(values), 0.95)
+	return benchmath.AssumeNothing.Summary(sample(values), 0.95).Center
 }
 
 // ratios divides the rounds of a by those of b; nil if that cannot be done.
@@ -168,7 +167,7 @@ func atMost(own []float64, factor float64, base []float64) verdict {
 		bound[i] *= factor
 	}
 	c := benchmath.AssumeNothing.Compare(sample(own), sample(bound))
-	switch a, b := summarize(own).Center, summarize(bound).Center; {
+	switch a, b := center(own), center(bound); {
 	case c.P >= c.Alpha || a == b:
 		return undecided
 	case a < b:
@@ -228,15 +227,15 @@ func digits(v float64) string {
 	return strconv.FormatFloat(v, 'f', 2, 64)
 }
 
-// cell writes the median with its interval, and the worst round if loss is set.
-func cell(values []float64, unit string, loss bool) string {
-	s := summarize(values)
-	text := format(s.Center, unit)
-	if low, high := format(s.Lo, unit), format(s.Hi, unit); !math.IsInf(s.Lo, 0) && low != high {
-		text += " (" + low + " to " + high + ")"
+// cell writes the median and, in brackets, the smallest and the largest round if they
+// differ.
+func cell(values []float64, unit string) string {
+	text := format(center(values), unit)
+	if len(values) == 0 {
+		return text
 	}
-	if loss && len(values) > 0 {
-		text += ", worst " + format(slices.Max(values), unit)
+	if low, high := format(slices.Min(values), unit), format(slices.Max(values), unit); low != high {
+		text += " (" + low + " to " + high + ")"
 	}
 	return text
 }

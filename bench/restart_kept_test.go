@@ -9,11 +9,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -41,48 +40,27 @@ func restartKept(b *testing.B, program string, c candidate, protocol string) {
 	addr := ln.Addr().String()
 	ln.Close()
 	args := []string{addr, c.arg, protocol}
-	old := startWeb(b, nil, program, args)
-	stop := make(chan struct{})
-	var asked, lost, stalled atomic.Int64
-	var clients sync.WaitGroup
+	var transports []*http.Transport
+	var scheme string
 	for i := range restartClients {
-		clients.Go(func() {
-			tr, scheme := transport(protocol)
-			tr.DisableKeepAlives = i%2 == 0
-			defer tr.CloseIdleConnections()
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				began := time.Now()
-				err := post(tr, scheme+"://"+addr)
-				asked.Add(1)
-				switch {
-				case err != nil:
-					lost.Add(1)
-				case time.Since(began) > 900*time.Millisecond:
-					stalled.Add(1)
-				}
-			}
-		})
+		var tr *http.Transport
+		tr, scheme = transport(protocol)
+		tr.DisableKeepAlives = i%2 == 0
+		defer tr.CloseIdleConnections()
+		transports = append(transports, tr)
 	}
-	if !testing.Short() {
-		time.Sleep(200 * time.Millisecond)
-	}
-	next := startWeb(b, nil, program, args)
-	b.ResetTimer()
-	old.Process.Signal(syscall.SIGTERM)
-	if err := old.Wait(); err != nil {
-		b.Error(err)
-	}
-	b.StopTimer()
-	time.Sleep(100 * time.Millisecond)
-	close(stop)
-	clients.Wait()
-	next.Process.Kill()
-	next.Wait()
+	var asked, lost, stalled atomic.Int64
+	replace(b, func() *exec.Cmd { return startWeb(b, nil, program, args) }, func(client int) {
+		began := time.Now()
+		err := post(transports[client], scheme+"://"+addr)
+		asked.Add(1)
+		switch {
+		case err != nil:
+			lost.Add(1)
+		case time.Since(began) > 900*time.Millisecond:
+			stalled.Add(1)
+		}
+	})
 	b.ReportMetric(float64(asked.Load()), "requests")
 	b.ReportMetric(float64(lost.Load()), "lost")
 	b.ReportMetric(float64(stalled.Load()), "stalled")

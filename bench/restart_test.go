@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/acceptq/acceptq/bench/internal/netns"
 )
 
 const restartClients = 64 // at the same time
@@ -34,7 +36,7 @@ func BenchmarkRestart(b *testing.B) {
 				if c.name == restartMigrate {
 					migrate = 1
 				}
-				if err := setSysctl("net.ipv4.tcp_migrate_req", migrate); err != nil {
+				if err := netns.SetSysctl("net.ipv4.tcp_migrate_req", migrate); err != nil {
 					b.Fatal(err)
 				}
 				restart(b, filepath.Join(dir, c.program), c, load.rest)
@@ -59,30 +61,42 @@ func restart(b *testing.B, program string, c candidate, rest time.Duration) {
 		defer socket.Close()
 	}
 	ln.Close()
-	old := startWeb(b, socket, program, args)
+	var asked, refused, lost, stalled atomic.Int64
+	replace(b, func() *exec.Cmd { return startWeb(b, socket, program, args) }, func(int) {
+		e := ask(addr, 20*time.Second)
+		asked.Add(1)
+		switch {
+		case errors.Is(e.err, syscall.ECONNREFUSED):
+			refused.Add(1)
+		case e.err != nil:
+			lost.Add(1)
+		case e.retried:
+			stalled.Add(1)
+		}
+		if rest > 0 {
+			time.Sleep(rest/2 + rand.N(rest)) // so that the clients do not run in step
+		}
+	})
+	b.ReportMetric(float64(asked.Load()), "requests")
+	b.ReportMetric(float64(lost.Load()), "lost")
+	b.ReportMetric(float64(refused.Load()), "refused")
+	b.ReportMetric(float64(stalled.Load()), "stalled")
+}
+
+// replace starts a server, and clients that call visit again and again. Then it starts a
+// second server and stops the first. It returns when every client has ended.
+func replace(b *testing.B, start func() *exec.Cmd, visit func(client int)) {
+	old := start()
 	stop := make(chan struct{})
-	var asked, refused, reset, stalled atomic.Int64
 	var clients sync.WaitGroup
-	for range restartClients {
+	for i := range restartClients {
 		clients.Go(func() {
 			for {
 				select {
 				case <-stop:
 					return
 				default:
-				}
-				e := ask(addr, 20*time.Second)
-				asked.Add(1)
-				switch {
-				case errors.Is(e.err, syscall.ECONNREFUSED):
-					refused.Add(1)
-				case e.err != nil:
-					reset.Add(1)
-				case e.retried:
-					stalled.Add(1)
-				}
-				if rest > 0 {
-					time.Sleep(rest/2 + rand.N(rest)) // so that the clients do not run in step
+					visit(i)
 				}
 			}
 		})
@@ -90,7 +104,7 @@ func restart(b *testing.B, program string, c candidate, rest time.Duration) {
 	if !testing.Short() {
 		time.Sleep(200 * time.Millisecond)
 	}
-	next := startWeb(b, socket, program, args)
+	next := start()
 	b.ResetTimer()
 	old.Process.Signal(syscall.SIGTERM)
 	if err := old.Wait(); err != nil {
@@ -102,11 +116,6 @@ func restart(b *testing.B, program string, c candidate, rest time.Duration) {
 	clients.Wait() // a stalled client takes a second or more
 	next.Process.Kill()
 	next.Wait()
-	b.ReportMetric(float64(asked.Load()), "requests")
-	b.ReportMetric(float64(refused.Load()+reset.Load()), "lost")
-	b.ReportMetric(float64(refused.Load()), "refused")
-	b.ReportMetric(float64(reset.Load()), "reset")
-	b.ReportMetric(float64(stalled.Load()), "stalled")
 }
 
 // startWeb starts a web server. It returns when the server serves or waits for the port.

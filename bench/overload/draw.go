@@ -4,19 +4,15 @@ package main
 
 import (
 	"fmt"
-	"html"
 	"math"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-)
 
-// The text between these two lines of the page is written by this program.
-const (
-	begin = "<!-- written by: go run -C bench ./overload -draw -->\n"
-	end   = "<!-- end of what is written -->\n"
+	"github.com/acceptq/acceptq/bench/internal/picture"
+	"golang.org/x/perf/benchfmt"
 )
 
 // A key is one figure: a server, a load and a unit.
@@ -34,39 +30,43 @@ type figures struct {
 
 // read reads the results of a run.
 func read(name string) (*figures, error) {
-	text, err := os.ReadFile(name)
+	file, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
+	defer file.Close()
 	f := &figures{meta: map[string]string{}, values: map[key][]float64{}}
-	for line := range strings.Lines(string(text)) {
-		fields := strings.Fields(line)
-		if len(fields) > 0 && strings.HasSuffix(fields[0], ":") {
-			f.meta[strings.TrimSuffix(fields[0], ":")] = strings.Join(fields[1:], " ")
-			continue
+	lines := benchfmt.NewReader(file, name)
+	for lines.Scan() {
+		line, ok := lines.Result().(*benchfmt.Result)
+		if !ok {
+			return nil, fmt.Errorf("%s: %v", name, lines.Result())
 		}
-		if len(fields) < 4 || len(fields)%2 != 0 {
-			return nil, fmt.Errorf("%s: %q is no benchmark line", name, line)
+		for _, c := range line.Config {
+			f.meta[c.Key] = string(c.Value)
 		}
 		var k key
-		for part := range strings.SplitSeq(fields[0], "/") {
-			switch field, value, _ := strings.Cut(part, "="); field {
-			case "server":
+		_, parts := line.Name.Parts()
+		for _, part := range parts {
+			switch field, value, _ := strings.Cut(string(part), "="); field {
+			case "/server":
 				k.server = value
-			case "load":
+			case "/load":
 				if k.load, err = strconv.ParseFloat(value, 64); err != nil {
 					return nil, fmt.Errorf("%s: %w", name, err)
 				}
 			}
 		}
-		for i := 2; i < len(fields); i += 2 {
-			value, err := strconv.ParseFloat(fields[i], 64)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", name, err)
+		for _, v := range line.Values {
+			k.unit = v.Unit
+			if v.OrigUnit != "" { // the reader makes seconds of ns
+				v.Value, k.unit = v.OrigValue, v.OrigUnit
 			}
-			k.unit = fields[i+1]
-			f.values[k] = append(f.values[k], value)
+			f.values[k] = append(f.values[k], v.Value)
 		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, err
 	}
 	if len(f.values) == 0 {
 		return nil, fmt.Errorf("%s: no figures", name)
@@ -113,7 +113,7 @@ func (f *figures) cell(server string, load float64, unit string) string {
 // table returns the measured part of the page.
 func (f *figures) table() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "![Good answers a second by the load, for %d servers](overload.svg)\n\n", len(servers))
+	fmt.Fprintf(&b, "%s\n\n", picture.Link("overload", fmt.Sprintf("Good answers a second by the load, for %d servers.", len(servers))))
 	b.WriteString(f.summary())
 	section := func(title, unit string) {
 		fmt.Fprintf(&b, "**%s**\n\n| clients that come, of the capacity |", title)
@@ -163,85 +163,30 @@ func (f *figures) summary() string {
 		load, strings.Join(parts, "; "))
 }
 
-// between replaces the text between the two lines of a page.
-func between(name, text string) error {
-	old, err := os.ReadFile(name)
-	if err != nil {
-		return err
-	}
-	before, rest, begun := strings.Cut(string(old), begin)
-	_, after, ended := strings.Cut(rest, end)
-	if !begun || !ended {
-		return fmt.Errorf("%s must have the lines %q and %q", name, begin, end)
-	}
-	return os.WriteFile(name, []byte(before+begin+"\n"+text+"\n"+end+after), 0o666)
-}
+// inks are the colors of the servers' lines.
+var inks = map[string]picture.Ink{"long": picture.Red, "short": picture.Yellow, "shed": picture.Ours, "adapt": picture.Green, "context": picture.Others}
 
-const style = `<style>
-text { font: 12px Helvetica, Arial, 'Liberation Sans', sans-serif; fill: #1f2328 }
-.title { font-size: 15px; font-weight: bold }
-.end { text-anchor: end }
-.middle { text-anchor: middle }
-.panel { fill: #f6f8fa; stroke: #d1d9e0 }
-.grid { stroke: #d1d9e0; stroke-width: 1 }
-polyline { fill: none }
-line, polyline { stroke-width: 2 }
-.long { stroke: #cf222e } .short { stroke: #bf8700 } .shed { stroke: #0969da } .adapt { stroke: #1a7f37 } .context { stroke: #818b98 }
-@media (prefers-color-scheme: dark) {
-text { fill: #f0f6fc }
-.panel { fill: #151b23; stroke: #3d444d }
-.grid { stroke: #3d444d }
-.long { stroke: #f85149 } .short { stroke: #d29922 } .shed { stroke: #4493f8 } .adapt { stroke: #3fb950 } .context { stroke: #7d8590 }
-}
-</style>
-`
-
-// picture draws the good answers by load, with a line for each server. The names are in
-// a list below, so that no two texts overlap.
-func (f *figures) picture() []byte {
-	const width, left, right, top, bottom = 880, 70, 30, 60, 340
-	const height = bottom + 60 + 20*5 + 10
-	x := func(load float64) float64 { return left + (width-left-right)*load/slices.Max(loads) }
-	most := capacity * 1.1
-	y := func(good float64) float64 { return bottom - (bottom-top)*good/most }
-	var b strings.Builder
-	text := func(px, py float64, class, s string) {
-		fmt.Fprintf(&b, "<text x=\"%.1f\" y=\"%.1f\" class=\"%s\">%s</text>\n", px, py, class, html.EscapeString(s))
+// picture draws the good answers by load, with a line for each server.
+func (f *figures) picture() ([]byte, error) {
+	title, rounds := "one round", "Each point is one round: nothing says how much the figures vary."
+	if n := f.rounds(); n > 1 {
+		title, rounds = fmt.Sprintf("%d rounds", n), "Each point is the median of the rounds. Its line goes from the smallest to the largest."
 	}
-	line := func(x1, y1, x2, y2 float64, class string) {
-		fmt.Fprintf(&b, "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" class=\"%s\"/>\n", x1, y1, x2, y2, class)
+	p := picture.Lines{
+		Title: "Good answers of a server that gets more clients than it can serve: " + title,
+		Notes: []string{fmt.Sprintf("A good answer comes within %v, before the client gives up. The server can give %.0f a second. Each client tries up to %d times.", patience, capacity, tries),
+			rounds},
+		X:  "new clients, as a multiple of those that the server can serve",
+		Y:  "good answers a second",
+		At: loads, FormatAt: func(load float64) string { return fmt.Sprintf("%v ×", load) },
+		Top: capacity * 1.1,
 	}
-	title := "Good answers a second above the capacity of a server"
-	about := fmt.Sprintf("A good answer comes within %v, before the client gives up. The server can give %.0f a second.", patience, capacity)
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" role="img" aria-labelledby="title desc">
-<title id="title">%s</title>
-<desc id="desc">%s</desc>
-%s<rect class="panel" x=".5" y=".5" width="%d" height="%d" rx="10"/>
-`, width, height, width, height, title, about, style, width-1, height-1)
-	text(20, 34, "title", title)
-	for part := 0.0; part <= 1; part += 0.25 {
-		line(left, y(part*capacity), width-right, y(part*capacity), "grid")
-		text(left-8, y(part*capacity)+4, "end", fmt.Sprintf("%.0f", part*capacity))
-	}
-	for _, load := range loads {
-		line(x(load), bottom, x(load), bottom+5, "grid")
-		text(x(load), bottom+20, "middle", fmt.Sprintf("%v ×", load))
-	}
-	text((left+width-right)/2, bottom+40, "middle", "clients that come, of the capacity; each tries up to "+strconv.Itoa(tries)+" times")
-	for i, s := range servers {
-		var points []string
+	for _, s := range servers {
+		line := picture.Series{Name: s.title, Ink: inks[s.name]}
 		for _, load := range loads {
-			median, least, most, ok := f.spread(s.name, load, "good/s")
-			if !ok {
-				continue
-			}
-			points = append(points, fmt.Sprintf("%.1f,%.1f", x(load), y(median)))
-			line(x(load), y(least), x(load), y(most), s.name)
+			line.Points = append(line.Points, picture.Point{X: load, Rounds: f.values[key{s.name, load, "good/s"}]})
 		}
-		fmt.Fprintf(&b, "<polyline class=\"%s\" points=\"%s\"/>\n", s.name, strings.Join(points, " "))
-		row := float64(bottom + 64 + 20*i)
-		line(left, row-4, left+30, row-4, s.name)
-		text(left+40, row, "", s.title)
+		p.AllSeries = append(p.AllSeries, line)
 	}
-	return []byte(b.String() + "</svg>\n")
+	return p.Draw()
 }

@@ -3,14 +3,15 @@
 package main
 
 import (
-	"encoding/xml"
-	"errors"
-	"io"
+	"bytes"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/acceptq/acceptq/bench/internal/picture/picturetest"
 )
 
 const sample = `date: 2026-01-02
@@ -58,24 +59,38 @@ func TestTable(t *testing.T) {
 	}
 }
 
+// The picture has all names, and figures that the server cannot reach are an error.
 func TestPicture(t *testing.T) {
 	f, err := read(stored(t, sample))
 	if err != nil {
 		t.Fatal(err)
 	}
-	picture := string(f.picture())
-	for d := xml.NewDecoder(strings.NewReader(picture)); ; {
-		if _, err := d.Token(); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
+	svg, err := f.picture()
+	if err != nil {
+		t.Fatal(err)
 	}
 	for _, s := range servers {
-		if strings.Count(picture, ">"+s.title+"<") != 1 {
+		if !bytes.Contains(svg, []byte(">"+s.title+"<")) {
 			t.Errorf("%q has no line in the list", s.title)
 		}
 	}
+	f.values[key{"long", 2, "good/s"}] = []float64{math.Inf(1)}
+	if _, err := f.picture(); err == nil {
+		t.Error("an infinite figure was drawn")
+	}
+}
+
+// The committed picture is that of the committed figures.
+func TestCommitted(t *testing.T) {
+	f, err := read("../results/overload.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	svg, err := f.picture()
+	if err != nil {
+		t.Fatal(err)
+	}
+	picturetest.Committed(t, "../../docs/overload", svg)
 }
 
 func TestWrongResults(t *testing.T) {
@@ -90,22 +105,6 @@ func TestWrongResults(t *testing.T) {
 		if _, err := read(stored(t, text)); err == nil {
 			t.Errorf("%s: no error", name)
 		}
-	}
-}
-
-func TestBetween(t *testing.T) {
-	name := stored(t, "before\n"+begin+"old\n"+end+"behind\n")
-	for range 2 { // the second time nothing changes
-		if err := between(name, "new\n"); err != nil {
-			t.Fatal(err)
-		}
-		text, _ := os.ReadFile(name)
-		if want := "before\n" + begin + "\nnew\n\n" + end + "behind\n"; string(text) != want {
-			t.Fatalf("%q, not %q", text, want)
-		}
-	}
-	if err := between(stored(t, "no marks"), "new\n"); err == nil {
-		t.Error("no error")
 	}
 }
 

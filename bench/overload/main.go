@@ -27,6 +27,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/acceptq/acceptq/bench/internal/netns"
+	"github.com/acceptq/acceptq/bench/internal/page"
+	"github.com/acceptq/acceptq/bench/internal/picture"
 	"golang.org/x/sys/unix"
 )
 
@@ -91,9 +94,9 @@ func run() error {
 	if _, err := os.Stat("../docs"); err != nil {
 		return errors.New("run this in the directory bench, or as: go run -C bench ./overload")
 	}
-	results, page, picture := "results/overload.txt", "../docs/overload.md", "../docs/overload.svg"
+	results, pageName, pictureName := "results/overload.txt", "../docs/overload.md", "../docs/overload"
 	if *out != "" {
-		results, page, picture = filepath.Join(*out, "overload.txt"), "", filepath.Join(*out, "overload.svg")
+		results, pageName, pictureName = filepath.Join(*out, "overload.txt"), "", filepath.Join(*out, "overload")
 	}
 	if err := os.MkdirAll(filepath.Dir(results), 0o777); err != nil {
 		return err
@@ -120,14 +123,18 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(picture, figures.picture(), 0o666); err != nil {
+	svg, err := figures.picture()
+	if err == nil {
+		err = picture.Write(pictureName, svg)
+	}
+	if err != nil {
 		return err
 	}
-	if page == "" {
+	if pageName == "" {
 		_, err = io.WriteString(os.Stdout, figures.table())
 		return err
 	}
-	return between(page, figures.table())
+	return page.Write(pageName, "go run -C bench ./overload -draw", figures.table())
 }
 
 // describe returns the configuration lines of Go's benchmark format.
@@ -161,25 +168,15 @@ func inNamespace(short bool) (string, error) {
 	if short {
 		args = append(args, "short")
 	}
-	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	if os.Geteuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}}
-	}
+	cmd := netns.Command(args...)
 	out, err := cmd.Output()
-	if err != nil && cmd.ProcessState == nil {
-		return "", fmt.Errorf("cannot make a network namespace (%w); run as root or allow unprivileged user namespaces", err)
-	}
-	return string(out), err
+	return string(out), netns.Explain(cmd, err)
 }
 
 // round measures every server under every load, in the namespace, and prints a line
 // for each.
 func round(args []string) error {
-	if err := enter(); err != nil {
+	if err := errors.Join(netns.Enter(), netns.SetSysctl("net.core.somaxconn", 4096)); err != nil {
 		return err
 	}
 	warm, measured := 15*time.Second, 10*time.Second
@@ -203,35 +200,6 @@ func round(args []string) error {
 			return fmt.Errorf("%s, load %v: %w", p.name, p.load, err)
 		}
 		fmt.Printf("BenchmarkOverload/server=%s/load=%v 1 %s\n", p.name, p.load, line)
-	}
-	return nil
-}
-
-// enter brings the loopback up and sets the sysctls of the namespace.
-func enter() error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return err
-	}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	ifr, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	ifr.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr); err != nil {
-		return err
-	}
-	for name, value := range map[string]string{
-		"net/core/somaxconn":           "4096",
-		"net/ipv4/ip_local_port_range": "1024 65535", // for many clients
-	} {
-		if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0); err != nil {
-			return err
-		}
 	}
 	return nil
 }

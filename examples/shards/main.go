@@ -4,8 +4,6 @@
 // several shards on one port, lets clients connect while the server does not accept, and
 // prints how full each queue is. Then it serves all queued clients.
 //
-// With -svg it runs once with one listener and once with -n shards, and draws both.
-//
 // It exits with status 1 if a queued client was lost.
 package main
 
@@ -40,7 +38,6 @@ func main() {
 	backlog := flag.Int("backlog", 128, "backlog to request for each shard, in connections")
 	clients := flag.Int("clients", 1000, "number of clients that connect")
 	addr := flag.String("addr", "127.0.0.1:0", "address to listen on")
-	picture := flag.String("svg", "", "write a picture that compares one listener with the shards to this `file`")
 	flag.Parse()
 	switch {
 	case flag.NArg() > 0:
@@ -50,7 +47,7 @@ func main() {
 	case *clients < 1:
 		misused("-clients %d: it must be 1 or more", *clients)
 	}
-	if err := run(os.Stdout, *addr, *n, *backlog, *clients, *picture); err != nil {
+	if err := run(os.Stdout, *addr, *n, *backlog, *clients); err != nil {
 		fmt.Fprintln(os.Stderr, "shards:", err)
 		os.Exit(1)
 	}
@@ -62,26 +59,11 @@ func misused(format string, args ...any) {
 	os.Exit(2)
 }
 
-func run(w io.Writer, addr string, n, backlog, clients int, picture string) error {
+func run(w io.Writer, addr string, n, backlog, clients int) error {
 	out := bufio.NewWriter(w) // it keeps the first error for Flush
 	defer out.Flush()         // also the output before an error
-	if picture == "" {
-		_, err := stall(out, addr, n, backlog, clients)
-		return err
-	}
-	one, err := stall(out, addr, 1, backlog, clients)
-	if err != nil {
-		return err
-	}
-	fmt.Fprintln(out)
-	many, err := stall(out, addr, n, backlog, clients)
-	if err != nil {
-		return err
-	}
-	if len(one.queues) == 0 {
-		return fmt.Errorf("-svg: the length of a queue: %w", errors.ErrUnsupported)
-	}
-	return os.WriteFile(picture, draw(one, many), 0o644)
+	_, err := stall(out, addr, n, backlog, clients)
+	return err
 }
 
 // An outcome says what happened to the clients of one stalled server.

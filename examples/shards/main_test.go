@@ -5,11 +5,9 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"encoding/xml"
 	"errors"
 	"io"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -41,34 +39,21 @@ func TestNoneIsLost(t *testing.T) {
 	}
 }
 
-func TestPicture(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "shards.svg")
+// The kernel does not let in more clients than the queue holds.
+func TestFullQueue(t *testing.T) {
 	var out bytes.Buffer
-	err := run(&out, "127.0.0.1:0", 3, 4, 12, file)
-	if errors.Is(err, errors.ErrUnsupported) {
-		return
-	}
+	o, err := stall(bufio.NewWriter(&out), "127.0.0.1:0", 1, 4, 12)
 	require.NoError(t, err)
-	require.Contains(t, out.String(), "were turned away", "by one listener with a backlog of 4")
-	text, err := os.ReadFile(file)
-	require.NoError(t, err)
-	bars := 0
-	for d := xml.NewDecoder(bytes.NewReader(text)); ; {
-		token, err := d.Token()
-		if err == io.EOF {
-			break
-		}
-		require.NoError(t, err)
-		if e, ok := token.(xml.StartElement); ok && e.Name.Local == "rect" {
-			bars++
-		}
+	if len(o.queues) == 0 {
+		return // this system reports no queue, and may have a longer one
 	}
-	require.Equal(t, 1+1+3, bars, "the panel and a bar for each queue")
+	require.Contains(t, out.String(), "were turned away")
+	require.Less(t, o.in, 12)
 }
 
 func TestNoShards(t *testing.T) {
-	require.Error(t, run(io.Discard, "127.0.0.1:0", 0, 128, 1, ""))
-	require.Error(t, run(io.Discard, "nowhere", 1, 128, 1, ""))
+	require.Error(t, run(io.Discard, "127.0.0.1:0", 0, 128, 1))
+	require.Error(t, run(io.Discard, "nowhere", 1, 128, 1))
 }
 
 func TestProgram(t *testing.T) {
@@ -92,9 +77,6 @@ func TestWrongUse(t *testing.T) {
 	}
 	try.BadAddresses(t, "shards", "-n", "1")
 	try.ClosedPipe(t, "shards", "-n", "1", "-clients", "1")
-	nowhere := filepath.Join(t.TempDir(), "no", "such", "folder.svg")
-	cmd := try.Program(t, "-n", "1", "-clients", "1", "-svg", nowhere)
-	try.Fails(t, cmd, 1, "shards")
 }
 
 // A client that failed for lack of a descriptor does not count as turned away, and a

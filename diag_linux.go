@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -78,28 +77,18 @@ const (
 	tcpNewSynRecv  = 12
 )
 
-// diagWait is how long a read of the answer may block before ctx is checked.
-const diagWait = 100 * time.Millisecond
-
 // dump asks the kernel for the sockets that r selects, and returns those for which keep
 // returns true. The info of the row that keep gets is valid only during the call. So rows
 // that are not kept need no memory.
 //
 // dump checks ctx before each datagram of the answer.
-func dump(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+func (k *kernel) dump(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
+	answer, err := k.diag(r.message())
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(fd)
-	wait := unix.NsecToTimeval(diagWait.Nanoseconds())
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
-		return nil, err
-	}
-	if err := unix.Sendto(fd, r.message(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return nil, err
-	}
-	return readDump(ctx, keep, func(p []byte) (int, error) { return unix.Read(fd, p) })
+	defer answer.close()
+	return readDump(ctx, keep, answer.receive)
 }
 
 // message returns the netlink message of r: a header and a struct inet_diag_req_v2.

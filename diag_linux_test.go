@@ -77,18 +77,26 @@ func TestParseDump(t *testing.T) {
 func keepAll(row) bool { return true }
 
 // A dumpCall is the seam of a kernel for sock_diag.
-type dumpCall = func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error)
+type dumpCall = func(request []byte) (diagAnswer, error)
 
 // listing returns a dumpCall whose answer has these rows.
 func listing(rows ...[]byte) dumpCall {
-	return func(ctx context.Context, _ diagRequest, keep func(row) bool) ([]row, error) {
-		return readDump(ctx, keep, func(p []byte) (n int, err error) {
-			for _, row := range rows {
-				n += copy(p[n:], message(unix.SOCK_DIAG_BY_FAMILY, row))
-			}
-			return n + copy(p[n:], message(unix.NLMSG_DONE, make([]byte, 4))), nil
-		})
-	}
+	return answered(func(p []byte) (n int, err error) {
+		for _, row := range rows {
+			n += copy(p[n:], message(unix.SOCK_DIAG_BY_FAMILY, row))
+		}
+		return n + copy(p[n:], message(unix.NLMSG_DONE, make([]byte, 4))), nil
+	})
+}
+
+// answered returns a dumpCall whose answer has the datagrams that receive returns.
+func answered(receive func(p []byte) (int, error)) dumpCall {
+	return func([]byte) (diagAnswer, error) { return diagAnswer{receive, func() {}}, nil }
+}
+
+// statesOf returns the states that a request selects.
+func statesOf(request []byte) uint32 {
+	return binary.NativeEndian.Uint32(request[unix.SizeofNlMsghdr+4:])
 }
 
 // If the kernel never ends a dump, reading it still ends, so a drain does not hang.
@@ -206,7 +214,7 @@ func TestDump(t *testing.T) {
 	ln := listen4(t, realKernel, WithBacklog(7))
 	client := dialed(t, ln, 1)[0]
 	of := func(states uint32) []row {
-		rows, err := dump(t.Context(), diagRequest{unix.AF_INET, ln.Addr().(*net.TCPAddr).AddrPort().Port(), states, 1 << (diagInfo - 1)}, keepAll)
+		rows, err := realKernel.dump(t.Context(), diagRequest{unix.AF_INET, ln.Addr().(*net.TCPAddr).AddrPort().Port(), states, 1 << (diagInfo - 1)}, keepAll)
 		require.NoError(t, err)
 		require.Len(t, rows, 1)
 		return rows

@@ -25,9 +25,9 @@ func aRow() []byte {
 // the answer to look i, and the last answer is repeated.
 func scripted(looks *atomic.Int64, rows ...[][]byte) kernel {
 	k := withoutFilter()
-	k.dump = func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
+	k.diag = func(request []byte) (diagAnswer, error) {
 		i := looks.Add(1) - 1
-		return listing(rows[min(int(i), len(rows)-1)]...)(ctx, r, keep)
+		return listing(rows[min(int(i), len(rows)-1)]...)(request)
 	}
 	return k
 }
@@ -136,10 +136,10 @@ func TestShardsShareTheLooksOfADrain(t *testing.T) {
 // When ctx ends, a drain abandons a slow look.
 func TestDrainAbandonsASlowLook(t *testing.T) {
 	k := withoutFilter()
-	k.dump = func(ctx context.Context, _ diagRequest, _ func(row) bool) ([]row, error) {
-		<-ctx.Done()
-		return nil, ctx.Err()
-	}
+	k.diag = answered(func([]byte) (int, error) {
+		<-time.After(time.Millisecond)
+		return 0, unix.EAGAIN
+	})
 	s, err := k.shards(t.Context(), "tcp4", "127.0.0.1:0", 8, nil)
 	require.NoError(t, err)
 	defer s.Close()

@@ -516,10 +516,10 @@ func TestDrainWithoutDiag(t *testing.T) {
 		failed := errors.New("no sock_diag")
 		for _, test := range []struct {
 			name       string
-			dump       dumpCall
+			diag       dumpCall
 			incomplete int
 		}{
-			{"an error", func(context.Context, diagRequest, func(row) bool) ([]row, error) { return nil, failed }, unknown},
+			{"an error", func(request []byte) (diagAnswer, error) { return diagAnswer{}, failed }, unknown},
 			{"an error after the first look", failingAfter(2, handshake, failed), unknown},
 			{"a row that stays", listing(handshake), 1},
 			{"a row that is too short", listing(handshake[:diagMsgSize-1]), unknown},
@@ -528,7 +528,7 @@ func TestDrainWithoutDiag(t *testing.T) {
 			t.Run(test.name, func(t *testing.T) {
 				t.Parallel()
 				k := withoutFilter()
-				k.dump = test.dump
+				k.diag = test.diag
 				ln := listen4(t, k)
 				err := ln.Drain(within(t, 500*time.Millisecond))
 				var de *DrainError
@@ -547,11 +547,11 @@ func TestDrainWithoutDiag(t *testing.T) {
 // failingAfter returns a dump that succeeds n times, then fails.
 func failingAfter(n int, handshake []byte, err error) dumpCall {
 	var calls int
-	return func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
+	return func(request []byte) (diagAnswer, error) {
 		if calls++; calls > n {
-			return nil, err
+			return diagAnswer{}, err
 		}
-		return listing(handshake)(ctx, r, keep)
+		return listing(handshake)(request)
 	}
 }
 

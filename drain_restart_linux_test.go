@@ -146,7 +146,7 @@ func (r restarts) run(t *testing.T) *crowd {
 // clients take up to 30 ms.
 func testDrainLosesNobody(t *testing.T, k kernel, v4, v6 way) {
 	blind := k
-	blind.dump = listing() // sees only the queue
+	blind.diag = listing() // sees only the queue
 
 	t.Run("control: Shutdown alone", func(t *testing.T) {
 		c := restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: 40, kernel: k}.run(t)

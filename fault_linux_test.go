@@ -252,14 +252,14 @@ func (m *meddler) ownCalls(k *kernel, base kernel, meddle func() answer) {
 		}
 		return base.descriptors()
 	}
-	k.dump = func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
+	k.diag = func(request []byte) (diagAnswer, error) {
 		if m.turn("sock_diag") {
 			if err := meddle().err; err != nil {
-				return nil, err
+				return diagAnswer{}, err
 			}
-			return listing(meddle().rows...)(ctx, r, keep)
+			return listing(meddle().rows...)(request)
 		}
-		return base.dump(ctx, r, keep)
+		return base.diag(request)
 	}
 	k.readFile = func(name string) ([]byte, error) {
 		if m.turn("read") {
@@ -283,7 +283,7 @@ func kernelActs() (acts []act) {
 			}
 			base := stops[name]
 			// The real answer takes the kernel a millisecond, and all other tests use it.
-			base.dump = listing()
+			base.diag = listing()
 			acts = append(acts, drainedAlone(name, host, base), drainedShared(name, host, base))
 		}
 	}

@@ -1,8 +1,8 @@
 package acceptq
 
 import (
-	"context"
 	"os"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +17,7 @@ type ownCalls struct {
 	getFilter     func(fd int, p []unix.SockFilter) (n int, err error)
 	attachProgram func(fd int, p []unix.SockFilter) error
 	detachProgram func(fd int) error
-	dump          func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error)
+	diag          func(request []byte) (diagAnswer, error)
 	readFile      func(name string) ([]byte, error)
 	unixSocket    func() (fd int, err error)
 	namespaceFile func(fd int) (*os.File, error)
@@ -37,7 +37,7 @@ var realOwnCalls = ownCalls{
 	getFilter:     getFilter,
 	attachProgram: attachProgram,
 	detachProgram: detachProgram,
-	dump:          dump,
+	diag:          diag,
 	readFile:      os.ReadFile,
 	unixSocket:    unixSocket,
 	namespaceFile: namespaceFile,
@@ -47,6 +47,36 @@ var realOwnCalls = ownCalls{
 	disconnect:    disconnect,
 	reserve:       reserve,
 	groups:        new(groups),
+}
+
+// diagWait is how long a read of the answer of sock_diag(7) may block.
+const diagWait = 100 * time.Millisecond
+
+// A diagAnswer is the answer of sock_diag(7) to one request.
+type diagAnswer struct {
+	receive func(p []byte) (int, error) // reads one datagram; EAGAIN after diagWait
+	close   func()
+}
+
+// diag sends a netlink message to sock_diag(7). The caller must close the answer.
+func diag(request []byte) (a diagAnswer, err error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return a, err
+	}
+	wait := unix.NsecToTimeval(diagWait.Nanoseconds())
+	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait)
+	if err == nil {
+		err = unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	}
+	if err != nil {
+		unix.Close(fd)
+		return a, err
+	}
+	return diagAnswer{
+		receive: func(p []byte) (int, error) { return unix.Read(fd, p) },
+		close:   func() { unix.Close(fd) },
+	}, nil
 }
 
 // getsockopt calls getsockopt(2) with the buffer p. n is the length of the answer.

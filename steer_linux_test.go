@@ -1,7 +1,6 @@
 package acceptq
 
 import (
-	"context"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -413,11 +412,11 @@ func TestDrainWithoutAProgram(t *testing.T) {
 		for name, breaks := range map[string]func(*kernel){
 			"EPERM": func(k *kernel) { k.attachProgram = func(int, []unix.SockFilter) error { return unix.EPERM } },
 			"no listing": func(k *kernel) {
-				k.dump = func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
-					if r.states == 1<<tcpListen {
-						return nil, unix.EACCES
+				k.diag = func(request []byte) (diagAnswer, error) {
+					if statesOf(request) == 1<<tcpListen {
+						return diagAnswer{}, unix.EACCES
 					}
-					return dump(ctx, r, keep)
+					return diag(request)
 				}
 			},
 		} {

@@ -2,7 +2,6 @@ package acceptq
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -330,21 +329,21 @@ func TestRestartsUnderFaults(t *testing.T) {
 				}
 			},
 			"list": func(sys *kernel, fail func() error) {
-				sys.dump = func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
-					if r.states == 1<<tcpListen {
+				sys.diag = func(request []byte) (diagAnswer, error) {
+					if statesOf(request) == 1<<tcpListen {
 						if err := fail(); err != nil {
-							return nil, err
+							return diagAnswer{}, err
 						}
 					}
-					return dump(ctx, r, keep)
+					return diag(request)
 				}
 			},
 			"a row too short": func(sys *kernel, fail func() error) {
-				sys.dump = func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
-					if r.states == 1<<tcpListen && fail() != nil {
-						return listing(make([]byte, diagMsgSize-1))(ctx, r, keep)
+				sys.diag = func(request []byte) (diagAnswer, error) {
+					if statesOf(request) == 1<<tcpListen && fail() != nil {
+						return listing(make([]byte, diagMsgSize-1))(request)
 					}
-					return dump(ctx, r, keep)
+					return diag(request)
 				}
 			},
 		}

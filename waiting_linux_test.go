@@ -399,9 +399,7 @@ func TestWaitingObeysContext(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 
 	k := realKernel
-	k.dump = func(ctx context.Context, _ diagRequest, keep func(row) bool) ([]row, error) {
-		return readDump(ctx, keep, func([]byte) (int, error) { return 0, unix.EAGAIN })
-	}
+	k.diag = answered(func([]byte) (int, error) { return 0, unix.EAGAIN })
 	ln.kernel = &k
 	_, err = ln.Waiting(within(t, 20*time.Millisecond))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
@@ -480,7 +478,7 @@ func TestWaitingOfOtherAnswers(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			k := realKernel
-			k.dump = listing(row.rows...)
+			k.diag = listing(row.rows...)
 			ln.kernel = &k
 			all, err := ln.Waiting(t.Context())
 			require.ErrorIs(t, err, row.err)

@@ -178,11 +178,13 @@ func PredictBacklog(n int) (Backlog, error) {
 	return realKernel.predict(n)
 }
 
-func (k *kernel) predict(n int) (Backlog, error) { return predict(n, k.bounds) }
+func (k *kernel) predict(n int) (Backlog, error) {
+	return predictWith(n, func() (int, int, error) { return k.bounds() })
+}
 
-// predict returns what the kernel would grant for n. It calls bounds to read the ceiling
+// predictWith returns what the kernel would grant for n. It calls bounds to read the ceiling
 // and the floor.
-func predict(n int, bounds func() (ceiling, floor int, err error)) (Backlog, error) {
+func predictWith(n int, bounds func() (ceiling, floor int, err error)) (Backlog, error) {
 	r, known := ruleOf(runtime.GOOS)
 	if !known {
 		return r.account(n, unknown, unknown, false), errNoRule

@@ -20,13 +20,18 @@ func (k *kernel) listenFor(fd, n int) (Backlog, error) {
 	if limit, ok := k.limit(fd); ok {
 		return r.account(n, unknown, limit, true), nil
 	}
-	b, _ := predict(n, k.boundsAt(fd)) // a bound that cannot be read is unknown, not an error
+	b, _ := predictWith(n, k.boundsAt(fd)) // a bound that cannot be read is unknown, not an error
 	return b, nil
 }
 
 // boundsAt returns a function that calls boundsOf for fd.
 func (k *kernel) boundsAt(fd int) func() (ceiling, floor int, err error) {
 	return func() (int, int, error) { return k.boundsOf(fd) }
+}
+
+// boundsHere returns a function that calls bounds.
+func (k *kernel) boundsHere() func() (ceiling, floor int, err error) {
+	return func() (int, int, error) { return k.bounds() }
 }
 
 // tooShort returns the error of a strict request for which the kernel grants b.
@@ -50,7 +55,7 @@ func (k *kernel) setBacklog(fd, n int, strict bool, fastOpen int, former Backlog
 	bounds := k.boundsAt(fd)
 	strict = strict && n >= 0 // a request for the maximum is never clamped
 	if strict || fastOpenHalves(runtime.GOOS, fastOpen) {
-		b, err := predict(n, bounds)
+		b, err := predictWith(n, bounds)
 		if err != nil {
 			return former, fmt.Errorf("SetBacklog(%d): what the kernel would grant cannot be predicted: %w: %w", n, errors.ErrUnsupported, err)
 		}

@@ -26,7 +26,7 @@ import (
 //     listeners
 //
 // The smallest port is for the systems on which package net makes the socket: see
-// socket_other.go, namespace_other.go, drain_other.go and steer_other.go.
+// socket_other.go, drain_other.go and steer_other.go.
 //
 // The systems of this file make the socket themselves. They share the files *_unix.go
 // and one table of system calls. Each of these systems provides:

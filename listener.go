@@ -453,3 +453,14 @@ func (l *Listener) account() Backlog {
 	})
 	return *l.granted.Load()
 }
+
+// ceiling reads the ceiling that applies to l. It returns -1 if that cannot be read. The
+// network namespace of a closed socket is not known. For it, ceiling uses that of the
+// calling thread.
+func (l *Listener) ceiling() (ceiling int) {
+	err := l.raw.Control(func(fd uintptr) { ceiling, _, _ = l.kernel.boundsOf(int(fd)) })
+	if err != nil {
+		ceiling, _, _ = l.kernel.bounds()
+	}
+	return ceiling
+}

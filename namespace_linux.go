@@ -120,29 +120,3 @@ func (ns namespace) visit(f func() error) error {
 	}
 	return err
 }
-
-// boundsOf reads the ceiling that applies to the listening socket fd.
-func (k *kernel) boundsOf(fd int) (ceiling, floor int, err error) {
-	ns, _, err := k.namespaceOf(fd)
-	if err != nil {
-		return unknown, 0, err
-	}
-	defer ns.close()
-	ceiling = unknown
-	err = ns.in(func() (err error) {
-		ceiling, floor, err = k.bounds()
-		return err
-	})
-	return ceiling, floor, err
-}
-
-// ceiling reads the ceiling that applies to l. It returns -1 if that cannot be read. The
-// namespace of a closed socket is not known. For it, ceiling uses that of the calling
-// thread.
-func (l *Listener) ceiling() (ceiling int) {
-	err := l.raw.Control(func(fd uintptr) { ceiling, _, _ = l.kernel.boundsOf(int(fd)) })
-	if err != nil {
-		ceiling, _, _ = l.kernel.bounds()
-	}
-	return ceiling
-}

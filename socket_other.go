@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// This file, namespace_other.go, drain_other.go and steer_other.go are the smallest port.
+// This file, drain_other.go and steer_other.go are the smallest port.
 // See kernel_unix.go for what a port provides.
 
 // kernel stands for a system on which package net makes the socket. Its rules are not
@@ -20,6 +20,8 @@ type kernel struct{}
 var realKernel kernel
 
 func (*kernel) bounds() (ceiling, floor int, err error) { return unknown, 0, errNoRule }
+
+func (*kernel) boundsOf(int) (ceiling, floor int, err error) { return unknown, 0, errNoRule }
 
 // listen calls net.Listen, which ignores the backlog and uses its own.
 func (k *kernel) listen(ctx context.Context, network, address string, o *options) (*Listener, error) {

@@ -40,7 +40,7 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (l *Listener
 		// If the result can be predicted, fail before bind(2), so that the port is never
 		// in use. The limit of the socket is checked below in any case.
 		if b, err := k.predict(o.backlog); err == nil && b.Clamped() {
-			return nil, tooShort(b, k.bounds)
+			return nil, tooShort(b, k.boundsHere())
 		}
 	}
 	if o.reusePort && k.census.most < math.MaxInt {
@@ -70,7 +70,7 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (l *Listener
 		return nil, err
 	}
 	if o.strict && (account.Clamped() || account.Limit == unknown) {
-		return nil, tooShort(account, k.bounds)
+		return nil, tooShort(account, k.boundsHere())
 	}
 
 	ln, err := k.adopt(file)

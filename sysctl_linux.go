@@ -44,3 +44,18 @@ func (k *kernel) bounds() (ceiling, floor int, err error) {
 	}
 	return ceiling, 0, nil
 }
+
+// boundsOf reads the ceiling that applies to the listening socket fd.
+func (k *kernel) boundsOf(fd int) (ceiling, floor int, err error) {
+	ns, _, err := k.namespaceOf(fd)
+	if err != nil {
+		return unknown, 0, err
+	}
+	defer ns.close()
+	ceiling = unknown
+	err = ns.in(func() (err error) {
+		ceiling, floor, err = k.bounds()
+		return err
+	})
+	return ceiling, floor, err
+}

@@ -21,22 +21,26 @@ type control = func(network, address string, c syscall.RawConn) error
 
 // options holds the settings that the Options of one call make.
 type options struct {
+	settings
 	backlog   int
 	strict    bool
-	reusePort bool // set by WithReusePort, and for exclusive shards
 	steers    bool // set by WithReusePort: a drain may steer new clients to other listeners
 	unsteered bool
 	controls  []control
 
-	// Zero and nil mean that the option was not given.
+	err error
+}
+
+// settings holds the options of the socket. Zero and nil mean that the option was not
+// given.
+type settings struct {
+	reusePort     bool // set by WithReusePort, and for exclusive shards
 	deferAccept   time.Duration
 	acceptFilter  *acceptFilter
 	fastOpen      int
 	receiveBuffer int
 	sendBuffer    int
 	keepAlive     *net.KeepAliveConfig
-
-	err error
 }
 
 type acceptFilter struct{ name, arg string }
@@ -79,9 +83,15 @@ func notHere(option string) error { return fmt.Errorf("%s: %w", option, errors.E
 // beyondNet returns the name of an option that package net cannot apply on this system.
 // It returns "" if there is none.
 func (o *options) beyondNet() string {
-	switch {
-	case o.strict:
+	if o.strict {
 		return "WithStrictBacklog"
+	}
+	return o.settings.beyondNet()
+}
+
+// beyondNet is that of the options of the socket.
+func (o *settings) beyondNet() string {
+	switch {
 	case o.reusePort:
 		return "WithReusePort"
 	case o.deferAccept != 0:

@@ -16,7 +16,7 @@ const hasFilters = runtime.GOOS == "freebsd" || runtime.GOOS == "netbsd" || runt
 
 // setBeforeListen sets the options that must be set before bind(2) and listen(2). It fails
 // if the system does not support an option.
-func (k *kernel) setBeforeListen(fd int, o *options) error {
+func (k *kernel) setBeforeListen(fd int, o *settings) error {
 	if o.deferAccept != 0 || o.acceptFilter != nil {
 		if err := k.mustFilter(); err != nil {
 			return fmt.Errorf("%s: %w", o.filterOption(), err)
@@ -41,7 +41,7 @@ func (k *kernel) setBeforeListen(fd int, o *options) error {
 }
 
 // filterOption returns the name of the option that set the accept filter.
-func (o *options) filterOption() string {
+func (o *settings) filterOption() string {
 	if o.deferAccept != 0 {
 		return "WithDeferAccept"
 	}
@@ -49,7 +49,7 @@ func (o *options) filterOption() string {
 }
 
 // setAfterListen sets the options that can be set only after listen(2).
-func (k *kernel) setAfterListen(fd, limit int, o *options) error {
+func (k *kernel) setAfterListen(fd, limit int, o *settings) error {
 	if err := fastOpenFits(runtime.GOOS, o.fastOpen, limit, k.bounds); err != nil {
 		return err
 	}

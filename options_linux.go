@@ -10,7 +10,7 @@ import (
 )
 
 // setBeforeListen sets the options that must be set before bind(2) and listen(2).
-func (k *kernel) setBeforeListen(fd int, o *options) error {
+func (k *kernel) setBeforeListen(fd int, o *settings) error {
 	if o.acceptFilter != nil {
 		return notHere("WithAcceptFilter")
 	}
@@ -65,7 +65,7 @@ func (k *kernel) setFastOpen(fd, qlen int) error {
 }
 
 // setAfterListen does nothing: on Linux no option has to wait for listen(2).
-func (k *kernel) setAfterListen(int, int, *options) error { return nil }
+func (k *kernel) setAfterListen(int, int, *settings) error { return nil }
 
 // bufferKnob returns the name of the setting that is the maximum of a buffer.
 func (k *kernel) bufferKnob(name, _ int) string {

@@ -16,7 +16,7 @@ import (
 )
 
 // setOptions sets the options that net.Listen sets, and then those of the caller.
-func (k *kernel) setOptions(fd int, ep endpoint, o *options) error {
+func (k *kernel) setOptions(fd int, ep endpoint, o *settings) error {
 	if ep.network == "tcp6" {
 		if err := k.setInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, boolInt(ep.v6only)); err != nil {
 			return err

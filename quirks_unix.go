@@ -105,7 +105,7 @@ func filtersIgnored(release int) bool {
 // filters reports whether the options set an accept filter. The kernel then holds
 // connections back from the accept queue. NetBSD and DragonFly do not report how many. On
 // Linux WithDeferAccept is no filter: the connections are in-flight handshakes.
-func filters(goos string, o *options) bool {
+func filters(goos string, o *settings) bool {
 	return o.acceptFilter != nil || o.deferAccept != 0 && goos != "linux" && goos != "android"
 }
 

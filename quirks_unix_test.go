@@ -164,11 +164,11 @@ func TestBufferBound(t *testing.T) {
 }
 
 func TestFilters(t *testing.T) {
-	named, deferred := &options{acceptFilter: &acceptFilter{name: "dataready"}}, &options{deferAccept: 1}
+	named, deferred := &settings{acceptFilter: &acceptFilter{name: "dataready"}}, &settings{deferAccept: 1}
 	for _, goos := range []string{"freebsd", "netbsd", "dragonfly"} {
 		require.True(t, filters(goos, named), goos)
 		require.True(t, filters(goos, deferred), goos)
-		require.False(t, filters(goos, new(options)), goos)
+		require.False(t, filters(goos, new(settings)), goos)
 	}
 	require.False(t, filters("linux", deferred))
 }

@@ -66,7 +66,7 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (l *Listener
 	if err != nil {
 		return nil, err
 	}
-	if err := k.setAfterListen(fd, account.Limit, o); err != nil {
+	if err := k.setAfterListen(fd, account.Limit, &o.settings); err != nil {
 		return nil, err
 	}
 	if o.strict && (account.Clamped() || account.Limit == unknown) {
@@ -82,7 +82,7 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (l *Listener
 		return nil, err
 	}
 	l.strict, l.fastOpen, l.keepAlive = o.strict, o.fastOpen, keepAlive
-	l.reusePort, l.steers, l.filtered = o.reusePort, o.steers && !o.unsteered, filters(runtime.GOOS, o)
+	l.reusePort, l.steers, l.filtered = o.reusePort, o.steers && !o.unsteered, filters(runtime.GOOS, &o.settings)
 	l.intake.shown.Store(len(o.controls) > 0)
 	return l, nil
 }
@@ -107,7 +107,7 @@ func (k *kernel) bindSocket(ep endpoint, o *options) (*os.File, error) {
 			file.Close()
 		}
 	}()
-	if err := k.setOptions(fd, ep, o); err != nil {
+	if err := k.setOptions(fd, ep, &o.settings); err != nil {
 		return nil, err
 	}
 	if len(o.controls) > 0 {

@@ -64,6 +64,8 @@ func (k *kernel) stats(fd int, tr transport, _ []byte) (Stats, error) {
 	return s, nil
 }
 
+const availKnob = "kern.ipc.soavailconn" // DragonFly: the maximum that kqueue(2) reports
+
 // queueLength returns the length of the accept queue of fd, as kqueue(2) reports it. It
 // returns -1 if the queue is too long for that. Only DragonFly has a maximum
 // (filt_solisten in kern/uipc_socket.c). Older DragonFly kernels have neither the maximum

@@ -49,10 +49,7 @@ func (o *settings) filterOption() string {
 }
 
 // setAfterListen sets the options that can be set only after listen(2).
-func (k *kernel) setAfterListen(fd, limit int, o *settings) error {
-	if err := fastOpenFits(runtime.GOOS, o.fastOpen, limit, k.bounds); err != nil {
-		return err
-	}
+func (k *kernel) setAfterListen(fd int, o *settings) error {
 	f := o.acceptFilter
 	if o.deferAccept != 0 {
 		f = &acceptFilter{name: "dataready"}

@@ -32,7 +32,7 @@ func TestOptionNumbers(t *testing.T) {
 		return nil
 	}
 	require.NoError(t, k.setBeforeListen(-1, &settings{fastOpen: 1}))
-	require.NoError(t, k.setAfterListen(-1, 10, &settings{deferAccept: 1}))
+	require.NoError(t, k.setAfterListen(-1, &settings{deferAccept: 1}))
 	require.Equal(t, []int{unix.TCP_FASTOPEN, unix.SO_ACCEPTFILTER}, set)
 }
 

@@ -65,7 +65,7 @@ func (k *kernel) setFastOpen(fd, qlen int) error {
 }
 
 // setAfterListen does nothing: on Linux no option has to wait for listen(2).
-func (k *kernel) setAfterListen(int, int, *settings) error { return nil }
+func (k *kernel) setAfterListen(int, *settings) error { return nil }
 
 // bufferKnob returns the name of the setting that is the maximum of a buffer.
 func (k *kernel) bufferKnob(name, _ int) string {

@@ -19,7 +19,7 @@ func TestOptionNumbers(t *testing.T) {
 		set = name
 		return nil
 	}
-	require.NoError(t, k.setAfterListen(-1, 10, &settings{deferAccept: 1}))
+	require.NoError(t, k.setAfterListen(-1, &settings{deferAccept: 1}))
 	require.Equal(t, unix.SO_ACCEPTFILTER, set)
 }
 

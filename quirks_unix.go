@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 )
 
 // Differences between the releases of one system are data or functions of plain numbers
@@ -15,8 +16,6 @@ import (
 const (
 	releaseKnob = "kern.osreldate"             // __FreeBSD_version, __DragonFly_version
 	groupKnob   = "net.inet.tcp.reuseport_ext" // DragonFly: SO_REUSEPORT spreads
-	availKnob   = "kern.ipc.soavailconn"       // DragonFly: the maximum that kqueue(2) reports
-	cookiesKnob = "net.inet.tcp.syncookies"    // FreeBSD
 	firstOf13_3 = 1303000                      // 13.3-STABLE and 13.3-RELEASE begin here
 	firstOf14   = 1400000                      // 14.0-CURRENT
 	release14_0 = 1400097                      // 14.0-RELEASE
@@ -31,6 +30,16 @@ type groupFacts struct {
 	release int  // kern.osreldate; -1 if unknown
 	jailed  bool // this process runs in a jail
 	off     bool // DragonFly: the administrator has disabled it
+}
+
+// A release is a value of kern.osreldate.
+type release int
+
+func (r release) String() string {
+	if r == unknown {
+		return "unknown"
+	}
+	return strconv.Itoa(int(r))
 }
 
 // refusal returns the reason why the kernel does not spread connections over the listeners
@@ -51,7 +60,7 @@ func (k groupFacts) refusal(ep endpoint) string {
 		}
 		if k.jailed && (k.release < firstOf13_3 || k.release >= firstOf14 && k.release < release14_0) {
 			return fmt.Sprintf("FreeBSD %v (%s) does not spread connections over the sockets of a jail; 13.3 and 14.0 do",
-				count(k.release), releaseKnob)
+				release(k.release), releaseKnob)
 		}
 	case "dragonfly":
 		switch {
@@ -59,7 +68,7 @@ func (k groupFacts) refusal(ep endpoint) string {
 			return "DragonFly does not spread connections over IPv6 sockets; listen on tcp4"
 		case k.jailed && k.release < jailsSpread:
 			return fmt.Sprintf("DragonFly %v (%s) does not spread connections over the sockets of a jail; 5.9 does",
-				count(k.release), releaseKnob)
+				release(k.release), releaseKnob)
 		case k.off:
 			return groupKnob + " is 0; run sysctl " + groupKnob + "=1"
 		}

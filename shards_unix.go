@@ -11,11 +11,11 @@ import (
 )
 
 // listenShards makes listeners on one address until more returns false.
-func (k *kernel) listenShards(ctx context.Context, network, address string, o *options, more func(*Listener) bool) error {
+func (k *kernel) listenShards(ctx context.Context, network, addr string, o *options, more func(*Listener) bool) error {
 	if _, err := reusePort(); err != nil {
 		return &net.OpError{Op: "listen", Net: network, Err: notHere("ListenShards: more than one shard")}
 	}
-	ep, err := k.resolve(ctx, network, address)
+	ep, err := k.resolve(ctx, network, addr)
 	if err != nil {
 		return err
 	}

@@ -15,8 +15,8 @@ import (
 )
 
 // listen resolves the address, makes the socket and passes it to package net.
-func (k *kernel) listen(ctx context.Context, network, address string, o *options) (*Listener, error) {
-	ep, err := k.resolve(ctx, network, address)
+func (k *kernel) listen(ctx context.Context, network, addr string, o *options) (*Listener, error) {
+	ep, err := k.resolve(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +66,10 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (l *Listener
 	if err != nil {
 		return nil, err
 	}
-	if err := k.setAfterListen(fd, account.Limit, &o.settings); err != nil {
+	if err := fastOpenFits(runtime.GOOS, o.fastOpen, account.Limit, k.boundsHere()); err != nil {
+		return nil, err
+	}
+	if err := k.setAfterListen(fd, &o.settings); err != nil {
 		return nil, err
 	}
 	if o.strict && (account.Clamped() || account.Limit == unknown) {

@@ -61,6 +61,8 @@ func (k *kernel) readCeiling(name string) (int, error) {
 	return unknown, os.NewSyscallError("sysctl "+name, err)
 }
 
+const cookiesKnob = "net.inet.tcp.syncookies" // FreeBSD
+
 // readSettings sets the fields of s that FreeBSD reports, except the ceiling. It does not
 // read counters, because their structure changes between releases.
 func (k *kernel) readSettings(s *System) {

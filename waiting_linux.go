@@ -145,9 +145,9 @@ func (k *kernel) queuedOn(ctx context.Context, family uint8, port int, own map[u
 	}
 	all := make([]Waiting, 0, len(queued))
 	for _, r := range queued {
-		mayHave := func(l row) bool { return l.mayHave(r) }
-		if slices.ContainsFunc(ours, mayHave) {
-			all = append(all, waitingOf(r, slices.ContainsFunc(others, mayHave)))
+		has := func(l row) bool { return mayHave(l, r) }
+		if slices.ContainsFunc(ours, has) {
+			all = append(all, waitingOf(r, slices.ContainsFunc(others, has)))
 		}
 	}
 	return all, nil
@@ -156,7 +156,7 @@ func (k *kernel) queuedOn(ctx context.Context, family uint8, port int, own map[u
 // mayHave reports whether the connection c may be in the queue of the listener l. If two
 // listeners match, the kernel picks the closer match. But only one of them may have been
 // listening when the client connected, so both are possible.
-func (l row) mayHave(c row) bool {
+func mayHave(l, c row) bool {
 	return (l.local.Addr().IsUnspecified() || l.local.Addr() == c.local.Addr()) && (l.device == 0 || l.device == c.device)
 }
 

@@ -3,6 +3,8 @@ package acceptq
 import (
 	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -195,3 +197,36 @@ func (f *flight) extend() { f.until = time.Now().Add(drainFlight) }
 
 // over reports whether the time limit has passed.
 func (f *flight) over() bool { return time.Now().After(f.until) }
+
+// servesOtherPorts reports whether l gets clients of other local ports or addresses than
+// its own, or may get them.
+func (l *Listener) servesOtherPorts() bool { return l.otherPorts() != nil }
+
+// otherPorts returns an error if l gets clients of other local ports or addresses, or may
+// get them. sock_diag lists these clients under the port that they have connected to. They
+// come from TPROXY, which needs IP_TRANSPARENT (ip(7)), or from a BPF program of type
+// sk_lookup, which shows when Accept has returned such a client.
+func (l *Listener) otherPorts() (err error) {
+	if l.elsewhere.Load() {
+		return errOtherPorts
+	}
+	l.raw.Control(func(fd uintptr) { // fails on a closed listener, which has no clients
+		err = cmp.Or(l.kernel.opaque(int(fd), unix.IPPROTO_IP, unix.IP_TRANSPARENT),
+			l.kernel.opaque(int(fd), unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT))
+	})
+	return err
+}
+
+// opaque returns an error if fd has an option for transparent proxies, or may have it. Only
+// ENOPROTOOPT and EOPNOTSUPP mean that the socket cannot have it.
+func (k *kernel) opaque(fd, level, name int) error {
+	switch n, err := k.getInt(fd, level, name); {
+	case errors.Is(err, unix.ENOPROTOOPT), errors.Is(err, unix.EOPNOTSUPP):
+		return nil
+	case err != nil:
+		return fmt.Errorf("whether the socket gets clients of other local ports is unknown: %w: %w", errors.ErrUnsupported, err)
+	case n != 0:
+		return errOtherPorts
+	}
+	return nil
+}

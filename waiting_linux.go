@@ -71,39 +71,6 @@ func (k *kernel) waiting(ctx context.Context, listeners []*Listener) (all []Wait
 // those of other listeners.
 var errOtherPorts = fmt.Errorf("the socket gets clients of other local ports or addresses: %w", errors.ErrUnsupported)
 
-// servesOtherPorts reports whether l gets clients of other local ports or addresses than
-// its own, or may get them.
-func (l *Listener) servesOtherPorts() bool { return l.otherPorts() != nil }
-
-// otherPorts returns an error if l gets clients of other local ports or addresses, or may
-// get them. sock_diag lists these clients under the port that they have connected to. They
-// come from TPROXY, which needs IP_TRANSPARENT (ip(7)), or from a BPF program of type
-// sk_lookup, which shows when Accept has returned such a client.
-func (l *Listener) otherPorts() (err error) {
-	if l.elsewhere.Load() {
-		return errOtherPorts
-	}
-	l.raw.Control(func(fd uintptr) { // fails on a closed listener, which has no clients
-		err = cmp.Or(l.kernel.opaque(int(fd), unix.IPPROTO_IP, unix.IP_TRANSPARENT),
-			l.kernel.opaque(int(fd), unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT))
-	})
-	return err
-}
-
-// opaque returns an error if fd has an option for transparent proxies, or may have it. Only
-// ENOPROTOOPT and EOPNOTSUPP mean that the socket cannot have it.
-func (k *kernel) opaque(fd, level, name int) error {
-	switch n, err := k.getInt(fd, level, name); {
-	case errors.Is(err, unix.ENOPROTOOPT), errors.Is(err, unix.EOPNOTSUPP):
-		return nil
-	case err != nil:
-		return fmt.Errorf("whether the socket gets clients of other local ports is unknown: %w: %w", errors.ErrUnsupported, err)
-	case n != 0:
-		return errOtherPorts
-	}
-	return nil
-}
-
 // errNotListed is the error if the kernel does not list the listener itself. An empty list
 // of connections would prove nothing then.
 var errNotListed = fmt.Errorf("sock_diag does not list the socket: %w", errors.ErrUnsupported)

@@ -196,7 +196,7 @@ func TestNetIsAskedOnce(t *testing.T) {
 func TestRawIntOfAClosedSocket(t *testing.T) {
 	ln := listen(t)
 	require.NoError(t, ln.Close())
-	_, err := rawInt(ln.raw, func(int) (int, error) { panic("there is no descriptor") })
+	_, err := rawInt(ln.intake.raw, func(int) (int, error) { panic("there is no descriptor") })
 	require.ErrorIs(t, err, net.ErrClosed)
 }
 

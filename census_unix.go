@@ -35,7 +35,7 @@ func (m *seat) open() bool {
 		return true
 	}
 	l := m.l.Value()
-	return l != nil && l.raw.Control(func(uintptr) {}) == nil
+	return l != nil && l.intake.raw.Control(func(uintptr) {}) == nil
 }
 
 // enter reserves a seat in the group of ep. Port 0 is a free port, which has no group yet.

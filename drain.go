@@ -33,7 +33,7 @@ func (l *Listener) Drain(ctx context.Context) error {
 	if !l.ok() {
 		return l.opError("drain", errNotListening)
 	}
-	return drain(ctx, []*Listener{l})
+	return drainAll(ctx, []*Listener{l})
 }
 
 // Resume undoes a drain: l lets new clients in again. A drain that is in progress ends
@@ -46,7 +46,7 @@ func (l *Listener) Resume() error {
 	if !l.ok() {
 		return l.opError("resume", errNotListening)
 	}
-	return resume([]*Listener{l})[0]
+	return resumeAll([]*Listener{l})[0]
 }
 
 // ErrStillOpen is the error of a drain that has ended but does not keep new clients out.
@@ -88,3 +88,44 @@ func (e *DrainError) Error() string {
 
 // Unwrap returns the error of the context.
 func (e *DrainError) Unwrap() error { return e.err }
+
+// drainAll drains listeners, which share one port.
+func drainAll(ctx context.Context, listeners []*Listener) error {
+	err := errNilContext
+	if ctx != nil {
+		err = drain(ctx, intakes(listeners), func(l left) error {
+			return &DrainError{Queued: l.Queued, InFlight: l.InFlight, HeldBack: l.HeldBack, Accepted: l.Accepted, err: l.Err}
+		})
+	}
+	if err != nil {
+		return listeners[0].opError("drain", err)
+	}
+	return nil
+}
+
+// resumeAll undoes a drain of listeners. It returns one error for each listener.
+func resumeAll(listeners []*Listener) []error {
+	errs := resume(intakes(listeners))
+	for i, err := range errs {
+		if err != nil {
+			errs[i] = listeners[i].opError("resume", err)
+		}
+	}
+	return errs
+}
+
+func intakes(listeners []*Listener) (all []*intake) {
+	for _, l := range listeners {
+		all = append(all, &l.intake)
+	}
+	return all
+}
+
+// queue reads what a drain needs to know of the accept queue.
+func (l *Listener) queue() (queue, error) {
+	s, err := l.Stats()
+	if err != nil {
+		return noQueue, err
+	}
+	return queue{s.Queued, s.Incomplete, s.Limit, s.Capacity}, nil
+}

@@ -39,17 +39,17 @@ type flight struct {
 func newFlight(ctx context.Context, drainings []*draining) *flight {
 	l := drainings[0].l
 	f := &flight{kernel: l.kernel, until: time.Now().Add(drainFlight), cookies: unknown, setting: unknown}
-	addr := l.Addr().(*net.TCPAddr)
+	addr := l.tcp.Addr().(*net.TCPAddr)
 	f.port, f.families = uint16(addr.Port), families(addr)
 	f.where, f.lost = l.namespace(ctx)
 	for _, d := range drainings {
-		s, err := d.l.Stats()
+		s, err := d.l.queue()
 		if err != nil {
-			s = noStats
+			s = noQueue
 		}
 		f.limit = sum(f.limit, s.Limit)
 		f.unseen = f.unseen || d.l.servesOtherPorts()
-		f.addresses = append(f.addresses, d.l.Addr().(*net.TCPAddr).AddrPort().Addr().Unmap().WithZone(""))
+		f.addresses = append(f.addresses, d.l.tcp.Addr().(*net.TCPAddr).AddrPort().Addr().Unmap().WithZone(""))
 	}
 	if slices.ContainsFunc(f.addresses, func(a netip.Addr) bool { return !a.IsValid() || a.IsUnspecified() }) {
 		f.addresses = nil
@@ -76,7 +76,7 @@ func (f *flight) mayUseCookies() bool {
 
 // namespace returns the network namespace of l. Some kernels cannot compare namespaces.
 // There it is the namespace of the calling thread, if l is listed in it.
-func (l *Listener) namespace(ctx context.Context) (ns namespace, err error) {
+func (l *intake) namespace(ctx context.Context) (ns namespace, err error) {
 	var compared bool
 	cerr := l.raw.Control(func(fd uintptr) { ns, compared, err = l.kernel.namespaceOf(int(fd)) })
 	if err := cmp.Or(cerr, err); err != nil || compared {
@@ -84,7 +84,7 @@ func (l *Listener) namespace(ctx context.Context) (ns namespace, err error) {
 	}
 	inode, err := l.inode()
 	if err == nil {
-		addr := l.Addr().(*net.TCPAddr)
+		addr := l.tcp.Addr().(*net.TCPAddr)
 		_, err = l.kernel.groupRows(ctx, familyOf(addr), uint16(addr.Port), uint32(inode))
 	}
 	return ns, err
@@ -200,13 +200,13 @@ func (f *flight) over() bool { return time.Now().After(f.until) }
 
 // servesOtherPorts reports whether l gets clients of other local ports or addresses than
 // its own, or may get them.
-func (l *Listener) servesOtherPorts() bool { return l.otherPorts() != nil }
+func (l *intake) servesOtherPorts() bool { return l.otherPorts() != nil }
 
 // otherPorts returns an error if l gets clients of other local ports or addresses, or may
 // get them. sock_diag lists these clients under the port that they have connected to. They
 // come from TPROXY, which needs IP_TRANSPARENT (ip(7)), or from a BPF program of type
 // sk_lookup, which shows when Accept has returned such a client.
-func (l *Listener) otherPorts() (err error) {
+func (l *intake) otherPorts() (err error) {
 	if l.elsewhere.Load() {
 		return errOtherPorts
 	}

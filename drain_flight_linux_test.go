@@ -201,7 +201,7 @@ func TestShardsDrainReportsEveryError(t *testing.T) {
 		fails = false
 		require.NoError(t, s.Resume())
 		for l := range s.All() {
-			require.Equal(t, way{0, 0, -1}, wayOf(t, l.raw))
+			require.Equal(t, way{0, 0, -1}, wayOf(t, l.intake.raw))
 			if stats, err := l.Stats(); err == nil && stats.Queued > 0 {
 				got, err := l.Accept()
 				require.NoError(t, err)
@@ -212,7 +212,7 @@ func TestShardsDrainReportsEveryError(t *testing.T) {
 		}
 		err = s.Drain(within(t, patience))
 		requireStillOpen(t, err)
-		require.Equal(t, v4, wayOf(t, s.listeners[0].raw), "the other shards must keep clients out")
-		require.Equal(t, way{0, 0, -1}, wayOf(t, s.listeners[2].raw))
+		require.Equal(t, v4, wayOf(t, s.listeners[0].intake.raw), "the other shards must keep clients out")
+		require.Equal(t, way{0, 0, -1}, wayOf(t, s.listeners[2].intake.raw))
 	})
 }

@@ -139,7 +139,7 @@ func TestDrainerIsKilled(t *testing.T) {
 					if w == nil {
 						return
 					}
-					require.Equal(t, way{0, 0, -1}, wayOf(t, w.raw))
+					require.Equal(t, way{0, 0, -1}, wayOf(t, w.intake.raw))
 					for _, c := range []net.Conn{queued, inherited, dialed(t, w, 1)[0]} {
 						s, err := w.Accept()
 						require.NoError(t, err)
@@ -170,7 +170,7 @@ func TestTwoListenersDrainOneSocket(t *testing.T) {
 			defer second.intake.mu.Unlock()
 			return second.intake.running == 1
 		}, patience, time.Millisecond)
-		require.Equal(t, v4, wayOf(t, first.raw), "one stop, not two")
+		require.Equal(t, v4, wayOf(t, first.intake.raw), "one stop, not two")
 		client.hear(t)
 		c := client.connected(t)
 		s, err := first.Accept()
@@ -186,7 +186,7 @@ func TestTwoListenersDrainOneSocket(t *testing.T) {
 			requireStillOpen(t, err)
 		}
 		requireStillOpen(t, received(t, two))
-		require.Equal(t, way{0, 0, -1}, wayOf(t, first.raw))
+		require.Equal(t, way{0, 0, -1}, wayOf(t, first.intake.raw))
 	})
 }
 
@@ -212,12 +212,12 @@ func TestLiftedDrainUndoesOnlyItsOwn(t *testing.T) {
 		}
 		ln := listen4(t, k)
 		require.NoError(t, ln.Drain(within(t, patience)))
-		require.Equal(t, v4, wayOf(t, ln.raw))
+		require.Equal(t, v4, wayOf(t, ln.intake.raw))
 		require.NoError(t, ln.Resume())
-		require.Equal(t, way{0, 0, -1}, wayOf(t, ln.raw))
+		require.Equal(t, way{0, 0, -1}, wayOf(t, ln.intake.raw))
 
 		pass := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff}}
-		require.NoError(t, ln.raw.Control(func(fd uintptr) {
+		require.NoError(t, ln.intake.raw.Control(func(fd uintptr) {
 			require.NoError(t, unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MINTTL, gtsm))
 			require.NoError(t, realKernel.attachFilter(int(fd), &unix.SockFprog{Len: 1, Filter: &pass[0]}))
 		}))
@@ -265,7 +265,7 @@ func TestInheritanceIsKeptLongEnough(t *testing.T) {
 		c := client.connected(t)
 		require.ErrorAs(t, received(t, drained), new(*DrainError))
 		before := ln.intake.inherited.Load()
-		s, err := ln.tcp.AcceptTCP() // the first step of Accept, whose goroutine then does not run for a while
+		s, err := ln.intake.tcp.AcceptTCP() // the first step of Accept, whose goroutine then does not run for a while
 		require.NoError(t, err)
 		defer s.Close()
 		require.NoError(t, ln.Resume())
@@ -276,7 +276,7 @@ func TestInheritanceIsKeptLongEnough(t *testing.T) {
 			other.Close()
 			return ln.intake.inherited.Load().over
 		}, patience, time.Millisecond)
-		ln.removeStop(s, before)
+		ln.intake.removeStop(s, before)
 		talk(t, c, s)
 	})
 }
@@ -360,7 +360,7 @@ func TestSharedSocketIsDetected(t *testing.T) {
 					if row.shared {
 						want = way{0, 0, -1}
 					}
-					require.Equal(t, want, wayOf(t, ln.raw))
+					require.Equal(t, want, wayOf(t, ln.intake.raw))
 				})
 			}
 		}
@@ -372,7 +372,7 @@ func TestSharedSocketIsDetected(t *testing.T) {
 			require.NoError(t, ln.Resume())
 			ln.TCPListener()
 			requireStillOpen(t, ln.Drain(within(t, patience)))
-			require.Equal(t, way{0, 0, -1}, wayOf(t, ln.raw))
+			require.Equal(t, way{0, 0, -1}, wayOf(t, ln.intake.raw))
 		})
 	})
 }
@@ -409,12 +409,12 @@ func TestDrainThatCannotSeeTheQueueChangesNothing(t *testing.T) {
 			}
 			return k.getsockopt(fd, level, name, p)
 		}
-		ln.kernel = &blind
+		ln.intake.kernel = &blind
 		err := ln.Drain(within(t, patience))
 		require.ErrorIs(t, err, errors.ErrUnsupported)
 		require.NotErrorIs(t, err, ErrStillOpen)
-		require.Equal(t, way{0, 0, -1}, wayOf(t, ln.raw))
-		ln.kernel = &k
+		require.Equal(t, way{0, 0, -1}, wayOf(t, ln.intake.raw))
+		ln.intake.kernel = &k
 		dialed(t, ln, 1)
 	})
 }
@@ -427,11 +427,11 @@ func TestResume(t *testing.T) {
 		former := way{0, gtsm, -1}
 		stopped := v4.after(gtsm)
 		require.NoError(t, ln.Resume(), "Resume without a drain must succeed")
-		require.Equal(t, former, wayOf(t, ln.raw))
+		require.Equal(t, former, wayOf(t, ln.intake.raw))
 		require.NoError(t, ln.Drain(within(t, patience)))
-		require.Equal(t, stopped, wayOf(t, ln.raw))
+		require.Equal(t, stopped, wayOf(t, ln.intake.raw))
 		require.NoError(t, ln.Resume())
-		require.Equal(t, former, wayOf(t, ln.raw))
+		require.Equal(t, former, wayOf(t, ln.intake.raw))
 		dialed(t, ln, 1)
 
 		// Accept is not called, so these drains wait.
@@ -444,7 +444,7 @@ func TestResume(t *testing.T) {
 		require.NoError(t, ln.Resume())
 		requireStillOpen(t, received(t, one))
 		requireStillOpen(t, received(t, two))
-		require.Equal(t, former, wayOf(t, ln.raw))
+		require.Equal(t, former, wayOf(t, ln.intake.raw))
 		dialed(t, ln, 1)
 
 		require.NoError(t, ln.Close())
@@ -501,10 +501,10 @@ func TestControlListsNoDescriptors(t *testing.T) {
 		}
 		require.Zero(t, lists)
 		requireStillOpen(t, ln.Drain(within(t, patience)))
-		require.Equal(t, way{0, 0, -1}, wayOf(t, ln.raw))
+		require.Equal(t, way{0, 0, -1}, wayOf(t, ln.intake.raw))
 		require.Equal(t, 1, lists)
 		fails = false
 		require.NoError(t, ln.Drain(within(t, patience)))
-		require.Equal(t, v4, wayOf(t, ln.raw))
+		require.Equal(t, v4, wayOf(t, ln.intake.raw))
 	})
 }

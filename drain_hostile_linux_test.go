@@ -23,9 +23,9 @@ func idle(t *testing.T, l *Listener) {
 	t.Helper()
 	require.NoError(t, l.SetDeadline(time.Now()))
 	require.Eventually(t, func() bool {
-		l.gate.mu.Lock()
-		defer l.gate.mu.Unlock()
-		return l.gate.inside == 0
+		l.intake.gate.mu.Lock()
+		defer l.intake.gate.mu.Unlock()
+		return l.intake.gate.inside == 0
 	}, patience, time.Millisecond)
 }
 
@@ -265,7 +265,7 @@ func TestCloseAfterAnIncompleteListing(t *testing.T) {
 		next := newGeneration(t, &sys, "tcp4", old.shards.Addr().String(), 2)
 		l := old.shards.listeners[1]
 		var stat unix.Stat_t
-		require.NoError(t, l.raw.Control(func(fd uintptr) { unix.Fstat(int(fd), &stat) }))
+		require.NoError(t, l.intake.raw.Control(func(fd uintptr) { unix.Fstat(int(fd), &stat) }))
 		inode.Store(uint32(stat.Ino))
 		require.NoError(t, old.shards.Drain(within(t, patience)))
 		require.NotPanics(t, func() { old.shards.Close() })
@@ -345,15 +345,15 @@ func TestDrainOfBlockingShardsEndsWithContext(t *testing.T) {
 		var loops sync.WaitGroup
 		for l := range s.All() {
 			var operr error
-			require.NoError(t, l.raw.Control(func(fd uintptr) { operr = unix.SetNonblock(int(fd), false) }))
+			require.NoError(t, l.intake.raw.Control(func(fd uintptr) { operr = unix.SetNonblock(int(fd), false) }))
 			require.NoError(t, operr)
 			loops.Go(func() { answerEach(l, func() {}) })
 		}
 		require.Eventually(t, func() bool {
 			for l := range s.All() {
-				l.gate.mu.Lock()
-				n := l.gate.inside
-				l.gate.mu.Unlock()
+				l.intake.gate.mu.Lock()
+				n := l.intake.gate.inside
+				l.intake.gate.mu.Unlock()
 				if n == 0 {
 					return false
 				}
@@ -365,7 +365,7 @@ func TestDrainOfBlockingShardsEndsWithContext(t *testing.T) {
 		err = s.Drain(within(t, 200*time.Millisecond))
 		took := time.Since(began)
 		for l := range s.All() { // end the blocking accept(2), so that Close can return
-			l.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RD) })
+			l.intake.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RD) })
 		}
 		s.Close()
 		loops.Wait()
@@ -443,7 +443,7 @@ func TestSteeringWhileListenersOpenAndClose(t *testing.T) {
 					s.Close()
 				}()
 				for l := range s.All() {
-					l.tcp.Close()
+					l.intake.tcp.Close()
 				}
 			}()
 		}
@@ -462,7 +462,7 @@ func TestDrainEndsWhileCloseHangs(t *testing.T) {
 		newDeafClient(t, l.Addr()) // the drain waits for it
 		newMembers(t, &sys, l.Addr().String(), 1)
 		var operr error
-		require.NoError(t, l.raw.Control(func(fd uintptr) { operr = unix.SetNonblock(int(fd), false) }))
+		require.NoError(t, l.intake.raw.Control(func(fd uintptr) { operr = unix.SetNonblock(int(fd), false) }))
 		require.NoError(t, operr)
 		c := dialUntilAccepted(t, members[0]) // so its loop is in a blocking accept(2) now
 		defer c.Close()

@@ -11,9 +11,9 @@ import (
 
 // duplicated reports for each listener whether this process has a second descriptor of
 // its socket. If that cannot be determined, the result is true.
-func duplicated(listeners []*Listener) map[*Listener]bool {
+func duplicated(listeners []*intake) map[*intake]bool {
 	counts, err := listeners[0].kernel.descriptors()
-	found := make(map[*Listener]bool)
+	found := make(map[*intake]bool)
 	for _, l := range listeners {
 		inode, statErr := l.inode()
 		if errors.Is(statErr, net.ErrClosed) {
@@ -63,7 +63,7 @@ func lowestFree() (int, error) {
 }
 
 // inode returns the inode number of the socket of l, which identifies it.
-func (l *Listener) inode() (uint64, error) {
+func (l *intake) inode() (uint64, error) {
 	var s unix.Stat_t
 	var err error
 	cerr := l.raw.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &s) })

@@ -108,11 +108,11 @@ func TestDrainedOwned(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, k kernel, v4 way) {
 		ln := listen4(t, k)
-		former := wayOf(t, ln.raw)
+		former := wayOf(t, ln.intake.raw)
 		require.NoError(t, ln.Drain(within(t, patience)))
-		require.Equal(t, v4, wayOf(t, ln.raw))
+		require.Equal(t, v4, wayOf(t, ln.intake.raw))
 		require.NoError(t, ln.Drain(within(t, patience)), "again")
-		require.Equal(t, v4, wayOf(t, ln.raw))
+		require.Equal(t, v4, wayOf(t, ln.intake.raw))
 
 		s, err := ln.Stats()
 		require.NoError(t, err)
@@ -126,13 +126,13 @@ func TestDrainedOwned(t *testing.T) {
 		f, err := ln.File()
 		require.NoError(t, err)
 		defer f.Close()
-		require.Equal(t, former, wayOf(t, ln.raw))
+		require.Equal(t, former, wayOf(t, ln.intake.raw))
 		dialed(t, ln, 1)
 		early, cancel := context.WithCancel(t.Context())
 		cancel()
 		var de *DrainError
 		require.ErrorAs(t, ln.Drain(early), &de)
-		require.Equal(t, former, wayOf(t, ln.raw), "the options of a shared socket must be restored")
+		require.Equal(t, former, wayOf(t, ln.intake.raw), "the options of a shared socket must be restored")
 	})
 }
 
@@ -273,7 +273,7 @@ func TestDrainedSecondHolder(t *testing.T) {
 					other := row.hold(t, ln, former)
 					var answered sync.WaitGroup
 					answered.Go(func() { answerAll(other) })
-					require.Equal(t, way{0, former, -1}, wayOf(t, ln.raw))
+					require.Equal(t, way{0, former, -1}, wayOf(t, ln.intake.raw))
 					require.NoError(t, ln.Close())
 					requireReachable(t, other.Addr())
 					require.NoError(t, other.Close())
@@ -296,7 +296,7 @@ func TestDrainedSecondHolder(t *testing.T) {
 			require.NoError(t, cmd.Start())
 			f.Close()
 			drain(t, ln)
-			require.Equal(t, way{0, 0, -1}, wayOf(t, ln.raw))
+			require.Equal(t, way{0, 0, -1}, wayOf(t, ln.intake.raw))
 			require.NoError(t, ln.Close())
 			requireReachable(t, ln.Addr())
 			require.NoError(t, stdin.Close())
@@ -374,7 +374,7 @@ func TestDrainKeepsTheUsersOptions(t *testing.T) {
 		} {
 			t.Run(row.name, func(t *testing.T) {
 				ln := listen4(t, row.kernel, row.opts...)
-				require.Equal(t, row.former, wayOf(t, ln.raw))
+				require.Equal(t, row.former, wayOf(t, ln.intake.raw))
 				d := net.Dialer{Timeout: patience, Control: func(_, _ string, c syscall.RawConn) (err error) {
 					cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TTL, 255) })
 					return errors.Join(cerr, err)
@@ -407,7 +407,7 @@ func TestDrainKeepsTheUsersOptions(t *testing.T) {
 				f, err := ln.File()
 				require.NoError(t, err)
 				f.Close()
-				require.Equal(t, row.former, wayOf(t, ln.raw))
+				require.Equal(t, row.former, wayOf(t, ln.intake.raw))
 			})
 		}
 	})
@@ -427,7 +427,7 @@ func TestDrainMPTCP(t *testing.T) {
 		if ln.transport != multipathTCP {
 			t.Skip("no MPTCP here: sysctl -w net.mptcp.enabled=1, in a kernel that has it")
 		}
-		former := wayOf(t, ln.raw)
+		former := wayOf(t, ln.intake.raw)
 		dialed(t, ln, 2)
 
 		err = ln.Drain(within(t, 50*time.Millisecond))
@@ -438,7 +438,7 @@ func TestDrainMPTCP(t *testing.T) {
 
 		drained := inBackground(t, ln, within(t, patience))
 		for range 2 {
-			require.Equal(t, former, wayOf(t, ln.raw))
+			require.Equal(t, former, wayOf(t, ln.intake.raw))
 			c, err := ln.Accept()
 			require.NoError(t, err)
 			c.Close()
@@ -448,7 +448,7 @@ func TestDrainMPTCP(t *testing.T) {
 		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 		requireStillOpen(t, received(t, drained))
 		require.NoError(t, ln.SetDeadline(time.Time{}))
-		require.Equal(t, former, wayOf(t, ln.raw))
+		require.Equal(t, former, wayOf(t, ln.intake.raw))
 		dialed(t, ln, 1) // new clients still get in
 	})
 }
@@ -500,7 +500,7 @@ func TestDrainOfOthersHandshakes(t *testing.T) {
 		require.Less(t, time.Since(began), drainFlight)
 
 		for l, want := range map[*Listener]int{other: 1, ln: 0} {
-			rows, err := newFlight(t.Context(), []*draining{{l: l}}).handshakes(t.Context())
+			rows, err := newFlight(t.Context(), []*draining{{l: &l.intake}}).handshakes(t.Context())
 			require.NoError(t, err)
 			require.Len(t, rows, want)
 		}
@@ -569,12 +569,12 @@ func TestStopIsAtomic(t *testing.T) {
 		}
 		return unix.SetsockoptInt(fd, level, name, value)
 	}
-	ln.kernel = &k
+	ln.intake.kernel = &k
 	err = ln.Drain(within(t, patience))
 	requireStillOpen(t, err)
 	require.ErrorIs(t, err, unix.EPERM, "the error of the filter")
 	require.ErrorIs(t, err, unix.EOPNOTSUPP, "the error of the minimum TTL")
-	require.Equal(t, way{0, 0, 0}, wayOf(t, ln.raw))
+	require.Equal(t, way{0, 0, 0}, wayOf(t, ln.intake.raw))
 	require.Zero(t, option(t, ln, socketOption{unix.SOL_SOCKET, unix.SO_RXQ_OVFL}), "the mark")
 	require.Nil(t, ln.intake.inherited.Load())
 }
@@ -600,7 +600,7 @@ func TestStopThatCannotBeLiftedIsAnError(t *testing.T) {
 			err := ln.Drain(within(t, patience))
 			require.ErrorIs(t, err, unix.ENOMEM)
 			requireDrainOp(t, err)
-			require.Equal(t, v4, wayOf(t, ln.raw))
+			require.Equal(t, v4, wayOf(t, ln.intake.raw))
 		}
 		_, err = ln.File()
 		require.ErrorIs(t, err, unix.ENOMEM)
@@ -611,7 +611,7 @@ func TestStopThatCannotBeLiftedIsAnError(t *testing.T) {
 
 		fails = false
 		require.NoError(t, ln.Resume())
-		require.Equal(t, way{0, 0, -1}, wayOf(t, ln.raw))
+		require.Equal(t, way{0, 0, -1}, wayOf(t, ln.intake.raw))
 		dialed(t, ln, 1)
 
 		// Drain returns the error of ctx too.
@@ -637,11 +637,11 @@ func TestStopIsLiftedAsFarAsPossible(t *testing.T) {
 		}
 		return unix.SetsockoptInt(fd, level, name, value)
 	}
-	ln.kernel = &k
+	ln.intake.kernel = &k
 	require.NoError(t, ln.Drain(within(t, patience)))
-	require.Equal(t, way{0, maxTTL, maxTTL}, wayOf(t, ln.raw))
-	require.ErrorIs(t, ln.markShared(), unix.ENOMEM)
-	require.Equal(t, way{0, maxTTL, 0}, wayOf(t, ln.raw))
+	require.Equal(t, way{0, maxTTL, maxTTL}, wayOf(t, ln.intake.raw))
+	require.ErrorIs(t, ln.intake.markShared(), unix.ENOMEM)
+	require.Equal(t, way{0, maxTTL, 0}, wayOf(t, ln.intake.raw))
 }
 
 // If the kernel answers every SYN with a cookie, a handshake in flight has no state. The
@@ -665,7 +665,7 @@ func TestDrainAndCookies(t *testing.T) {
 		loop := serveEach(ln)
 		if v4.ttl == maxTTL {
 			requireStillOpen(t, ln.Drain(within(t, patience)))
-			require.Equal(t, way{0, 0, -1}, wayOf(t, ln.raw), "the drain must set no option")
+			require.Equal(t, way{0, 0, -1}, wayOf(t, ln.intake.raw), "the drain must set no option")
 		}
 		drained := inBackground(t, ln, within(t, patience))
 		if v4.ttl != maxTTL {
@@ -784,9 +784,9 @@ func TestDrainOfABlockingSocket(t *testing.T) {
 		}
 	}()
 	inside := func() bool {
-		ln.gate.mu.Lock()
-		defer ln.gate.mu.Unlock()
-		return ln.gate.inside == 1
+		ln.intake.gate.mu.Lock()
+		defer ln.intake.gate.mu.Unlock()
+		return ln.intake.gate.inside == 1
 	}
 	require.Eventually(t, inside, patience, time.Millisecond)
 	var de *DrainError

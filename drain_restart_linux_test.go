@@ -174,7 +174,7 @@ func testDrainLosesNobody(t *testing.T, k kernel, v4, v6 way) {
 			r := row.restarts
 			r.kernel, r.drain = k, true
 			r.checkStop = func(t *testing.T, ln *Listener) {
-				if w := wayOf(t, ln.raw); w != want {
+				if w := wayOf(t, ln.intake.raw); w != want {
 					t.Errorf("clients were kept out by %+v, want %+v", w, want)
 				}
 			}

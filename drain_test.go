@@ -231,9 +231,9 @@ func acceptLoops(t *testing.T, ln *Listener, n int, deal func(net.Conn)) (runnin
 		})
 	}
 	require.Eventually(t, func() bool {
-		ln.gate.mu.Lock()
-		defer ln.gate.mu.Unlock()
-		return ln.gate.inside == n
+		ln.intake.gate.mu.Lock()
+		defer ln.intake.gate.mu.Unlock()
+		return ln.intake.gate.inside == n
 	}, patience, time.Millisecond)
 	return running
 }
@@ -329,9 +329,9 @@ func TestDrainConcurrently(t *testing.T) {
 		defer c.Close()
 	}
 	require.Eventually(t, func() bool {
-		ln.gate.mu.Lock()
-		defer ln.gate.mu.Unlock()
-		return ln.gate.accepted == 4
+		ln.intake.gate.mu.Lock()
+		defer ln.intake.gate.mu.Unlock()
+		return ln.intake.gate.accepted == 4
 	}, patience, time.Millisecond)
 	dialed(t, ln, 24) // DragonFly reports a maximum of 31
 	close(start)
@@ -396,7 +396,7 @@ func TestDrainOfLoopsThatDoNotReturn(t *testing.T) {
 		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
 		require.NoError(t, err)
 		defer c.Close()
-		require.Eventually(t, func() bool { return ln.gate.unreturned() == 1 }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { return ln.intake.gate.unreturned() == 1 }, patience, time.Millisecond)
 		requireDrained(t, ln.Drain(within(t, patience)))
 		require.NoError(t, ln.Close())
 		<-room
@@ -437,7 +437,7 @@ func TestDrainWithAFilterThatTellsNothing(t *testing.T) {
 	if s, err := ln.Stats(); err != nil || s.Incomplete != unknown {
 		t.Skip("this system reports the number")
 	}
-	ln.filtered = true
+	ln.intake.filtered = true
 	var de *DrainError
 	require.ErrorAs(t, ln.Drain(within(t, 200*time.Millisecond)), &de)
 	require.Equal(t, unknown, de.HeldBack)

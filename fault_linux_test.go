@@ -373,10 +373,10 @@ func drainedShared(stop, host string, base kernel) act {
 				return err
 			}
 			require.NoError(t, join())
-			ln.markShared()
+			ln.intake.markShared()
 			return func() error { return drainBriefly(ln) }, func(err error) error {
 				if op := new(net.OpError); errors.As(err, &op) {
-					ln.markShared() // a stop that could not be lifted is lifted at the next call
+					ln.intake.markShared() // a stop that could not be lifted is lifted at the next call
 				}
 				return errors.Join(join(), h.close())
 			}

@@ -55,7 +55,7 @@ func TestLateAcceptKeepsWaiting(t *testing.T) {
 		}
 		accepted <- err
 	}()
-	g := &ln.gate
+	g := &ln.intake.gate
 	require.Eventually(t, func() bool {
 		g.mu.Lock()
 		defer g.mu.Unlock()
@@ -67,9 +67,9 @@ func TestLateAcceptKeepsWaiting(t *testing.T) {
 	g.mu.Lock()
 	g.epoch++
 	g.accepted = 1 // another loop is busy with a connection
-	require.NoError(t, ln.tcp.SetDeadline(time.Unix(1, 0)))
+	require.NoError(t, ln.intake.tcp.SetDeadline(time.Unix(1, 0)))
 	<-time.After(20 * time.Millisecond)
-	require.NoError(t, ln.tcp.SetDeadline(time.Time{}))
+	require.NoError(t, ln.intake.tcp.SetDeadline(time.Time{}))
 	g.mu.Unlock()
 	c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
 	require.NoError(t, err)

@@ -470,7 +470,7 @@ func synReceived(t *testing.T, addr net.Addr) int {
 // untilStopped waits until the drain keeps new clients out.
 func untilStopped(t *testing.T, ln *Listener, want way) {
 	t.Helper()
-	require.Eventually(t, func() bool { return wayOf(t, ln.raw) == want }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return wayOf(t, ln.intake.raw) == want }, patience, time.Millisecond)
 }
 
 // requireDropped requires that a client neither gets in nor is refused.

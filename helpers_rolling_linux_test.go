@@ -106,7 +106,7 @@ func ttlOf(fd int) (s ttlSettings) {
 func optionsOf(t *testing.T, l *Listener) map[string]int {
 	t.Helper()
 	values := make(map[string]int)
-	err := l.raw.Control(func(fd uintptr) {
+	err := l.intake.raw.Control(func(fd uintptr) {
 		for name, o := range map[string]socketOption{
 			"IP_TTL": {unix.IPPROTO_IP, unix.IP_TTL}, "IP_MINTTL": {unix.IPPROTO_IP, unix.IP_MINTTL},
 			"IP_TOS": {unix.IPPROTO_IP, unix.IP_TOS}, "IP_RECVTTL": {unix.IPPROTO_IP, unix.IP_RECVTTL},
@@ -127,7 +127,7 @@ func optionsOf(t *testing.T, l *Listener) map[string]int {
 		}
 	})
 	require.NoError(t, err)
-	values["filter"] = wayOf(t, l.raw).filter
+	values["filter"] = wayOf(t, l.intake.raw).filter
 	return values
 }
 
@@ -212,7 +212,7 @@ func (s *server) answer(c *net.TCPConn) {
 func (s *server) drain(t *testing.T) {
 	require.NoError(t, s.shards.Drain(within(t, patience)))
 	for l := range s.shards.All() {
-		w := wayOf(t, l.raw)
+		w := wayOf(t, l.intake.raw)
 		if s.spec.TTL {
 			require.Equal(t, maxTTL, max(w.ttl, w.hops))
 		} else if s.spec.UID == 0 { // others may set no filter on some kernels
@@ -243,7 +243,7 @@ func (s *server) hang(t *testing.T) {
 	go s.shards.Drain(t.Context())
 	for l := range s.shards.All() {
 		require.Eventually(t, func() bool {
-			w := wayOf(t, l.raw)
+			w := wayOf(t, l.intake.raw)
 			return w.filter == len(dropSYN) || max(w.ttl, w.hops) == maxTTL
 		}, patience, time.Millisecond)
 	}

@@ -9,8 +9,15 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
+
+// init prepares in for a socket.
+func (in *intake) init(k *kernel, ln *net.TCPListener, raw syscall.RawConn, mptcp bool, read func() (queue, error)) {
+	in.kernel, in.tcp, in.raw, in.mptcp, in.queue = k, ln, raw, mptcp, read
+	in.gate.moved.L = &in.gate.mu
+}
 
 // queuedIsCapped reports whether the length of a long queue is unknown, see Stats.Queued.
 const queuedIsCapped = runtime.GOOS == "dragonfly"
@@ -23,27 +30,23 @@ const (
 
 // drain drains listeners, which share one port. It lists the handshakes of the port once
 // for all of them. A listener that is closed needs no drain, unless all are.
-func drain(ctx context.Context, listeners []*Listener) error {
-	fail := func(err error) error { return listeners[0].opError("drain", err) }
-	if ctx == nil {
-		return fail(errNilContext)
-	}
+func drain(ctx context.Context, listeners []*intake, report func(left) error) error {
 	// A queue that cannot be read cannot be drained. This is checked before anything is
 	// changed.
 	var drainings []*draining
 	for _, l := range listeners {
-		switch s, err := l.Stats(); {
+		switch s, err := l.queue(); {
 		case errors.Is(err, net.ErrClosed) && len(listeners) > 1:
 			continue
 		case err != nil && lasting(err):
-			return fail(err)
+			return err
 		case err == nil && s.Queued == unknown && !queuedIsCapped:
-			return fail(fmt.Errorf("this system does not report the length of the queue: %w", errors.ErrUnsupported))
+			return fmt.Errorf("this system does not report the length of the queue: %w", errors.ErrUnsupported)
 		}
 		drainings = append(drainings, &draining{l: l})
 	}
 	if len(drainings) == 0 {
-		return fail(net.ErrClosed)
+		return net.ErrClosed
 	}
 
 	flight := newFlight(ctx, drainings)
@@ -55,13 +58,13 @@ func drain(ctx context.Context, listeners []*Listener) error {
 		}
 	})
 	left := untilDrained(ctx, drainings, flight, steering)
-	var copied map[*Listener]bool
+	var copied map[*intake]bool
 	if all := shown(drainings); len(all) > 0 {
 		copied = duplicated(all)
 	}
 	var errs []error
 	if left != nil {
-		errs = append(errs, left)
+		errs = append(errs, report(*left))
 	}
 	closed := 0
 	for _, d := range drainings {
@@ -73,10 +76,10 @@ func drain(ctx context.Context, listeners []*Listener) error {
 		errs = append(errs, err)
 	}
 	if closed == len(drainings) {
-		return fail(net.ErrClosed)
+		return net.ErrClosed
 	}
 	if err := join(errs); err != nil {
-		return fail(err)
+		return err
 	}
 	return nil
 }
@@ -89,11 +92,11 @@ func lasting(err error) bool {
 }
 
 // untilDrained waits until all listeners are drained. If ctx ends first, it returns what is left.
-func untilDrained(ctx context.Context, drainings []*draining, flight *flight, steering *steering) error {
+func untilDrained(ctx context.Context, drainings []*draining, flight *flight, steering *steering) *left {
 	tick := time.NewTicker(drainLook)
 	defer tick.Stop()
 	for ended := false; ; {
-		left := DrainError{InFlight: unknown, err: ctx.Err()}
+		left := left{InFlight: unknown, Err: ctx.Err()}
 		if stopped(drainings) {
 			flight.look(ctx)
 			left.InFlight = flight.left()
@@ -119,9 +122,9 @@ func untilDrained(ctx context.Context, drainings []*draining, flight *flight, st
 }
 
 // shown returns the listeners whose descriptor other code may have copied.
-func shown(drainings []*draining) (all []*Listener) {
+func shown(drainings []*draining) (all []*intake) {
 	for _, d := range drainings {
-		if d.l.intake.shown.Load() {
+		if d.l.shown.Load() {
 			all = append(all, d.l)
 		}
 	}
@@ -164,9 +167,23 @@ func (j joined) Error() string {
 
 func (j joined) Unwrap() []error { return j }
 
-// A draining is one drain of one Listener.
+// A queue is the state of an accept queue. -1 means unknown.
+type queue struct{ Queued, Incomplete, Limit, Capacity int }
+
+var noQueue = queue{unknown, unknown, unknown, unknown}
+
+// A Left is what a drain was still waiting for when its context ended. -1 means unknown.
+type left struct {
+	Queued   int   // connections that wait for Accept
+	InFlight int   // unfinished handshakes that began before the drain
+	HeldBack int   // connections that the kernel holds back from Accept
+	Accepted int   // accepted connections whose loop has not called Accept again
+	Err      error // the error of the context
+}
+
+// A draining is one drain of one listener.
 type draining struct {
-	l       *Listener
+	l       *intake
 	stop    *stop     // what keeps new clients out; nil if nothing does
 	why     error     // why nothing does
 	resumes int       // intake.resumes when the drain began
@@ -189,15 +206,15 @@ func stopped(drainings []*draining) bool {
 }
 
 // look checks the queue once and adds its numbers to left.
-func (d *draining) look(ctx context.Context, f *flight, left *DrainError) {
-	s, err := d.l.Stats()
+func (d *draining) look(ctx context.Context, f *flight, left *left) {
+	s, err := d.l.queue()
 	if err != nil {
-		s = noStats
+		s = noQueue
 		if lasting(err) { // a socket that is closed or shut down has no queue
 			s.Queued, s.Incomplete = 0, 0
 			d.failed, d.done = err, true
 		} else {
-			left.err = join([]error{left.err, cause(err)})
+			left.Err = join([]error{left.Err, cause(err)})
 		}
 	}
 	unreturned := d.l.gate.unreturned()
@@ -231,7 +248,7 @@ func (d *draining) look(ctx context.Context, f *flight, left *DrainError) {
 }
 
 // mayHoldBack reports whether the kernel holds back connections from Accept, or may do so.
-func (l *Listener) mayHoldBack(incomplete int) bool {
+func (l *intake) mayHoldBack(incomplete int) bool {
 	return incomplete > 0 || incomplete == unknown && l.filtered
 }
 
@@ -272,6 +289,18 @@ func (d *draining) looks() int {
 // An intake holds what a drain has changed on the socket of a Listener. No other code
 // changes these settings.
 type intake struct {
+	kernel    *kernel
+	tcp       *net.TCPListener
+	raw       syscall.RawConn
+	mptcp     bool // the kernel has no way to keep clients from it
+	reusePort bool // the socket has SO_REUSEPORT
+	steers    bool // a drain may steer new clients to the other members of the group
+	filtered  bool // the socket has an accept filter, which holds back connections
+
+	queue     func() (queue, error) // reads the accept queue
+	elsewhere atomic.Bool           // Accept has returned a connection with another local address
+	gate      gate
+
 	mu      sync.Mutex
 	running int         // the number of drains in progress
 	resumes int         // how many times Resume was called
@@ -286,10 +315,10 @@ type intake struct {
 // begin keeps new clients out, if the system can do that and no earlier drain does. cookies
 // means that every handshake may use a SYN cookie.
 func (d *draining) begin(cookies bool) {
-	in := &d.l.intake
+	in := d.l
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if d.l.transport == multipathTCP {
+	if d.l.mptcp {
 		d.why = fmt.Errorf("on an MPTCP socket: %w", errors.ErrUnsupported)
 	} else if in.stop == nil {
 		err := d.l.raw.Control(func(fd uintptr) { in.stop, d.why = d.l.kernel.stopIntake(int(fd), in, cookies) })
@@ -303,7 +332,7 @@ func (d *draining) begin(cookies bool) {
 
 // resumed reports whether Resume was called since the drain began.
 func (d *draining) resumed() bool {
-	in := &d.l.intake
+	in := d.l
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.resumes != d.resumes
@@ -315,7 +344,7 @@ var errResumed = errors.New("Resume was called")
 // end ends a drain. The error says why new clients are not kept out. If the socket has
 // another holder, the last drain that ends lets new clients in again.
 func (d *draining) end(copied bool) error {
-	in := &d.l.intake
+	in := d.l
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.running--
@@ -353,13 +382,13 @@ func (d *draining) stands() (yes bool) {
 
 // resume lets new clients in to listeners, and then steers clients to them again. It
 // returns one error for each listener.
-func resume(listeners []*Listener) []error {
+func resume(listeners []*intake) []error {
 	errs := make([]error, len(listeners))
 	for i, l := range listeners {
-		in := &l.intake
+		in := l
 		in.mu.Lock()
 		if err := l.lift(); err != nil {
-			errs[i] = l.opError("resume", err)
+			errs[i] = err
 		} else {
 			in.resumes++
 		}
@@ -371,16 +400,16 @@ func resume(listeners []*Listener) []error {
 
 // open lets new clients in again and stops steering them away from l. The caller holds
 // intake.mu.
-func (l *Listener) open() error {
+func (l *intake) open() error {
 	err := l.lift()
-	leaveSteering([]*Listener{l})
+	leaveSteering([]*intake{l})
 	return err
 }
 
 // lift lets new clients in again. If that fails, stop stays set, and the next call tries
 // again. The caller holds intake.mu.
-func (l *Listener) lift() error {
-	in := &l.intake
+func (l *intake) lift() error {
+	in := l
 	var (
 		lifted *stop
 		operr  error
@@ -406,8 +435,8 @@ func (in *intake) lifted(s *stop) {
 
 // markShared notes that the socket may have another holder. It lets new clients in again,
 // unless a drain is in progress, which will do so when it ends.
-func (l *Listener) markShared() error {
-	in := &l.intake
+func (l *intake) markShared() error {
+	in := l
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.shared = true
@@ -439,8 +468,8 @@ const inheritanceLast = 100 * time.Millisecond
 // removeStop removes from c, which Accept is about to return, what c inherited from l.
 // before is the inheritance when the call of Accept began. It is needed because another
 // call may have found the queue empty, and set over, after this call had taken c.
-func (l *Listener) removeStop(c *net.TCPConn, before *inheritance) {
-	now := l.intake.inherited.Load()
+func (l *intake) removeStop(c *net.TCPConn, before *inheritance) {
+	now := l.inherited.Load()
 	if now == nil || now.over && before == now {
 		if l.reusePort { // c may come from another listener of the group, see tcp_migrate_req
 			l.kernel.removeMigrated(c)
@@ -453,7 +482,7 @@ func (l *Listener) removeStop(c *net.TCPConn, before *inheritance) {
 	if now.over || now.lifted.IsZero() || time.Since(now.lifted) < inheritanceLast {
 		return
 	}
-	if s, err := readStats(l.kernel, l.raw, l.transport); err == nil && s.Queued == 0 {
-		l.intake.inherited.CompareAndSwap(now, &inheritance{stop: now.stop, over: true})
+	if s, err := l.queue(); err == nil && s.Queued == 0 {
+		l.inherited.CompareAndSwap(now, &inheritance{stop: now.stop, over: true})
 	}
 }

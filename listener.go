@@ -21,22 +21,13 @@ import (
 // concurrently. On a closed, zero or nil Listener every method that can return an
 // error does. Addr returns nil on a zero or nil Listener.
 type Listener struct {
-	tcp *net.TCPListener // nil in a zero Listener
-
-	kernel    *kernel
-	raw       syscall.RawConn
+	intake    intake // the socket, and who may come in; without a socket in a zero Listener
 	transport transport
 	strict    bool
-	reusePort bool                    // the socket has SO_REUSEPORT
-	steers    bool                    // a drain may steer new clients to the other members of the group
-	filtered  bool                    // the socket has an accept filter, which holds back connections
 	fastOpen  int                     // the qlen of WithFastOpen; 0 without it
 	keepAlive *net.KeepAliveConfig    // for accepted connections; nil is net's default
 	granted   atomic.Pointer[Backlog] // without Ceiling, which is read at each call
-	resize    sync.Mutex              // allows one listen(2), or reading of granted, at a time
-	gate      gate
-	intake    intake
-	elsewhere atomic.Bool // Accept has returned a connection of another local port or address
+	resize    sync.Mutex              // allows one SetBacklog at a time
 }
 
 // ListenTCP listens on the TCP address addr with the accept queue that the options
@@ -129,7 +120,7 @@ func (k *kernel) wrap(ln net.Listener) (*Listener, error) {
 		if !ln.ok() {
 			return fail(errNotListening)
 		}
-		if err := ln.raw.Control(func(uintptr) {}); err != nil {
+		if err := ln.intake.raw.Control(func(uintptr) {}); err != nil {
 			return fail(err) // ln is closed
 		}
 		return ln, nil
@@ -165,7 +156,7 @@ func (k *kernel) wrap(ln net.Listener) (*Listener, error) {
 		return fail(err)
 	}
 	l.intake.shared = true
-	l.reusePort = reuse
+	l.intake.reusePort = reuse
 	if left != nil {
 		l.intake.lifted(left)
 	}
@@ -178,9 +169,9 @@ func newListener(k *kernel, ln *net.TCPListener, tr transport, account Backlog) 
 	if err != nil {
 		return nil, cause(err)
 	}
-	l := &Listener{tcp: ln, kernel: k, raw: raw, transport: tr}
+	l := &Listener{transport: tr}
 	l.granted.Store(&account)
-	l.gate.moved.L = &l.gate.mu
+	l.intake.init(k, ln, raw, tr == multipathTCP, l.queue)
 	return l, nil
 }
 
@@ -190,7 +181,7 @@ func (l *Listener) socket() *net.TCPListener {
 	if l == nil {
 		return nil
 	}
-	return l.tcp
+	return l.intake.tcp
 }
 
 // ok reports whether l has a socket. A closed Listener has one, as in package net.
@@ -202,7 +193,7 @@ func (l *Listener) Addr() net.Addr {
 	if !l.ok() {
 		return nil
 	}
-	return l.tcp.Addr()
+	return l.intake.tcp.Addr()
 }
 
 // Close stops listening, as [net.TCPListener.Close] does: the kernel resets the
@@ -210,7 +201,7 @@ func (l *Listener) Addr() net.Addr {
 func (l *Listener) Close() error {
 	if l.ok() {
 		if s := l.intake.steering.Load(); s != nil {
-			return s.closeListener(l)
+			return s.closeListener(&l.intake)
 		}
 	}
 	return l.socket().Close()
@@ -254,14 +245,14 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 		return l.socket().AcceptTCP() // net's error
 	}
 	for again := false; ; again = true {
-		epoch := l.gate.enter(again)
+		epoch := l.intake.gate.enter(again)
 		inherited := l.intake.inherited.Load()
-		c, err := l.tcp.AcceptTCP()
+		c, err := l.intake.tcp.AcceptTCP()
 		if err == nil {
-			l.removeStop(c, inherited)
+			l.intake.removeStop(c, inherited)
 			l.noteLocal(c)
 		}
-		if l.gate.leave(epoch, err) {
+		if l.intake.gate.leave(epoch, err) {
 			continue
 		}
 		if err == nil {
@@ -281,10 +272,10 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 // noteLocal notes whether l gets clients of other local ports or addresses than its own,
 // as a BPF program of type sk_lookup can arrange. It makes no system call.
 func (l *Listener) noteLocal(c *net.TCPConn) {
-	own, ok1 := l.tcp.Addr().(*net.TCPAddr)
+	own, ok1 := l.intake.tcp.Addr().(*net.TCPAddr)
 	local, ok2 := c.LocalAddr().(*net.TCPAddr)
 	if ok1 && ok2 && (local.Port != own.Port || !own.IP.IsUnspecified() && !local.IP.Equal(own.IP)) {
-		l.elsewhere.Store(true)
+		l.intake.elsewhere.Store(true)
 	}
 }
 
@@ -293,7 +284,7 @@ func (l *Listener) SetDeadline(t time.Time) error {
 	if !l.ok() {
 		return l.socket().SetDeadline(t) // net's error
 	}
-	return l.gate.setDeadline(l.tcp, t)
+	return l.intake.gate.setDeadline(l.intake.tcp, t)
 }
 
 // SetBacklog changes the backlog of the listening socket to n connections by calling
@@ -328,8 +319,8 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 	defer l.resize.Unlock()
 	account := l.account()
 	var operr error
-	err := l.raw.Control(func(fd uintptr) {
-		account, operr = l.kernel.setBacklog(int(fd), n, l.strict, l.fastOpen, account)
+	err := l.intake.raw.Control(func(fd uintptr) {
+		account, operr = l.intake.kernel.setBacklog(int(fd), n, l.strict, l.fastOpen, account)
 	})
 	l.granted.Store(&account)
 	current := account
@@ -352,7 +343,7 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 // os/exec calls it for ExtraFiles. Use the SyscallConn method of the file instead.
 func (l *Listener) File() (*os.File, error) {
 	if l.ok() {
-		if err := l.markShared(); err != nil && !errors.Is(err, net.ErrClosed) {
+		if err := l.intake.markShared(); err != nil && !errors.Is(err, net.ErrClosed) {
 			return nil, l.opError("file", err)
 		}
 	}
@@ -374,7 +365,7 @@ func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := l.raw.Control(func(uintptr) {}); err != nil {
+	if err := l.intake.raw.Control(func(uintptr) {}); err != nil {
 		return nil, l.opError("raw-control", err) // l is closed
 	}
 	l.intake.shown.Store(true)
@@ -391,7 +382,7 @@ func (c watchedConn) Control(f func(fd uintptr)) error {
 	copied := false
 	err := c.RawConn.Control(func(fd uintptr) { copied = duplicates(int(fd), func() { f(fd) }) })
 	if copied {
-		err = c.l.markShared()
+		err = c.l.intake.markShared()
 	}
 	return err
 }
@@ -444,8 +435,8 @@ func (l *Listener) Backlog() Backlog {
 // account returns the account with the current limit of the socket, as far as the system
 // reports it, and stores it for EffectiveBacklog. l.resize must be locked.
 func (l *Listener) account() Backlog {
-	l.raw.Control(func(fd uintptr) { // fails on a closed listener
-		if limit, ok := l.kernel.limit(int(fd)); ok {
+	l.intake.raw.Control(func(fd uintptr) { // fails on a closed listener
+		if limit, ok := l.intake.kernel.limit(int(fd)); ok {
 			r := hostRule()
 			account := r.account(l.granted.Load().Requested, unknown, limit, true)
 			l.granted.Store(&account)
@@ -458,9 +449,9 @@ func (l *Listener) account() Backlog {
 // network namespace of a closed socket is not known. For it, ceiling uses that of the
 // calling thread.
 func (l *Listener) ceiling() (ceiling int) {
-	err := l.raw.Control(func(fd uintptr) { ceiling, _, _ = l.kernel.boundsOf(int(fd)) })
+	err := l.intake.raw.Control(func(fd uintptr) { ceiling, _, _ = l.intake.kernel.boundsOf(int(fd)) })
 	if err != nil {
-		ceiling, _, _ = l.kernel.bounds()
+		ceiling, _, _ = l.intake.kernel.bounds()
 	}
 	return ceiling
 }

@@ -105,7 +105,7 @@ func TestAcceptFilterArgument(t *testing.T) {
 func filterOf(t *testing.T, ln *Listener) (name string) {
 	t.Helper()
 	var err error
-	require.NoError(t, ln.raw.Control(func(fd uintptr) {
+	require.NoError(t, ln.intake.raw.Control(func(fd uintptr) {
 		name, err = unix.GetsockoptString(int(fd), unix.SOL_SOCKET, soAcceptFilter) // struct accept_filter_arg begins with the name
 	}))
 	require.NoError(t, err)

@@ -46,7 +46,7 @@ func TestFastOpenWithoutEffectIsAnError(t *testing.T) {
 		return
 	}
 	ln := listen(t, WithBacklog(10), WithFastOpen(5))
-	v, err := rawInt(ln.raw, func(fd int) (int, error) { return unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN) })
+	v, err := rawInt(ln.intake.raw, func(fd int) (int, error) { return unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN) })
 	require.NoError(t, err)
 	require.NotZero(t, v)
 	_, err = ListenTCP("127.0.0.1:0", WithBacklog(10), WithFastOpen(6))
@@ -77,7 +77,7 @@ func filterHolds(t *testing.T) bool {
 	ln := listen(t, WithBacklog(5))
 	var filter [256]byte // struct accept_filter_arg
 	copy(filter[:], "dataready")
-	_, err := rawInt(ln.raw, func(fd int) (int, error) {
+	_, err := rawInt(ln.intake.raw, func(fd int) (int, error) {
 		return 0, unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_ACCEPTFILTER, string(filter[:]))
 	})
 	if errors.Is(err, unix.ENOENT) {

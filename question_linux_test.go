@@ -52,7 +52,7 @@ func indexOf(t *testing.T, members []*Listener, l *Listener, dial string) int {
 	t.Helper()
 	to := net.JoinHostPort(dial, strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
 	for i := range members {
-		require.NoError(t, realKernel.attachTo(l.raw, []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: uint32(i)}}))
+		require.NoError(t, realKernel.attachTo(l.intake.raw, []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: uint32(i)}}))
 		c, err := net.DialTimeout("tcp", to, patience)
 		require.NoError(t, err)
 		for _, m := range members {
@@ -100,17 +100,17 @@ func TestQuestion(t *testing.T) {
 								want = append(want, i)
 							}
 						}
-						own.steers = true
-						k, key, as, err := groupOf(t.Context(), []*Listener{own})
+						own.intake.steers = true
+						k, key, as, err := groupOf(t.Context(), intakes([]*Listener{own}))
 						require.NoError(t, err)
 						s := &steering{kernel: k, groups: new(groups), key: key, own: as}
-						former := wayOf(t, own.raw)
+						former := wayOf(t, own.intake.raw)
 						began := time.Now()
 						answers, err := s.ask(t.Context(), n, as)
 						t.Logf("%d members: %v", n, time.Since(began))
 						require.NoError(t, err)
 						require.Equal(t, want, answers)
-						require.Equal(t, former, wayOf(t, own.raw))
+						require.Equal(t, former, wayOf(t, own.intake.raw))
 						require.Zero(t, synReceived(t, own.Addr()))
 						for _, m := range members {
 							stats, err := m.Stats()
@@ -123,7 +123,7 @@ func TestQuestion(t *testing.T) {
 						// A member that drains is silent. So is one whose queue is full.
 						other := members[(slices.Index(members, own)+1)%n]
 						silent := indexOf(t, members, other, row.dial)
-						(&draining{l: other}).begin(false)
+						(&draining{l: &other.intake}).begin(false)
 						answers, err = s.ask(t.Context(), n, as)
 						require.NoError(t, err)
 						require.Equal(t, slices.DeleteFunc(slices.Clone(want), func(i int) bool { return i == silent }), answers)

@@ -72,7 +72,7 @@ func (k *kernel) shards(ctx context.Context, network, address string, n int, opt
 		s.Close()
 		return nil, err
 	}
-	welcome(ctx, s.listeners)
+	welcome(ctx, intakes(s.listeners))
 	return s, nil
 }
 
@@ -276,7 +276,7 @@ func (s *Shards) Drain(ctx context.Context) error {
 	if err := s.none("drain"); err != nil {
 		return err
 	}
-	return drain(ctx, s.listeners)
+	return drainAll(ctx, s.listeners)
 }
 
 // Resume undoes a drain of all shards that are not closed, see [Listener.Resume].
@@ -284,7 +284,7 @@ func (s *Shards) Resume() error {
 	if err := s.none("resume"); err != nil {
 		return err
 	}
-	errs := resume(s.listeners)
+	errs := resumeAll(s.listeners)
 	open := slices.DeleteFunc(slices.Clone(errs), func(err error) bool { return errors.Is(err, net.ErrClosed) })
 	if len(open) == 0 {
 		return errs[0]

@@ -51,7 +51,7 @@ func inode(t *testing.T, l *Listener) uint64 {
 	t.Helper()
 	var stat unix.Stat_t
 	var operr error
-	require.NoError(t, l.raw.Control(func(fd uintptr) { operr = unix.Fstat(int(fd), &stat) }))
+	require.NoError(t, l.intake.raw.Control(func(fd uintptr) { operr = unix.Fstat(int(fd), &stat) }))
 	require.NoError(t, operr)
 	return stat.Ino
 }

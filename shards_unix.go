@@ -39,12 +39,12 @@ func (k *kernel) listenShards(ctx context.Context, network, addr string, o *opti
 				return fail(err)
 			}
 			ep.at = l.Addr().(*net.TCPAddr).AddrPort()
-			operr := l.raw.Control(func(fd uintptr) { err = k.setReusePort(int(fd)) })
+			operr := l.intake.raw.Control(func(fd uintptr) { err = k.setReusePort(int(fd)) })
 			if err := cmp.Or(operr, err); err != nil {
 				l.Close()
 				return fail(err)
 			}
-			l.reusePort = true
+			l.intake.reusePort = true
 			if !more(l) {
 				return nil
 			}

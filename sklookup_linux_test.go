@@ -39,7 +39,7 @@ func steerPortTo(t *testing.T, port int, ln *Listener) {
 	t.Helper()
 	sockets := bpf(t, bpfMapCreate, &struct{ kind, key, value, entries, flags, _ uint32 }{bpfSockmap, 4, 8, 1, 0, 0})
 	t.Cleanup(func() { unix.Close(sockets) })
-	require.NoError(t, ln.raw.Control(func(fd uintptr) {
+	require.NoError(t, ln.intake.raw.Control(func(fd uintptr) {
 		key, value := new(uint32), new(uint64)
 		*value = uint64(fd)
 		bpf(t, bpfMapUpdate, &struct {

@@ -24,7 +24,7 @@ func (k *kernel) listen(ctx context.Context, network, addr string, o *options) (
 	if err != nil {
 		return nil, &net.OpError{Op: "listen", Net: network, Addr: ep.addr(), Err: err}
 	}
-	welcome(ctx, []*Listener{l})
+	welcome(ctx, intakes([]*Listener{l}))
 	return l, nil
 }
 
@@ -85,7 +85,7 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (l *Listener
 		return nil, err
 	}
 	l.strict, l.fastOpen, l.keepAlive = o.strict, o.fastOpen, keepAlive
-	l.reusePort, l.steers, l.filtered = o.reusePort, o.steers && !o.unsteered, filters(runtime.GOOS, &o.settings)
+	l.intake.reusePort, l.intake.steers, l.intake.filtered = o.reusePort, o.steers && !o.unsteered, filters(runtime.GOOS, &o.settings)
 	l.intake.shown.Store(len(o.controls) > 0)
 	return l, nil
 }

@@ -137,7 +137,7 @@ func (l *Listener) Stats() (Stats, error) {
 	if !l.ok() {
 		return noStats, l.opError("stats", errNotListening)
 	}
-	s, err := readStats(l.kernel, l.raw, l.transport)
+	s, err := readStats(l.intake.kernel, l.intake.raw, l.transport)
 	if err != nil {
 		return noStats, l.opError("stats", err)
 	}

@@ -695,10 +695,10 @@ type place struct {
 // steeringOf returns the steering that directs clients away from listeners. It returns nil
 // if that is not possible.
 func steeringOf(ctx context.Context, drainings []*draining) *steering {
-	var listeners []*Listener
+	var listeners []*intake
 	for _, d := range drainings {
 		listeners = append(listeners, d.l)
-		if d.l.intake.isShared() {
+		if d.l.isShared() {
 			return nil // another holder may accept from the socket
 		}
 	}
@@ -708,7 +708,7 @@ func steeringOf(ctx context.Context, drainings []*draining) *steering {
 	}
 	s := k.groups.join(k, key, own)
 	for i, l := range listeners {
-		if former := l.intake.steering.Swap(&place{s, own[i].inode}); former != nil && former.steering != s {
+		if former := l.steering.Swap(&place{s, own[i].inode}); former != nil && former.steering != s {
 			former.leave(former.inode)
 		}
 	}
@@ -716,10 +716,10 @@ func steeringOf(ctx context.Context, drainings []*draining) *steering {
 }
 
 // leaveSteering ends the steering away from listeners, which let new clients in again.
-func leaveSteering(listeners []*Listener) {
+func leaveSteering(listeners []*intake) {
 	left := make(map[*steering][]uint32)
 	for _, l := range listeners {
-		if at := l.intake.steering.Swap(nil); at != nil {
+		if at := l.steering.Swap(nil); at != nil {
 			left[at.steering] = append(left[at.steering], at.inode)
 		}
 	}
@@ -729,12 +729,12 @@ func leaveSteering(listeners []*Listener) {
 }
 
 // closeListener closes l.
-func (p *place) closeListener(l *Listener) error {
+func (p *place) closeListener(l *intake) error {
 	return p.close(p.inode, l.tcp.Close, func(f func()) { l.gate.alone(l.tcp, f) })
 }
 
 // groupOf returns the group of listeners, and the listeners as a steering needs them.
-func groupOf(ctx context.Context, listeners []*Listener) (k *kernel, key groupKey, own []*steered, err error) {
+func groupOf(ctx context.Context, listeners []*intake) (k *kernel, key groupKey, own []*steered, err error) {
 	for _, l := range listeners {
 		if !l.steers {
 			return nil, key, nil, errors.ErrUnsupported
@@ -744,11 +744,11 @@ func groupOf(ctx context.Context, listeners []*Listener) (k *kernel, key groupKe
 			return nil, key, nil, err
 		}
 		own = append(own, &steered{l.raw, uint32(inode), func(v4 bool) (int, func(), error) {
-			return l.kernel.markListener(l.raw, &l.intake, v4)
+			return l.kernel.markListener(l.raw, l, v4)
 		}})
 	}
 	k = listeners[0].kernel
-	key, err = k.groupKeyOf(ctx, own[0], listeners[0].Addr().(*net.TCPAddr))
+	key, err = k.groupKeyOf(ctx, own[0], listeners[0].tcp.Addr().(*net.TCPAddr))
 	return k, key, own, err
 }
 
@@ -779,7 +779,7 @@ func (k *kernel) groupKeyOf(ctx context.Context, o *steered, addr *net.TCPAddr) 
 // can have left a program that does not know them. If all members answer, welcome detaches
 // any program, and the kernel uses its hash. If some do not answer, they drain, and welcome
 // attaches a program that picks the others.
-func welcome(ctx context.Context, listeners []*Listener) {
+func welcome(ctx context.Context, listeners []*intake) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), steerWait)
 	defer cancel()
 	k, key, own, err := groupOf(ctx, listeners)

@@ -425,7 +425,7 @@ func TestDrainWithoutAProgram(t *testing.T) {
 				breaks(&broken)
 				members := newMembers(t, &broken, "127.0.0.1:0", 2)
 				require.NoError(t, members[0].Drain(within(t, patience)))
-				require.Equal(t, v4, wayOf(t, members[0].raw))
+				require.Equal(t, v4, wayOf(t, members[0].intake.raw))
 				require.NoError(t, members[0].Close())
 				require.Equal(t, []float64{1}, shares(t, members[1:], 50))
 			})

@@ -13,10 +13,10 @@ func steeringOf(context.Context, []*draining) *steering { return nil }
 func (*steering) begin(_ context.Context, stop func()) { stop() }
 func (*steering) look(context.Context)                 {}
 
-func welcome(context.Context, []*Listener) {}
-func leaveSteering([]*Listener)            {}
+func welcome(context.Context, []*intake) {}
+func leaveSteering([]*intake)            {}
 
 // A place is that of a Listener in a steering.
 type place struct{}
 
-func (*place) closeListener(l *Listener) error { return l.tcp.Close() }
+func (*place) closeListener(l *intake) error { return l.tcp.Close() }

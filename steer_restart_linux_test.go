@@ -227,9 +227,9 @@ func TestMigrateAfterADrainThatRanOut(t *testing.T) {
 			old := members[0]
 			require.NoError(t, old.SetDeadline(time.Now())) // its loop ends
 			require.Eventually(t, func() bool {
-				old.gate.mu.Lock()
-				defer old.gate.mu.Unlock()
-				return old.gate.inside == 0
+				old.intake.gate.mu.Lock()
+				defer old.intake.gate.mu.Unlock()
+				return old.intake.gate.inside == 0
 			}, patience, time.Millisecond)
 			c := dialUntil(t, old.Listener)
 			defer c.Close()

@@ -25,7 +25,7 @@ func (*kernel) removeInherited(int)            {}
 func (*kernel) removeMigrated(*net.TCPConn)    {}
 func (*kernel) mayReusePort(int) bool          { return false }
 
-func duplicated([]*Listener) map[*Listener]bool { return nil }
+func duplicated([]*intake) map[*intake]bool { return nil }
 
 func duplicates(_ int, f func()) bool { f(); return false }
 

@@ -91,7 +91,7 @@ func waiting(ctx context.Context, listeners []*Listener) ([]Waiting, error) {
 	if ctx == nil {
 		return nil, first.opError("waiting", errNilContext)
 	}
-	all, err := first.kernel.waiting(ctx, listeners)
+	all, err := first.intake.kernel.waiting(ctx, listeners)
 	if err != nil {
 		return nil, first.opError("waiting", err)
 	}

@@ -29,7 +29,7 @@ func (k *kernel) waiting(ctx context.Context, listeners []*Listener) (all []Wait
 		operr  error
 	)
 	for i, l := range listeners {
-		err := l.raw.Control(func(fd uintptr) {
+		err := l.intake.raw.Control(func(fd uintptr) {
 			var s unix.Stat_t
 			if operr = os.NewSyscallError("fstat", unix.Fstat(int(fd), &s)); operr != nil {
 				return
@@ -50,7 +50,7 @@ func (k *kernel) waiting(ctx context.Context, listeners []*Listener) (all []Wait
 			where.close()
 			return nil, err
 		}
-		if err := l.otherPorts(); err != nil {
+		if err := l.intake.otherPorts(); err != nil {
 			where.close()
 			return nil, err
 		}

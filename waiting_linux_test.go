@@ -327,7 +327,7 @@ func TestWaitingInAnotherNamespace(t *testing.T) {
 		// list.
 		k := realKernel
 		k.namespaceFile = func(int) (*os.File, error) { return nil, unix.EPERM }
-		ln.kernel = &k
+		ln.intake.kernel = &k
 		_, err := ln.Waiting(t.Context())
 		requireOp(t, err, "waiting")
 		require.ErrorIs(t, err, errors.ErrUnsupported)
@@ -400,7 +400,7 @@ func TestWaitingObeysContext(t *testing.T) {
 
 	k := realKernel
 	k.diag = answered(func([]byte) (int, error) { return 0, unix.EAGAIN })
-	ln.kernel = &k
+	ln.intake.kernel = &k
 	_, err = ln.Waiting(within(t, 20*time.Millisecond))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 }
@@ -479,7 +479,7 @@ func TestWaitingOfOtherAnswers(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			k := realKernel
 			k.diag = listing(row.rows...)
-			ln.kernel = &k
+			ln.intake.kernel = &k
 			all, err := ln.Waiting(t.Context())
 			require.ErrorIs(t, err, row.err)
 			require.Len(t, all, len(row.want))
@@ -602,7 +602,7 @@ func TestWaitingOfTransparentListeners(t *testing.T) {
 			}
 			return unix.GetsockoptInt(fd, level, name)
 		}
-		require.Equal(t, want, listen4(t, k).servesOtherPorts(), "%v", errno)
+		require.Equal(t, want, listen4(t, k).intake.servesOtherPorts(), "%v", errno)
 	}
 }
 

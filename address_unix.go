@@ -54,7 +54,7 @@ func (k *kernel) resolve(ctx context.Context, network, address string) (endpoint
 		return ep, nil
 	}
 	port, hostless := portAlone(address)
-	if known, ok := k.withoutHost.Load(network); ok && hostless {
+	if known, ok := k.memory.Load(withoutHost(network)); ok && hostless {
 		ep := known.(endpoint)
 		ep.at = netip.AddrPortFrom(netip.Addr{}, port)
 		return ep, nil
@@ -85,10 +85,15 @@ func (k *kernel) resolve(ctx context.Context, network, address string) (endpoint
 		ep.at = netip.AddrPortFrom(ip, ep.at.Port()) // net turns "::" into 0.0.0.0, which has no zone
 	}
 	if hostless {
-		k.withoutHost.Store(network, endpoint{network: ep.network, v6only: ep.v6only})
+		k.memory.Store(withoutHost(network), endpoint{network: ep.network, v6only: ep.v6only})
 	}
 	return ep, nil
 }
+
+// withoutHost is a key of the endpoint that package net chooses for an address without a
+// host, by network. Package net probes the system for it once per process, so the result
+// does not change.
+type withoutHost string
 
 // portAlone parses an address that has a numeric port and no host, such as ":8080".
 func portAlone(address string) (port uint16, ok bool) {

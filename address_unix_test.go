@@ -153,7 +153,7 @@ func TestNetIsAskedOnce(t *testing.T) {
 		t.Skip("no IPv6 here")
 	}
 	k := realKernel
-	k.withoutHost = new(sync.Map)
+	k.memory = new(sync.Map)
 	asked := 0
 	k.getsockoptInt = func(fd, level, name int) (int, error) {
 		asked++

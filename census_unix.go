@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"weak"
@@ -21,6 +22,14 @@ type census struct {
 	mu      sync.Mutex
 	members map[endpoint][]*seat
 }
+
+// censusOf returns the census of this process.
+func censusOf(k *kernel) *census {
+	all, _ := k.memory.LoadOrStore(censusMemory{}, &census{most: maxGroup(runtime.GOOS)})
+	return all.(*census)
+}
+
+type censusMemory struct{}
 
 // A seat is a socket of a group, or is reserved for one.
 type seat struct {

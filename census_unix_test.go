@@ -5,6 +5,7 @@ package acceptq
 import (
 	"errors"
 	"net"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -18,7 +19,8 @@ func TestGroupHasAMaximum(t *testing.T) {
 		t.Skip("no groups here")
 	}
 	k := realKernel
-	k.census = &census{most: 3}
+	k.memory = new(sync.Map)
+	k.memory.Store(censusMemory{}, &census{most: 3})
 	open := func(t *testing.T, address string, opts ...Option) *Listener {
 		t.Helper()
 		ln, err := k.listenWith(t.Context(), "tcp4", address, append(opts, WithReusePort()))

@@ -114,7 +114,7 @@ func answersTo() map[string][]answer {
 // kernel returns base with m in front of each of its calls.
 func (m *meddler) kernel(base kernel, meddle func() answer) *kernel {
 	k := base
-	k.withoutHost = new(sync.Map) // so that net is asked again
+	k.memory = new(sync.Map) // so that net is asked again
 	k.socket = func(domain int) (int, error) {
 		if m.turn("socket") {
 			return -1, meddle().err

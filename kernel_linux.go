@@ -26,7 +26,6 @@ type ownCalls struct {
 	connect       func(fd int, to unix.Sockaddr) error
 	disconnect    func(fd int, at unix.Sockaddr) error
 	reserve       func(fd int, name string) error
-	groups        *groups // the groups from which this process steers clients away
 }
 
 var realOwnCalls = ownCalls{
@@ -46,7 +45,6 @@ var realOwnCalls = ownCalls{
 	connect:       unix.Connect,
 	disconnect:    disconnect,
 	reserve:       reserve,
-	groups:        new(groups),
 }
 
 // diagWait is how long a read of the answer of sock_diag(7) may block.

@@ -5,7 +5,6 @@ package acceptq
 import (
 	"net"
 	"os"
-	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -48,12 +47,10 @@ type kernel struct {
 	bind          func(fd int, sa unix.Sockaddr) error
 	listenCall    func(fd, backlog int) error
 	adopt         func(*os.File) (net.Listener, error)
-	// withoutHost maps a network to the endpoint that package net chooses for an address
-	// without a host. Package net probes the system for it once per process, so the
-	// result does not change.
-	withoutHost *sync.Map
-	census      *census // the sockets of this process that share an address
-	ownCalls            // the calls that only this system has
+	// memory holds what a package remembers for as long as the table is used. The type of
+	// a key belongs to the package.
+	memory   *sync.Map
+	ownCalls // the calls that only this system has
 }
 
 var realKernel = kernel{
@@ -64,8 +61,7 @@ var realKernel = kernel{
 	bind:          unix.Bind,
 	listenCall:    unix.Listen,
 	adopt:         net.FileListener,
-	withoutHost:   new(sync.Map),
-	census:        &census{most: maxGroup(runtime.GOOS)},
+	memory:        new(sync.Map),
 	ownCalls:      realOwnCalls,
 }
 

@@ -43,16 +43,16 @@ func (k *kernel) open(ctx context.Context, ep endpoint, o *options) (l *Listener
 			return nil, tooShort(b, k.boundsHere())
 		}
 	}
-	if o.reusePort && k.census.most < math.MaxInt {
-		p, err := k.census.enter(ep)
+	if o.reusePort && censusOf(k).most < math.MaxInt {
+		p, err := censusOf(k).enter(ep)
 		if err != nil {
 			return nil, fmt.Errorf("WithReusePort: %w", err)
 		}
 		defer func() {
 			if l == nil { // also if a function of WithControl has panicked
-				k.census.leave(ep, p)
+				censusOf(k).leave(ep, p)
 			} else {
-				k.census.settle(ep, p, l)
+				censusOf(k).settle(ep, p, l)
 			}
 		}()
 	}

@@ -116,6 +116,14 @@ type groups struct {
 	all map[groupKey]*steering
 }
 
+// groupsOf returns the groups from which this process steers clients away.
+func groupsOf(k *kernel) *groups {
+	all, _ := k.memory.LoadOrStore(groupsKey{}, new(groups))
+	return all.(*groups)
+}
+
+type groupsKey struct{}
+
 // join returns the steering of a group and adds own to it.
 func (g *groups) join(k *kernel, key groupKey, own []*steered) *steering {
 	g.mu.Lock()
@@ -706,7 +714,7 @@ func steeringOf(ctx context.Context, drainings []*draining) *steering {
 	if err != nil {
 		return nil
 	}
-	s := k.groups.join(k, key, own)
+	s := groupsOf(k).join(k, key, own)
 	for i, l := range listeners {
 		if former := l.steering.Swap(&place{s, own[i].inode}); former != nil && former.steering != s {
 			former.leave(former.inode)
@@ -786,7 +794,7 @@ func welcome(ctx context.Context, listeners []*intake) {
 	if err != nil {
 		return
 	}
-	if s := k.groups.of(key); s != nil { // this process drains other members
+	if s := groupsOf(k).of(key); s != nil { // this process drains other members
 		if s.lock(ctx) == nil {
 			defer s.unlock()
 			s.refresh(ctx)()

@@ -28,7 +28,7 @@ func BenchmarkShards(b *testing.B) {
 	ln := listenForStats(b)
 	one := new(Shards)
 	for range many.Len() {
-		one.listeners = append(one.listeners, ln)
+		one.listeners = append(shardsOf(one), ln)
 	}
 
 	accept := func(s *Shards) side {

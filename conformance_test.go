@@ -51,7 +51,7 @@ func wrapNets(network, address string) (net.Listener, error) {
 }
 
 // listenTCPOnly listens with package net, on plain TCP like this package.
-func listenTCPOnly(hook control) func(network, address string) (net.Listener, error) {
+func listenTCPOnly(hook func(network, address string, c syscall.RawConn) error) func(network, address string) (net.Listener, error) {
 	return func(network, address string) (net.Listener, error) {
 		lc := net.ListenConfig{Control: hook}
 		lc.SetMultipathTCP(false)

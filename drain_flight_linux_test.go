@@ -181,7 +181,7 @@ func TestShardsDrainReportsEveryError(t *testing.T) {
 		s, err := k.shards(t.Context(), "tcp4", "127.0.0.1:0", 4, nil)
 		require.NoError(t, err)
 		defer s.Close()
-		f, err := s.listeners[2].File()
+		f, err := shardsOf(s)[2].File()
 		require.NoError(t, err)
 		defer f.Close()
 
@@ -212,7 +212,7 @@ func TestShardsDrainReportsEveryError(t *testing.T) {
 		}
 		err = s.Drain(within(t, patience))
 		requireStillOpen(t, err)
-		require.Equal(t, v4, wayOf(t, s.listeners[0].intake.raw), "the other shards must keep clients out")
-		require.Equal(t, way{0, 0, -1}, wayOf(t, s.listeners[2].intake.raw))
+		require.Equal(t, v4, wayOf(t, shardsOf(s)[0].intake.raw), "the other shards must keep clients out")
+		require.Equal(t, way{0, 0, -1}, wayOf(t, shardsOf(s)[2].intake.raw))
 	})
 }

@@ -57,8 +57,8 @@ func stalled(address string, n int) int {
 // retry, and they could not connect until Close.
 func TestFailedDrainKeepsSteering(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys kernel, _ way) {
-		members := newMembers(t, &sys, "127.0.0.1:0", 2)
+	forEachStop(t, func(t *testing.T, calls kernel, _ way) {
+		members := newMembers(t, &calls, "127.0.0.1:0", 2)
 		l := members[0].Listener
 		idle(t, l)
 		c := dialUntil(t, l)
@@ -72,9 +72,9 @@ func TestFailedDrainKeepsSteering(t *testing.T) {
 // the first has succeeded or still runs.
 func TestSecondDrainKeepsSteering(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys kernel, _ way) {
+	forEachStop(t, func(t *testing.T, calls kernel, _ way) {
 		t.Run("the first has ended", func(t *testing.T) {
-			members := newMembers(t, &sys, "127.0.0.1:0", 2)
+			members := newMembers(t, &calls, "127.0.0.1:0", 2)
 			l := members[0].Listener
 			require.NoError(t, l.Drain(within(t, patience)))
 			require.Zero(t, stalled(l.Addr().String(), 20), "control")
@@ -86,7 +86,7 @@ func TestSecondDrainKeepsSteering(t *testing.T) {
 			requireEven(t, shares(t, members, 200)) // Resume has removed the program
 		})
 		t.Run("the first runs", func(t *testing.T) {
-			members := newMembers(t, &sys, "127.0.0.1:0", 3)
+			members := newMembers(t, &calls, "127.0.0.1:0", 3)
 			l := members[0].Listener
 			idle(t, l)
 			c := dialUntil(t, l)
@@ -106,12 +106,12 @@ func TestSecondDrainKeepsSteering(t *testing.T) {
 // ErrStillOpen: if it returned nil, Close could reset clients.
 func TestDrainNoticesWrap(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys kernel, v4 way) {
-		ln := listen4(t, sys)
+	forEachStop(t, func(t *testing.T, calls kernel, v4 way) {
+		ln := listen4(t, calls)
 		dialed(t, ln, 1)
 		drained := inBackground(t, ln, within(t, patience))
 		untilStopped(t, ln, v4)
-		_, err := sys.wrap(ln.TCPListener())
+		_, err := calls.wrap(ln.TCPListener())
 		require.NoError(t, err)
 		s, err := ln.Accept()
 		require.NoError(t, err)
@@ -143,9 +143,9 @@ func TestMigratedConnectionReceives(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_migrate_req", 1)
 		for _, stop := range stops {
 			t.Run(stop.name, func(t *testing.T) {
-				sys := stop.kernel()
+				calls := stop.kernel()
 				listen := func(address string) *Listener {
-					l, err := sys.listenWith(t.Context(), "tcp4", address, []Option{WithReusePort()})
+					l, err := calls.listenWith(t.Context(), "tcp4", address, []Option{WithReusePort()})
 					require.NoError(t, err)
 					t.Cleanup(func() { l.Close() })
 					return l
@@ -179,7 +179,7 @@ func TestDrainErrorHasCurrentNumbers(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_synack_retries", 2) // the kernel gives up after 7 s
-		ln := listen4(t, realKernel)
+		ln := listenIPv4(t)
 		newDeafClient(t, ln.Addr())
 		dialed(t, ln, 1)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -200,9 +200,9 @@ func TestDrainErrorHasCurrentNumbers(t *testing.T) {
 func TestResumeWithoutDetach(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		sys := realKernel
-		sys.detachProgram = func(int) error { return unix.ENOPROTOOPT }
-		members := newMembers(t, &sys, "127.0.0.1:0", 3)
+		calls := realKernel
+		calls.detachProgram = func(int) error { return unix.ENOPROTOOPT }
+		members := newMembers(t, &calls, "127.0.0.1:0", 3)
 		require.NoError(t, members[0].Drain(within(t, patience)))
 		require.NoError(t, members[0].Resume())
 		requireEven(t, shares(t, members, 300))
@@ -214,9 +214,9 @@ func TestResumeWithoutDetach(t *testing.T) {
 func TestResumeOfOneShardKeepsSteering(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		sys := realKernel
-		old := newGeneration(t, &sys, "tcp4", "127.0.0.1:0", 3)
-		next := newGeneration(t, &sys, "tcp4", old.shards.Addr().String(), 1)
+		calls := realKernel
+		old := newGeneration(t, &calls, "tcp4", "127.0.0.1:0", 3)
+		next := newGeneration(t, &calls, "tcp4", old.shards.Addr().String(), 1)
 		require.NoError(t, old.shards.Drain(within(t, patience)))
 		require.Zero(t, stalled(old.shards.Addr().String(), 20), "control")
 		for l := range old.shards.All() {
@@ -247,9 +247,9 @@ func withoutInode(p []byte, inode uint32) (left []byte) {
 func TestCloseAfterAnIncompleteListing(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		sys := realKernel
+		calls := realKernel
 		var inode atomic.Uint32
-		sys.diag = func(request []byte) (diagAnswer, error) {
+		calls.diag = func(request []byte) (diagAnswer, error) {
 			answer, err := diag(request)
 			receive := answer.receive
 			answer.receive = func(p []byte) (int, error) {
@@ -261,9 +261,9 @@ func TestCloseAfterAnIncompleteListing(t *testing.T) {
 			}
 			return answer, err
 		}
-		old := newGeneration(t, &sys, "tcp4", "127.0.0.1:0", 3)
-		next := newGeneration(t, &sys, "tcp4", old.shards.Addr().String(), 2)
-		l := old.shards.listeners[1]
+		old := newGeneration(t, &calls, "tcp4", "127.0.0.1:0", 3)
+		next := newGeneration(t, &calls, "tcp4", old.shards.Addr().String(), 2)
+		l := shardsOf(old.shards)[1]
 		var stat unix.Stat_t
 		require.NoError(t, l.intake.raw.Control(func(fd uintptr) { unix.Fstat(int(fd), &stat) }))
 		inode.Store(uint32(stat.Ino))
@@ -378,15 +378,15 @@ func TestDrainOfBlockingShardsEndsWithContext(t *testing.T) {
 func TestResumeRemovesTheProgram(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		sys := realKernel
-		members := newMembers(t, &sys, "127.0.0.1:0", 2)
+		calls := realKernel
+		members := newMembers(t, &calls, "127.0.0.1:0", 2)
 		l := members[0].Listener
 		idle(t, l)
 		c := dialUntil(t, l)
 		defer c.Close()
 		first := inBackground(t, l, within(t, patience))
 		require.Error(t, l.Drain(within(t, 100*time.Millisecond)))
-		members = append(members, newMembers(t, &sys, l.Addr().String(), 1)...)
+		members = append(members, newMembers(t, &calls, l.Addr().String(), 1)...)
 		// Call Accept again, so that the first drain ends.
 		time.Sleep(50 * time.Millisecond)
 		require.NoError(t, l.SetDeadline(time.Time{}))
@@ -402,19 +402,19 @@ func TestResumeRemovesTheProgram(t *testing.T) {
 func TestSteeringWhileListenersOpenAndClose(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		sys := realKernel
+		calls := realKernel
 		panics, wrong := 0, 0
 		const tries = 60
 		for range tries {
 			func() {
-				s, err := sys.shards(t.Context(), "tcp4", "127.0.0.1:0", 64, []Option{WithReusePort()})
+				s, err := calls.shards(t.Context(), "tcp4", "127.0.0.1:0", 64, []Option{WithReusePort()})
 				require.NoError(t, err)
 				var loops sync.WaitGroup
 				for l := range s.All() {
 					loops.Go(func() { answerEach(l, func() {}) })
 				}
 				defer loops.Wait()
-				heir, err := sys.shards(t.Context(), "tcp4", s.Addr().String(), 1, []Option{WithReusePort()})
+				heir, err := calls.shards(t.Context(), "tcp4", s.Addr().String(), 1, []Option{WithReusePort()})
 				require.NoError(t, err)
 				defer heir.Close()
 				stop := make(chan struct{})
@@ -426,7 +426,7 @@ func TestSteeringWhileListenersOpenAndClose(t *testing.T) {
 							return
 						default:
 						}
-						if third, err := sys.shards(t.Context(), "tcp4", s.Addr().String(), 64, []Option{WithReusePort()}); err == nil {
+						if third, err := calls.shards(t.Context(), "tcp4", s.Addr().String(), 64, []Option{WithReusePort()}); err == nil {
 							third.Close()
 						}
 					}
@@ -456,11 +456,11 @@ func TestSteeringWhileListenersOpenAndClose(t *testing.T) {
 func TestDrainEndsWhileCloseHangs(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		sys := realKernel
-		members := newMembers(t, &sys, "127.0.0.1:0", 1)
+		calls := realKernel
+		members := newMembers(t, &calls, "127.0.0.1:0", 1)
 		l := members[0].Listener
 		newDeafClient(t, l.Addr()) // the drain waits for it
-		newMembers(t, &sys, l.Addr().String(), 1)
+		newMembers(t, &calls, l.Addr().String(), 1)
 		var operr error
 		require.NoError(t, l.intake.raw.Control(func(fd uintptr) { operr = unix.SetNonblock(int(fd), false) }))
 		require.NoError(t, operr)
@@ -513,7 +513,7 @@ func dialUntilAccepted(t *testing.T, m *counted) net.Conn {
 func TestDrainWaitsForHandshakesBehindAFullQueue(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		ln := listen4(t, realKernel, WithBacklog(1))
+		ln := listenIPv4(t, WithBacklog(1))
 		client := newDeafClient(t, ln.Addr())
 		full := connectUntilFull(t, ln.Addr(), 10)
 		require.NotEmpty(t, full)
@@ -552,8 +552,8 @@ func TestDrainWaitsForHandshakesBehindAFullQueue(t *testing.T) {
 func TestDrainWithoutNamespaceCookie(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		sys := realKernel
-		sys.getsockopt = func(fd, level, name int, p []byte) (int, error) {
+		calls := realKernel
+		calls.getsockopt = func(fd, level, name int, p []byte) (int, error) {
 			if level == unix.SOL_SOCKET && name == unix.SO_NETNS_COOKIE {
 				return 0, unix.ENOPROTOOPT
 			}
@@ -563,7 +563,7 @@ func TestDrainWithoutNamespaceCookie(t *testing.T) {
 		var ln *Listener
 		other.in(func() {
 			var err error
-			ln, err = sys.listenWith(t.Context(), "tcp", "127.0.0.1:0", nil)
+			ln, err = calls.listenWith(t.Context(), "tcp", "127.0.0.1:0", nil)
 			require.NoError(t, err)
 		})
 		defer ln.Close()

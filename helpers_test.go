@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -95,7 +96,7 @@ func dialed(t *testing.T, ln *Listener, n int) (clients []net.Conn) {
 }
 
 // inBackground runs Drain in a goroutine.
-func inBackground(t *testing.T, ln *Listener, ctx context.Context) (result chan error) {
+func inBackground(t *testing.T, ln interface{ Drain(context.Context) error }, ctx context.Context) (result chan error) {
 	result = make(chan error, 1)
 	go func() { result <- ln.Drain(ctx) }()
 	return result
@@ -114,7 +115,7 @@ func received(t *testing.T, from chan error) error {
 
 // refused requires that listening fails, and returns the error. It requires that no
 // descriptor and no goroutine is left.
-func refused(t *testing.T, listen func() (*Listener, error)) error {
+func refused[L net.Listener](t *testing.T, listen func() (L, error)) error {
 	t.Helper()
 	goroutines := goleak.IgnoreCurrent()
 	descriptors := openDescriptors()
@@ -300,4 +301,19 @@ func each(n int, f func(i int)) {
 		})
 	}
 	wait.Wait()
+}
+
+// unknownStats is a Stats without a known number.
+var unknownStats = Stats{Queued: -1, Incomplete: -1, Limit: -1, Capacity: -1, Drops: -1}
+
+// shardsOf returns the shards of s.
+func shardsOf(s *Shards) []*Listener { return slices.Collect(s.All()) }
+
+// listenIPv4 listens on a free port of 127.0.0.1 until the test ends.
+func listenIPv4(t *testing.T, opts ...Option) *Listener {
+	t.Helper()
+	ln, err := Listen(t.Context(), "tcp4", "127.0.0.1:0", opts...)
+	require.NoError(t, err)
+	t.Cleanup(func() { ln.Close() })
+	return ln
 }

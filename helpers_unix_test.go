@@ -4,6 +4,7 @@ package acceptq
 
 import (
 	"net"
+	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -36,8 +37,9 @@ func onDescriptor(t testing.TB, c syscall.Conn, f func(fd int) (int, error)) (v 
 	t.Helper()
 	raw, err := c.SyscallConn()
 	require.NoError(t, err)
-	v, err = rawInt(raw, f)
-	require.NoError(t, err)
+	cerr := raw.Control(func(fd uintptr) { v, err = f(int(fd)) })
+	require.NoError(t, cerr)
+	require.NoError(t, os.NewSyscallError("getsockopt", err))
 	return v
 }
 

@@ -52,11 +52,11 @@ func TestClosedListener(t *testing.T) {
 
 	s, err := ln.Stats()
 	requireClosed(t, err)
-	require.Equal(t, noStats, s)
+	require.Equal(t, unknownStats, s)
 	requireOp(t, err, "stats")
 	s, err = ReadStats(ln)
 	requireClosed(t, err)
-	require.Equal(t, noStats, s)
+	require.Equal(t, unknownStats, s)
 	requireOp(t, err, "stats")
 	b, err := ln.SetBacklog(9)
 	requireClosed(t, err)
@@ -91,7 +91,7 @@ func TestZeroListener(t *testing.T) {
 	var ln Listener
 	s, err := ln.Stats()
 	require.ErrorIs(t, err, syscall.EINVAL)
-	require.Equal(t, noStats, s)
+	require.Equal(t, unknownStats, s)
 	_, err = ReadStats(&ln)
 	require.ErrorIs(t, err, syscall.EINVAL)
 	_, err = Wrap(&ln)
@@ -155,7 +155,7 @@ func TestNoListeningSocket(t *testing.T) {
 	for name, c := range conns {
 		t.Run("ReadStats of "+name, func(t *testing.T) {
 			s, err := ReadStats(c)
-			require.Equal(t, noStats, s)
+			require.Equal(t, unknownStats, s)
 			requireOp(t, err, "stats")
 			switch {
 			case name == "a closed UDP socket":

@@ -152,7 +152,7 @@ func TestQueueTimeIsTheWait(t *testing.T) {
 func TestQueueTimeOfDeferredAccept(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		ln := listen4(t, realKernel, WithDeferAccept(30*time.Second))
+		ln := listenIPv4(t, WithDeferAccept(30*time.Second))
 		c, err := net.Dial("tcp", ln.Addr().String())
 		require.NoError(t, err)
 		defer c.Close()
@@ -175,7 +175,7 @@ func TestQueueTimeOfACookie(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_syncookies", 2) // always
-		ln := listen4(t, realKernel)
+		ln := listenIPv4(t)
 		_, w := joinQueue(t, ln.Addr(), 1, func() (net.Conn, error) { return net.Dial("tcp", ln.Addr().String()) })
 		require.NotZero(t, kernelCounter(t, "SyncookiesRecv"))
 		time.Sleep(50 * time.Millisecond) // the test needs a wait
@@ -192,7 +192,7 @@ func TestQueueTimeOfAMigratedConnection(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_migrate_req", 1)
-		first := listen4(t, realKernel, WithReusePort())
+		first := listenIPv4(t, WithReusePort())
 		_, w := joinQueue(t, first.Addr(), 1, func() (net.Conn, error) { return net.Dial("tcp", first.Addr().String()) })
 		heir, err := ListenTCP(first.Addr().String(), WithReusePort())
 		require.NoError(t, err)
@@ -228,7 +228,7 @@ func TestQueueTimeOfFastOpen(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_fastopen", 0x1|0x2|0x4|0x200) // both sides, without a cookie
-		ln := listen4(t, realKernel, WithFastOpen(5))
+		ln := listenIPv4(t, WithFastOpen(5))
 		after := now()
 		fd := fastOpen(t, ln.Addr(), true)
 		require.Eventually(t, func() bool { return kernelQueue(t, ln.Addr()) == 1 }, patience, time.Millisecond)
@@ -300,7 +300,7 @@ func requireQueueTimeError(t *testing.T, err, target error) {
 
 // If the kernel does not report the wait, QueueTime returns an error and not a short time.
 func TestQueueTimeErrors(t *testing.T) {
-	ln := listen4(t, realKernel)
+	ln := listenIPv4(t)
 	dial := func(t *testing.T) (client, server *net.TCPConn) {
 		c, err := net.Dial("tcp", ln.Addr().String())
 		require.NoError(t, err)
@@ -369,7 +369,7 @@ func (*selfWrapped) RemoteAddr() net.Addr { return nil }
 
 // An older kernel returns a shorter structure, and gVisor returns zeros.
 func TestQueueTimeOfOtherKernels(t *testing.T) {
-	ln := listen4(t, realKernel)
+	ln := listenIPv4(t)
 	c, err := net.Dial("tcp", ln.Addr().String())
 	require.NoError(t, err)
 	defer c.Close()
@@ -458,7 +458,7 @@ func TestQueueTimeUnderLoad(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		const clients, each = 32, 20
-		ln := listen4(t, realKernel, WithBacklog(clients))
+		ln := listenIPv4(t, WithBacklog(clients))
 		var begun sync.Map // when a client began to connect, by its address
 		slack := tick(t) * 3 / 2
 		type finding struct {
@@ -515,7 +515,7 @@ func TestQueueTimeDoesNotAllocate(t *testing.T) {
 	if raceDetector {
 		t.Skip("the race detector allocates")
 	}
-	ln := listen4(t, realKernel)
+	ln := listenIPv4(t)
 	c, err := net.Dial("tcp", ln.Addr().String())
 	require.NoError(t, err)
 	defer c.Close()

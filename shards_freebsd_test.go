@@ -51,7 +51,7 @@ func TestNoShardsOfBothFamilies(t *testing.T) {
 		defer ln.Close()
 		l, err := Wrap(ln)
 		require.NoError(t, err)
-		group.listeners = append(group.listeners, l)
+		group.listeners = append(shardsOf(group), l)
 		addr = ln.Addr().String()
 	}
 	if ip := group.Addr().(*net.TCPAddr).IP; ip.To4() != nil {
@@ -61,8 +61,8 @@ func TestNoShardsOfBothFamilies(t *testing.T) {
 	connectAll(t, v4, clients)
 	queuedBecomes(t, clients, group.Stats)
 	require.Eventually(t, func() bool {
-		a, _ := group.listeners[0].Stats()
-		b, _ := group.listeners[1].Stats()
+		a, _ := shardsOf(group)[0].Stats()
+		b, _ := shardsOf(group)[1].Stats()
 		return max(a.Queued, b.Queued) == clients && min(a.Queued, b.Queued) == 0
 	}, patience, time.Millisecond, "the kernel spreads them: the library need not refuse")
 }

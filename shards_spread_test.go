@@ -142,7 +142,7 @@ func TestShardsOfTwoInstances(t *testing.T) {
 	for _, c := range connectAll(t, a.Addr(), clients) {
 		defer c.Close()
 	}
-	both := &Shards{listeners: append(a.listeners[:2:2], b.listeners...)}
+	both := &Shards{listeners: append(shardsOf(a)[:2:2], shardsOf(b)...)}
 	queuedBecomes(t, clients, both.Stats)
 	for l := range both.All() {
 		q, err := l.Stats()

@@ -26,7 +26,7 @@ func TestStatsAgreeWithTheQueue(t *testing.T) {
 		for name, read := range readers {
 			s, err := read()
 			require.ErrorIs(t, err, errors.ErrUnsupported, name)
-			require.Equal(t, noStats, s, name)
+			require.Equal(t, unknownStats, s, name)
 		}
 		return
 	}
@@ -68,7 +68,7 @@ func TestUtilization(t *testing.T) {
 		"the largest of both":          {Stats{Queued: math.MaxInt, Capacity: math.MaxInt}, 1, true},
 		"queued unknown":               {Stats{Queued: unknown, Capacity: 129}, 0, false},
 		"capacity unknown":             {Stats{Queued: 3, Capacity: unknown}, 0, false},
-		"all unknown":                  {noStats, 0, false},
+		"all unknown":                  {unknownStats, 0, false},
 		"nothing read":                 {Stats{}, 0, false},
 		"limit and drops play no part": {Stats{Queued: 1, Capacity: 4, Limit: unknown, Drops: unknown}, 0.25, true},
 	} {
@@ -96,7 +96,7 @@ func TestStatsInWords(t *testing.T) {
 			"queue.queued=0 queue.incomplete=6 queue.limit=5 queue.capacity=8",
 		},
 		{
-			noStats,
+			unknownStats,
 			"nothing known",
 			`{"queued":null,"incomplete":null,"limit":null,"capacity":null,"drops":null}`,
 			"",

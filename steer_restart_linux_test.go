@@ -23,8 +23,8 @@ const steeringDrainerEnv = "ACCEPTQ_TEST_STEERING_DRAINER"
 
 // drainer is that process.
 func drainer(t *testing.T, address string) {
-	sys := realKernel
-	l := newMembers(t, &sys, address, 1)[0]
+	calls := realKernel
+	l := newMembers(t, &calls, address, 1)[0]
 	fmt.Println("listens at", l.Addr())
 	bufio.NewReader(os.Stdin).ReadString('\n')
 	require.NoError(t, l.Drain(within(t, patience)))
@@ -40,7 +40,7 @@ func TestSteeringDrainerIsKilled(t *testing.T) {
 	}
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		sys := realKernel
+		calls := realKernel
 		for _, row := range []struct {
 			name          string
 			before, after int // listeners in the order of listen(2)
@@ -49,7 +49,7 @@ func TestSteeringDrainerIsKilled(t *testing.T) {
 				var members []*counted
 				address := "127.0.0.1:0"
 				if row.before > 0 {
-					members = newMembers(t, &sys, address, row.before)
+					members = newMembers(t, &calls, address, row.before)
 					address = members[0].Addr().String()
 				}
 				self, err := os.Executable()
@@ -66,7 +66,7 @@ func TestSteeringDrainerIsKilled(t *testing.T) {
 				require.True(t, lines.Scan())
 				address = strings.TrimPrefix(lines.Text(), "listens at ")
 				if row.after > 0 {
-					members = append(members, newMembers(t, &sys, address, row.after)...)
+					members = append(members, newMembers(t, &calls, address, row.after)...)
 				}
 				clients := newThrong(16, address)
 				clients.answers(t, 50)
@@ -79,7 +79,7 @@ func TestSteeringDrainerIsKilled(t *testing.T) {
 				require.NoError(t, cmd.Process.Kill())
 				cmd.Wait()
 				clients.answers(t, 100)
-				newcomer := newMembers(t, &sys, address, 1)
+				newcomer := newMembers(t, &calls, address, 1)
 				clients.answers(t, 100)
 				clients.end(t)
 				require.LessOrEqual(t, kernelCounter(t, "TCPSynRetrans")-before, int64(1))
@@ -93,8 +93,8 @@ func TestSteeringDrainerIsKilled(t *testing.T) {
 // may be stalled, and none is lost. The others have even shares afterwards.
 func TestTwoDrainersAtOnce(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys kernel, _ way) {
-		members := newMembers(t, &sys, "127.0.0.1:0", 4)
+	forEachStop(t, func(t *testing.T, calls kernel, _ way) {
+		members := newMembers(t, &calls, "127.0.0.1:0", 4)
 		clients := newThrong(16, members[0].Addr().String())
 		before := kernelCounter(t, "TCPSynRetrans")
 		const rounds = 4
@@ -107,7 +107,7 @@ func TestTwoDrainersAtOnce(t *testing.T) {
 			}
 			both.Wait()
 			require.NoError(t, errors.Join(errs...))
-			members = append(members[2:], newMembers(t, &sys, members[3].Addr().String(), 2)...)
+			members = append(members[2:], newMembers(t, &calls, members[3].Addr().String(), 2)...)
 		}
 		answered := clients.end(t)
 		t.Logf("%d rounds: %d answered, none lost, %d SYNs sent again", rounds, answered, kernelCounter(t, "TCPSynRetrans")-before)
@@ -119,8 +119,8 @@ func TestTwoDrainersAtOnce(t *testing.T) {
 // the group, and the drain puts it back; in the end the one that drains is given nobody.
 func TestMembersComeAndGo(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys kernel, _ way) {
-		members := newMembers(t, &sys, "127.0.0.1:0", 3)
+	forEachStop(t, func(t *testing.T, calls kernel, _ way) {
+		members := newMembers(t, &calls, "127.0.0.1:0", 3)
 		l := members[1].Listener
 		address := l.Addr().String()
 		others := []*counted{members[0], members[2]}
@@ -133,7 +133,7 @@ func TestMembersComeAndGo(t *testing.T) {
 		clients := newThrong(16, address)
 		for i := range 5 {
 			clients.answers(t, 20)
-			others = append(others, newMembers(t, &sys, address, 1)...)
+			others = append(others, newMembers(t, &calls, address, 1)...)
 			clients.answers(t, 20)
 			gone := others[i%len(others)]
 			others = slices.DeleteFunc(others, func(m *counted) bool { return m == gone })
@@ -155,7 +155,7 @@ func TestMembersComeAndGo(t *testing.T) {
 		require.NoError(t, received(t, drained))
 		require.NoError(t, l.Close())
 		t.Logf("%d answered", clients.end(t))
-		requireEven(t, shares(t, append(others, newMembers(t, &sys, address, 1)...), 300))
+		requireEven(t, shares(t, append(others, newMembers(t, &calls, address, 1)...), 300))
 	})
 }
 
@@ -165,7 +165,7 @@ func TestMembersComeAndGo(t *testing.T) {
 func TestMigrateAndSteer(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		sys := realKernel
+		calls := realKernel
 		for _, row := range []struct {
 			name    string
 			migrate int
@@ -176,7 +176,7 @@ func TestMigrateAndSteer(t *testing.T) {
 				system, err := ReadSystem()
 				require.NoError(t, err)
 				require.Equal(t, row.migrate, system.MigrateRequests)
-				current := newMembers(t, &sys, "127.0.0.1:0", 1)[0]
+				current := newMembers(t, &calls, "127.0.0.1:0", 1)[0]
 				var answered, lost atomic.Int64
 				stop := make(chan struct{})
 				var clients sync.WaitGroup
@@ -202,7 +202,7 @@ func TestMigrateAndSteer(t *testing.T) {
 				for range restarts {
 					want := answered.Load() + 50
 					require.Eventually(t, func() bool { return answered.Load() >= want }, patience, time.Millisecond)
-					next := newMembers(t, &sys, address, 1)[0]
+					next := newMembers(t, &calls, address, 1)[0]
 					onDescriptor(t, last.Listener, func(fd int) (int, error) { return 0, attachProgram(fd, program(2, []int{0})) })
 					require.NoError(t, last.Close())
 					last = next
@@ -220,10 +220,10 @@ func TestMigrateAndSteer(t *testing.T) {
 // the other member of the group serves it after Close; without it Close resets it.
 func TestMigrateAfterADrainThatRanOut(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys kernel, _ way) {
+	forEachStop(t, func(t *testing.T, calls kernel, _ way) {
 		for migrate, want := range []error{unix.ECONNRESET, nil} {
 			setSysctl(t, "net.ipv4.tcp_migrate_req", migrate)
-			members := newMembers(t, &sys, "127.0.0.1:0", 2)
+			members := newMembers(t, &calls, "127.0.0.1:0", 2)
 			old := members[0]
 			require.NoError(t, old.SetDeadline(time.Now())) // its loop ends
 			require.Eventually(t, func() bool {
@@ -254,13 +254,13 @@ func TestSteeringLeadsCookies(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_syncookies", 2)
-		sys := realKernel
+		calls := realKernel
 		for _, row := range []struct {
 			name string
 			opts []Option
 		}{{"steered", nil}, {"not steered", []Option{WithoutSteering()}}} {
 			t.Run(row.name, func(t *testing.T) {
-				members := newMembers(t, &sys, "127.0.0.1:0", 2, row.opts...)
+				members := newMembers(t, &calls, "127.0.0.1:0", 2, row.opts...)
 				old, successor := members[0], members[1]
 				d := net.Dialer{Timeout: patience, Control: lateACK}
 				var conns []net.Conn
@@ -299,7 +299,7 @@ func TestSteeringLeadsCookies(t *testing.T) {
 // may stall each client once.
 func TestRestartsUnderFaults(t *testing.T) {
 	t.Parallel()
-	forEachStop(t, func(t *testing.T, sys kernel, _ way) {
+	forEachStop(t, func(t *testing.T, calls kernel, _ way) {
 		fails := func(after int, err error) func() error {
 			var calls atomic.Int64
 			return func() error {
@@ -309,27 +309,27 @@ func TestRestartsUnderFaults(t *testing.T) {
 				return nil
 			}
 		}
-		faults := map[string]func(sys *kernel, fail func() error){
-			"attach": func(sys *kernel, fail func() error) {
-				attach := sys.attachProgram
-				sys.attachProgram = func(fd int, p []unix.SockFilter) error {
+		faults := map[string]func(calls *kernel, fail func() error){
+			"attach": func(calls *kernel, fail func() error) {
+				attach := calls.attachProgram
+				calls.attachProgram = func(fd int, p []unix.SockFilter) error {
 					if err := fail(); err != nil {
 						return err
 					}
 					return attach(fd, p)
 				}
 			},
-			"detach": func(sys *kernel, fail func() error) {
-				detach := sys.detachProgram
-				sys.detachProgram = func(fd int) error {
+			"detach": func(calls *kernel, fail func() error) {
+				detach := calls.detachProgram
+				calls.detachProgram = func(fd int) error {
 					if err := fail(); err != nil {
 						return err
 					}
 					return detach(fd)
 				}
 			},
-			"list": func(sys *kernel, fail func() error) {
-				sys.diag = func(request []byte) (diagAnswer, error) {
+			"list": func(calls *kernel, fail func() error) {
+				calls.diag = func(request []byte) (diagAnswer, error) {
 					if statesOf(request) == 1<<tcpListen {
 						if err := fail(); err != nil {
 							return diagAnswer{}, err
@@ -338,8 +338,8 @@ func TestRestartsUnderFaults(t *testing.T) {
 					return diag(request)
 				}
 			},
-			"a row too short": func(sys *kernel, fail func() error) {
-				sys.diag = func(request []byte) (diagAnswer, error) {
+			"a row too short": func(calls *kernel, fail func() error) {
+				calls.diag = func(request []byte) (diagAnswer, error) {
 					if statesOf(request) == 1<<tcpListen && fail() != nil {
 						return listing(make([]byte, diagMsgSize-1))(request)
 					}
@@ -360,7 +360,7 @@ func TestRestartsUnderFaults(t *testing.T) {
 						runs++
 						t.Run(fmt.Sprintf("%s, %v after %d", name, errno, after), func(t *testing.T) {
 							t.Parallel()
-							broken := sys
+							broken := calls
 							breaks(&broken, fails(after, errno))
 							current := newMembers(t, &broken, "127.0.0.1:0", 1)[0]
 							address := current.Addr().String()

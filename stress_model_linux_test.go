@@ -286,7 +286,7 @@ func TestModel(t *testing.T) {
 			s, err := ListenTCPShards("127.0.0.1:0", 3, WithBacklog(64))
 			require.NoError(t, err)
 			(&model{subject: subject{
-				listeners: s.listeners, stats: s.Stats, setBacklog: s.SetBacklog, drain: s.Drain, close: s.Close,
+				listeners: shardsOf(s), stats: s.Stats, setBacklog: s.SetBacklog, drain: s.Drain, close: s.Close,
 			}}).run(t, seed)
 		})
 	})

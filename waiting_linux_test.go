@@ -52,7 +52,7 @@ func TestWaitingListsTheQueue(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		const n, closed = 100, 30
-		ln := listen4(t, realKernel, WithBacklog(n))
+		ln := listenIPv4(t, WithBacklog(n))
 		type client struct {
 			wait
 			received int
@@ -117,15 +117,15 @@ func TestWaitingListsTheQueue(t *testing.T) {
 func TestWaitingListsNothingElse(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
-		ln := listen4(t, realKernel)
+		ln := listenIPv4(t)
 		all, err := ln.Waiting(t.Context())
 		require.NoError(t, err)
 		require.Empty(t, all)
 
-		other := listen4(t, realKernel)
+		other := listenIPv4(t)
 		dialed(t, other, 2)
 		newDeafClient(t, ln.Addr())
-		held := listen4(t, realKernel, WithDeferAccept(30*time.Second))
+		held := listenIPv4(t, WithDeferAccept(30*time.Second))
 		h, err := net.Dial("tcp", held.Addr().String())
 		require.NoError(t, err)
 		defer h.Close()
@@ -208,7 +208,7 @@ func TestWaitingShared(t *testing.T) {
 			}
 		}
 		t.Run("one address", func(t *testing.T) {
-			a := listen4(t, realKernel, WithReusePort())
+			a := listenIPv4(t, WithReusePort())
 			dial(t, a.Addr().String(), 5)
 			require.Zero(t, shared(waitingBecomes(t, 5, a.Waiting)))
 			b, err := ListenTCP(a.Addr().String(), WithReusePort())
@@ -251,7 +251,7 @@ func TestWaitingShared(t *testing.T) {
 			defer s.Close()
 			dial(t, s.Addr().String(), 12)
 			require.Zero(t, shared(waitingBecomes(t, 12, s.Waiting)))
-			require.Equal(t, 12, shared(waitingBecomes(t, 12, s.listeners[0].Waiting)))
+			require.Equal(t, 12, shared(waitingBecomes(t, 12, shardsOf(s)[0].Waiting)))
 			other, err := ListenTCP(s.Addr().String(), WithReusePort())
 			require.NoError(t, err)
 			defer other.Close()
@@ -265,7 +265,7 @@ func TestWaitingFastOpen(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		setSysctl(t, "net.ipv4.tcp_fastopen", 0x1|0x2|0x4|0x200) // both sides, without a cookie
-		ln := listen4(t, realKernel, WithFastOpen(5))
+		ln := listenIPv4(t, WithFastOpen(5))
 		fastOpen(t, ln.Addr(), true)
 		all := waitingBecomes(t, 1, ln.Waiting)
 		require.EqualValues(t, 4, all[0].Received)
@@ -340,7 +340,7 @@ func TestWaitingUnderLoad(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {
 		const clients, each = 16, 20
-		ln := listen4(t, realKernel, WithBacklog(clients))
+		ln := listenIPv4(t, WithBacklog(clients))
 		loop := serveEach(ln)
 		stop := make(chan struct{})
 		var asking, running sync.WaitGroup
@@ -383,14 +383,14 @@ func TestWaitingUnderLoad(t *testing.T) {
 
 // Waiting needs no privilege. This test uses no namespace, so any user can run it.
 func TestWaitingUnprivileged(t *testing.T) {
-	ln := listen4(t, realKernel)
+	ln := listenIPv4(t)
 	clients := dialed(t, ln, 3)
 	require.Equal(t, addressesOf(clients...), clientsOf(waitingBecomes(t, 3, ln.Waiting)))
 }
 
 // Waiting ends with ctx, even if the kernel does not answer.
 func TestWaitingObeysContext(t *testing.T) {
-	ln := listen4(t, realKernel)
+	ln := listenIPv4(t)
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	all, err := ln.Waiting(ended)
@@ -452,7 +452,7 @@ func queueRow(state uint8, inode uint32, cookie uint64, n int) []byte {
 
 // Incomplete or malformed answers of the kernel.
 func TestWaitingOfOtherAnswers(t *testing.T) {
-	ln := listen4(t, realKernel)
+	ln := listenIPv4(t)
 	inode := uint32(inode(t, ln))
 	listener := queueRow(tcpListen, inode, 1, 8)
 	client := netip.MustParseAddrPort("127.0.0.1:2")
@@ -525,7 +525,7 @@ func FuzzParseRow(f *testing.F) {
 // them.
 func TestWaitingBesideAcceptedConnections(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
-		ln := listen4(t, realKernel)
+		ln := listenIPv4(t)
 		allocations := func() float64 {
 			return testing.AllocsPerRun(10, func() {
 				if _, err := ln.Waiting(t.Context()); err != nil {
@@ -557,7 +557,7 @@ func TestWaitingOfOtherPorts(t *testing.T) {
 			"another address": func(port int) string { return fmt.Sprintf("127.0.0.2:%d", port) },
 		} {
 			t.Run(name, func(t *testing.T) {
-				ln := listen4(t, realKernel)
+				ln := listenIPv4(t)
 				dialed(t, ln, 1)
 				require.Len(t, waitingBecomes(t, 1, ln.Waiting), 1)
 				to := netip.MustParseAddrPort(address(ln.Addr().(*net.TCPAddr).Port))

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"slices"
@@ -392,7 +393,7 @@ func clientSocket(at unix.Sockaddr, ttl int, deaf bool) (fd int, port uint16, er
 	if err := unix.SetsockoptInt(fd, level, unicast, ttl); err != nil {
 		return -1, 0, os.NewSyscallError("setsockopt", err)
 	}
-	if err := unix.SetsockoptInt(fd, level, minimum, maxTTL); err != nil {
+	if err := unix.SetsockoptInt(fd, level, minimum, math.MaxUint8); err != nil {
 		return -1, 0, os.NewSyscallError("setsockopt", err)
 	}
 	if deaf {

@@ -6,13 +6,10 @@ import (
 	"log/slog"
 	"math"
 	"runtime"
-	"slices"
 	"strings"
-)
 
-// unknown is the value of a number that the system does not report. It is not 0,
-// because a queue of unknown length is not an empty queue.
-const unknown = -1
+	"github.com/acceptq/acceptq/internal/sys"
+)
 
 // Backlog is the account of one accept queue: the requested backlog, what the kernel
 // granted, and what the system allows now. All numbers are in connections. -1 means
@@ -116,54 +113,6 @@ func (b *Backlog) UnmarshalJSON(text []byte) error {
 // noBacklog is an account in which nothing is known.
 var noBacklog = rule{}.account(-1, unknown, unknown, false)
 
-// nothingKnown is the text of an account or a reading without any known number.
-const nothingKnown = "nothing known"
-
-// orNothing returns v, or nothing if v is zero. A zero value was never filled in,
-// because a real account or reading always has a number that is not 0.
-func orNothing[T comparable](v, nothing T) T {
-	var zero T
-	if v == zero {
-		return nothing
-	}
-	return v
-}
-
-// count is a number in JSON. null means unknown.
-type count int64
-
-func (c count) MarshalJSON() ([]byte, error) {
-	if c == unknown {
-		return []byte("null"), nil
-	}
-	return json.Marshal(int64(c))
-}
-
-func (c *count) UnmarshalJSON(text []byte) error {
-	n := int64(unknown) // null does not change it
-	err := json.Unmarshal(text, &n)
-	*c = count(max(n, unknown))
-	return err
-}
-
-// int returns the number as an int, which may have 32 bits.
-func (c count) int() int { return saturate(int64(c)) }
-
-// String returns the number, or "unknown".
-func (c count) String() string {
-	if c == unknown {
-		return "unknown"
-	}
-	return fmt.Sprint(int64(c))
-}
-
-// logKnown returns a group of attributes for log/slog, without the unknown numbers.
-func logKnown(attrs ...slog.Attr) slog.Value {
-	return slog.GroupValue(slices.DeleteFunc(attrs, func(a slog.Attr) bool {
-		return a.Value.Equal(slog.Int64Value(unknown))
-	})...)
-}
-
 // PredictBacklog returns what the kernel would grant WithBacklog(n) now. It applies the
 // kernel's rule to the current ceiling and makes no socket, so Measured is false. If n
 // is negative, it predicts the result of a request for the maximum.
@@ -175,11 +124,11 @@ func logKnown(attrs ...slog.Attr) slog.Value {
 // It is an error if the ceiling cannot be read. The error matches
 // [errors.ErrUnsupported] on systems whose rule the package does not know.
 func PredictBacklog(n int) (Backlog, error) {
-	return realKernel.predict(n)
+	return predict(&sys.Real, n)
 }
 
-func (k *kernel) predict(n int) (Backlog, error) {
-	return predictWith(n, func() (int, int, error) { return k.bounds() })
+func predict(k *sys.Calls, n int) (Backlog, error) {
+	return predictWith(n, func() (int, int, error) { return readBounds(k) })
 }
 
 // predictWith returns what the kernel would grant for n. It calls bounds to read the ceiling
@@ -312,9 +261,6 @@ func (r rule) capacity(limit int) int {
 	}
 	return saturate(int64(r.effective(limit)) + 1)
 }
-
-// saturate caps a number of connections at the largest int, which may have 32 bits.
-func saturate(n int64) int { return int(min(n, math.MaxInt)) }
 
 func (r rule) account(requested, ceiling, limit int, measured bool) Backlog {
 	return Backlog{

@@ -1,169 +1,23 @@
 package acceptq
 
 import (
-	"fmt"
+	"errors"
+	"io/fs"
 	"math"
-	"os"
-	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/acceptq/acceptq/internal/sys"
+	"github.com/acceptq/acceptq/internal/testkit"
 )
 
-// For every ceiling and request, Backlog, the numbers of the kernel and the measured
-// capacity agree.
-func TestBacklogMatchesTheKernel(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
-		requests := []int{math.MinInt, -1, 0, 1, 2, 127, 128, 129, 4096, 65536, 196602, math.MaxInt32, math.MaxInt}
-		if strconv.IntSize == 64 {
-			one := 1
-			requests = append(requests, one<<32, one<<32+1) // 0 and 1 in the 32 bits of listen(2)
-		}
-		for _, ceiling := range []int{1, 3, 128, 4096, 196602} {
-			setSysctl(t, "net.core.somaxconn", ceiling)
-			for _, n := range requests {
-				t.Run(fmt.Sprintf("somaxconn %d, request %d", ceiling, n), func(t *testing.T) {
-					ln, err := ListenTCP("127.0.0.1:0", WithBacklog(n))
-					require.NoError(t, err)
-					defer ln.Close()
-
-					want := n
-					if n < 0 || n > ceiling {
-						want = ceiling
-					}
-					require.Equal(t, Backlog{
-						Requested: max(n, -1), Ceiling: ceiling, Limit: want,
-						Effective: want, Capacity: want + 1, Measured: true,
-					}, ln.Backlog())
-					require.Equal(t, want, ln.EffectiveBacklog())
-					require.Equal(t, n > ceiling, ln.Backlog().Clamped())
-
-					if want <= 3 {
-						require.Len(t, connectUntilFull(t, ln.Addr(), want+10), want+1, "measured capacity")
-						require.Equal(t, want+1, kernelQueue(t, ln.Addr()))
-					}
-				})
-			}
-		}
-	})
-}
-
-// A changed ceiling affects the next call of Backlog and the next listen. A listening
-// socket keeps its limit.
-func TestCeilingChangesAfterListen(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
-		setSysctl(t, "net.core.somaxconn", 2)
-		freeAgain(t, "tcp", "127.0.0.1:0") // from here on net.Listen uses the ceiling that it has read
-		first, err := ListenTCP("127.0.0.1:0", WithBacklog(100))
-		require.NoError(t, err)
-		defer first.Close()
-
-		for _, ceiling := range []int{100, 1, 1000} {
-			setSysctl(t, "net.core.somaxconn", ceiling)
-			require.Equal(t, Backlog{
-				Requested: 100, Ceiling: ceiling, Limit: 2, Effective: 2, Capacity: 3, Measured: true,
-			}, first.Backlog())
-			require.Equal(t, 2, first.EffectiveBacklog())
-
-			for n, want := range map[int]int{100: min(100, ceiling), -1: ceiling} {
-				next, err := ListenTCP("127.0.0.1:0", WithBacklog(n))
-				require.NoError(t, err)
-				require.NoError(t, next.Close())
-				require.Equal(t, want, next.EffectiveBacklog())
-				b, err := PredictBacklog(n)
-				require.NoError(t, err)
-				require.Equal(t, want, b.Limit)
-			}
-		}
-		require.Contains(t, first.Backlog().String(), "net.core.somaxconn is 1000 now: SetBacklog(100) grows the queue")
-		require.Len(t, connectUntilFull(t, first.Addr(), 10), 3, "measured capacity")
-	})
-}
-
-// The limit comes from the socket, whatever the sysctl file says and even without it.
-func TestLimitComesFromTheSocket(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
-		setSysctl(t, "net.core.somaxconn", 2)
-		lie := func(text string) func(t *testing.T) string {
-			return func(t *testing.T) string {
-				file := filepath.Join(t.TempDir(), "somaxconn")
-				require.NoError(t, os.WriteFile(file, []byte(text), 0o644))
-				require.NoError(t, unix.Mount(file, "/proc/sys/net/core/somaxconn", "", unix.MS_BIND, ""))
-				return "/proc/sys/net/core/somaxconn"
-			}
-		}
-		empty := func(dir string) func(t *testing.T) string {
-			return func(t *testing.T) string {
-				require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
-				return dir
-			}
-		}
-		for _, tc := range []struct {
-			name    string
-			mount   func(t *testing.T) string
-			ceiling int
-		}{
-			{"the file has a larger number", lie("4096\n"), 4096},
-			{"the file has a smaller number", lie("1\n"), 1},
-			{"the file is empty", lie(""), -1},
-			{"the file has no number", lie("unlimited\n"), -1},
-			{"no /proc/sys", empty("/proc/sys"), -1},
-			{"no /proc", empty("/proc"), -1},
-		} {
-			t.Run(tc.name, func(t *testing.T) {
-				target := tc.mount(t)
-				ln, err := ListenTCP("127.0.0.1:0", WithBacklog(100))
-				account := Backlog{}
-				if err == nil {
-					defer ln.Close()
-					account = ln.Backlog()
-				}
-				require.NoError(t, unix.Unmount(target, 0))
-				require.NoError(t, err)
-				require.Equal(t, Backlog{
-					Requested: 100, Ceiling: tc.ceiling, Limit: 2, Effective: 2, Capacity: 3, Measured: true,
-				}, account)
-				require.Len(t, connectUntilFull(t, ln.Addr(), 10), 3, "measured capacity")
-			})
-		}
-	})
-}
-
-// Many tests are skipped if IPv6 or MPTCP does not work. In CI that is only acceptable
-// if the kernel is built without it. If it is only switched off, this test fails.
-func TestIPv6AndMultipathTCPAreOn(t *testing.T) {
-	check := func(t *testing.T) {
-		for _, tt := range []struct {
-			name             string
-			family, protocol int
-			loopback         unix.Sockaddr
-			none             unix.Errno // the error of a kernel that is built without it
-		}{
-			{"IPv6", unix.AF_INET6, unix.IPPROTO_TCP, &unix.SockaddrInet6{Addr: [16]byte{15: 1}}, unix.EAFNOSUPPORT},
-			{"MPTCP", unix.AF_INET, unix.IPPROTO_MPTCP, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}, unix.EPROTONOSUPPORT},
-		} {
-			fd, err := unix.Socket(tt.family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, tt.protocol)
-			if err == nil {
-				err = unix.Bind(fd, tt.loopback)
-				unix.Close(fd)
-			}
-			switch {
-			case err == tt.none:
-				t.Logf("this kernel has no %s", tt.name)
-			case err != nil:
-				skipUnprivileged(t, fmt.Sprintf("%s is switched off: %v", tt.name, err))
-			}
-		}
-	}
-	t.Run("here", check)
-	t.Run("in a namespace", func(t *testing.T) { inNamespace(t, check) })
-}
-
 func TestStrict(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
-		setSysctl(t, "net.core.somaxconn", 3)
+	testkit.InNamespace(t, func(t *testing.T) {
+		testkit.SetSysctl(t, "net.core.somaxconn", 3)
 
 		for name, opts := range map[string][]Option{
 			"less than the ceiling":         {WithBacklog(2)},
@@ -183,22 +37,22 @@ func TestStrict(t *testing.T) {
 		const command = "sysctl -w net.core.somaxconn=4"
 		for _, tc := range []struct {
 			rule    string
-			ceiling func(k *kernel)
+			ceiling func(k *sys.Calls)
 			said    int
 			raise   string // "" if the command would lower the ceiling
 			bound   bool   // refused because of the limit on the socket
 		}{
-			{rule: "before bind where the ceiling can be read", ceiling: func(*kernel) {}, said: 3, raise: command},
+			{rule: "before bind where the ceiling can be read", ceiling: func(*sys.Calls) {}, said: 3, raise: command},
 			{rule: "by the socket where it is hidden", ceiling: hidden["ENOENT"], said: -1, raise: command, bound: true},
 			{rule: "by the socket where it lies", ceiling: ceilingFile("1000\n", nil), said: 1000, bound: true},
 		} {
 			t.Run("refused "+tc.rule, func(t *testing.T) {
-				k := realKernel
+				k := sys.Real
 				tc.ceiling(&k)
 				var bound string
-				k.bind = noteBound(t, &bound)
-				err := refused(t, func() (*Listener, error) {
-					return k.listenWith(t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(4), WithStrictBacklog()})
+				k.Bind = noteBound(t, &bound)
+				err := testkit.Refused(t, func() (*Listener, error) {
+					return listenWith(&k, t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(4), WithStrictBacklog()})
 				})
 				var clamp *ClampError
 				require.ErrorAs(t, err, &clamp)
@@ -208,15 +62,15 @@ func TestStrict(t *testing.T) {
 				}, clamp)
 				require.Equal(t, tc.bound, bound != "")
 				if tc.bound {
-					freeAgain(t, "tcp", bound)
+					testkit.FreeAgain(t, "tcp", bound)
 				}
 			})
 		}
 
 		t.Run("the port is never reachable", func(t *testing.T) {
-			holder := ourMaker.open(t, "tcp", "127.0.0.1:0")
+			holder := ourMaker.Open(t, "tcp", "127.0.0.1:0")
 			address := holder.Addr().String()
-			err := refused(t, func() (*Listener, error) {
+			err := testkit.Refused(t, func() (*Listener, error) {
 				return ListenTCP(address, WithStrictBacklog(), WithBacklog(4))
 			})
 			var clamp *ClampError
@@ -224,4 +78,201 @@ func TestStrict(t *testing.T) {
 			require.NotErrorIs(t, err, unix.EADDRINUSE)
 		})
 	})
+}
+
+// With WithStrictBacklog, SetBacklog changes nothing if the kernel would grant less.
+func TestStrictSetBacklogKeepsTheLimit(t *testing.T) {
+	testkit.InNamespace(t, func(t *testing.T) {
+		testkit.SetSysctl(t, "net.core.somaxconn", 16)
+		const command = "sysctl -w net.core.somaxconn=17"
+		keeps := func(t *testing.T, ln *Listener, ceiling int, raise string) {
+			t.Helper()
+			before := ln.Backlog()
+			b, err := ln.SetBacklog(17)
+			var clamp *ClampError
+			require.ErrorAs(t, err, &clamp)
+			require.Equal(t, ClampError{
+				Requested: 17, Limit: 16, Ceiling: ceiling,
+				Knob: "net.core.somaxconn", Raise: raise,
+			}, *clamp)
+			testkit.RequireOp(t, err, "listen")
+			require.Equal(t, before, b)
+			require.Equal(t, before, ln.Backlog())
+			s, err := ReadStats(ln.TCPListener())
+			require.NoError(t, err)
+			require.Equal(t, before.Limit, s.Limit, "the limit of the kernel")
+		}
+		listen := func(t *testing.T, k *sys.Calls, n int) *Listener {
+			t.Helper()
+			ln, err := listenWith(k, t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(n), WithStrictBacklog()})
+			require.NoError(t, err)
+			t.Cleanup(func() { ln.Close() })
+			return ln
+		}
+		t.Run("by prediction", func(t *testing.T) {
+			calls := 0
+			k := sys.Real
+			k.Listen = func(fd, n int) error { calls++; return sys.Real.Listen(fd, n) }
+			ln := listen(t, &k, 8)
+			calls = 0
+			keeps(t, ln, 16, command)
+			require.Zero(t, calls, "listen(2) must not be called")
+			b, err := ln.SetBacklog(16)
+			require.NoError(t, err)
+			require.Equal(t, 16, b.Limit)
+			keeps(t, ln, 16, command)
+			b, err = ln.SetBacklog(-1)
+			require.NoError(t, err, "a request for the maximum is never clamped")
+			require.Equal(t, 16, b.Limit)
+		})
+		// listen(2) cannot be undone: a ceiling that was lowered in the meantime would
+		// shorten the queue for good.
+		t.Run("the ceiling cannot be read", func(t *testing.T) {
+			defer testkit.SetSysctl(t, "net.core.somaxconn", 16)
+			testkit.SetSysctl(t, "net.core.somaxconn", 1000)
+			k := sys.Real
+			ln := listen(t, &k, 1000)
+			for _, ceiling := range []int{100, 1000, 2000} {
+				testkit.SetSysctl(t, "net.core.somaxconn", ceiling)
+				k.ReadFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
+				for _, n := range []int{1001, 1000, 5} {
+					b, err := ln.SetBacklog(n)
+					testkit.RequireOp(t, err, "listen")
+					require.ErrorIs(t, err, errors.ErrUnsupported)
+					require.ErrorIs(t, err, fs.ErrPermission)
+					require.Equal(t, Backlog{Requested: 1000, Ceiling: unknown, Limit: 1000, Effective: 1000, Capacity: 1001, Measured: true}, b)
+					require.Equal(t, b, ln.Backlog())
+					s, err := ReadStats(ln.TCPListener())
+					require.NoError(t, err)
+					require.Equal(t, 1000, s.Limit, "the limit of the kernel")
+				}
+			}
+			b, err := ln.SetBacklog(-1)
+			require.NoError(t, err, "a request for the maximum is never clamped")
+			require.Equal(t, 2000, b.Limit)
+		})
+		t.Run("a wrong number in the file", func(t *testing.T) {
+			k := sys.Real
+			k.ReadFile = func(string) ([]byte, error) { return []byte("4096\n"), nil }
+			ln := listen(t, &k, 8)
+			b, err := ln.SetBacklog(17)
+			var clamp *ClampError
+			require.ErrorAs(t, err, &clamp)
+			require.Equal(t, ClampError{Requested: 17, Limit: 16, Ceiling: 4096, Knob: "net.core.somaxconn"}, *clamp)
+			require.Equal(t, Backlog{Requested: 17, Ceiling: 4096, Limit: 16, Effective: 16, Capacity: 17, Measured: true}, b)
+			s, err := ln.Stats()
+			require.NoError(t, err)
+			require.Equal(t, 16, s.Limit, "Backlog must report the real limit")
+		})
+		t.Run("nothing can be read after listening", func(t *testing.T) {
+			k := sys.Real
+			ln := listen(t, &k, 8)
+			before := ln.EffectiveBacklog()
+			k.ReadFile = func(string) ([]byte, error) { return nil, fs.ErrPermission }
+			k.Getsockopt = func(int, int, int, []byte) (int, error) { return 0, syscall.EPERM }
+			b, err := ln.SetBacklog(16)
+			require.ErrorIs(t, err, errors.ErrUnsupported)
+			require.Equal(t, before, b.Limit)
+			s, err := ReadStats(ln.TCPListener())
+			require.NoError(t, err)
+			require.Equal(t, before, s.Limit, "the limit of the kernel")
+		})
+		t.Run("the limit cannot be read", func(t *testing.T) {
+			k := sys.Real
+			ln := listen(t, &k, 8)
+			k.Getsockopt = func(int, int, int, []byte) (int, error) { return 0, syscall.EPERM }
+			b, err := ln.SetBacklog(9)
+			require.NoError(t, err)
+			require.Equal(t, Backlog{Requested: 9, Ceiling: 16, Limit: 9, Effective: 9, Capacity: 10}, b, "by prediction")
+		})
+	})
+}
+
+// If the ceiling cannot be read, it is unknown and the error names the file. Listening
+// still works.
+func TestCeilingUnreadable(t *testing.T) {
+	for _, tt := range []struct {
+		rule string
+		text string
+		err  error // of reading the file
+		want error
+	}{
+		{"no file", "", &fs.PathError{Op: "open", Path: "/proc/sys/net/core/somaxconn", Err: fs.ErrNotExist}, fs.ErrNotExist},
+		{"no number in it", "many\n", nil, strconv.ErrSyntax},
+		{"a number out of range", "-1\n", nil, strconv.ErrRange},
+	} {
+		t.Run(tt.rule, func(t *testing.T) {
+			k := sys.Real
+			k.ReadFile = func(string) ([]byte, error) { return []byte(tt.text), tt.err }
+			predicted, err := predict(&k, 100)
+			require.ErrorIs(t, err, tt.want)
+			require.ErrorContains(t, err, "/proc/sys/net/core/somaxconn")
+			require.Equal(t, Backlog{Requested: 100, Ceiling: unknown, Limit: unknown, Effective: unknown, Capacity: unknown}, predicted)
+
+			ln, err := listenWith(&k, t.Context(), "tcp", "127.0.0.1:0", []Option{WithBacklog(1)})
+			require.NoError(t, err)
+			defer ln.Close()
+			require.Equal(t, Backlog{Requested: 1, Ceiling: unknown, Limit: 1, Effective: 1, Capacity: 2, Measured: true}, ln.Backlog())
+		})
+	}
+}
+
+// Each number that cannot be read is unknown. This is not an error.
+func TestReadSystemWithoutFiles(t *testing.T) {
+	whole := map[string]string{
+		"/proc/sys/net/core/somaxconn":             "4096\n",
+		"/proc/sys/net/ipv4/tcp_max_syn_backlog":   "2048\n",
+		"/proc/sys/net/ipv4/tcp_syncookies":        "1\n",
+		"/proc/sys/net/ipv4/tcp_abort_on_overflow": "0\n",
+		"/proc/sys/net/ipv4/tcp_migrate_req":       "1\n",
+		"/proc/thread-self/net/netstat": "TcpExt: SyncookiesSent ListenOverflows ListenDrops TCPReqQFullDoCookies TCPReqQFullDrop\n" +
+			"TcpExt: 9 11 12 13 14\n",
+	}
+	all := System{
+		Ceiling: 4096, Knob: "net.core.somaxconn", SYNBacklog: 2048, SYNCookies: 1, AbortOnOverflow: 0, MigrateRequests: 1,
+		ListenOverflows: 11, ListenDrops: 12, ReqQFullDrop: 14, ReqQFullDoCookies: 13,
+	}
+	without := map[string]func(*System){
+		"":                                         func(*System) {},
+		"/proc/sys/net/core/somaxconn":             func(s *System) { s.Ceiling = unknown },
+		"/proc/sys/net/ipv4/tcp_max_syn_backlog":   func(s *System) { s.SYNBacklog = unknown },
+		"/proc/sys/net/ipv4/tcp_syncookies":        func(s *System) { s.SYNCookies = unknown },
+		"/proc/sys/net/ipv4/tcp_abort_on_overflow": func(s *System) { s.AbortOnOverflow = unknown },
+		"/proc/sys/net/ipv4/tcp_migrate_req":       func(s *System) { s.MigrateRequests = unknown },
+		"/proc/thread-self/net/netstat": func(s *System) {
+			s.ListenOverflows, s.ListenDrops, s.ReqQFullDrop, s.ReqQFullDoCookies = unknown, unknown, unknown, unknown
+		},
+	}
+	for missing, forget := range without {
+		for _, garbage := range []string{"", "\n", "-1\n", "many\n"} {
+			k := sys.Real
+			k.ReadFile = func(name string) ([]byte, error) {
+				text, ok := whole[name]
+				switch {
+				case !ok:
+					t.Errorf("an unexpected file: %s", name)
+					return nil, fs.ErrNotExist
+				case name != missing:
+					return []byte(text), nil
+				case garbage == "":
+					return nil, fs.ErrPermission
+				}
+				return []byte(garbage), nil
+			}
+			want := all
+			forget(&want)
+			got, err := readSystem(&k)
+			require.NoError(t, err)
+			require.Equal(t, want, got, "without %q, %q instead", missing, garbage)
+		}
+	}
+	k := sys.Real
+	k.ReadFile = func(string) ([]byte, error) { return nil, fs.ErrNotExist }
+	want := all
+	for _, forget := range without {
+		forget(&want)
+	}
+	got, err := readSystem(&k)
+	require.NoError(t, err)
+	require.Equal(t, want, got)
 }

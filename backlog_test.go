@@ -515,3 +515,44 @@ func TestStrictAcceptsWhatIsGranted(t *testing.T) {
 		require.NoError(t, ln.Close())
 	}
 }
+
+func TestSystemAnswers(t *testing.T) {
+	s, err := ReadSystem()
+	if !systemTells() {
+		require.ErrorIs(t, err, errors.ErrUnsupported)
+		require.Equal(t, System{
+			Ceiling: unknown, SYNBacklog: unknown, SYNCookies: unknown, AbortOnOverflow: unknown, MigrateRequests: unknown,
+			ListenOverflows: unknown, ListenDrops: unknown, ReqQFullDrop: unknown, ReqQFullDoCookies: unknown,
+		}, s)
+	} else {
+		require.NoError(t, err)
+		predicted, err := PredictBacklog(-1)
+		if err == nil {
+			require.Equal(t, predicted.Ceiling, s.Ceiling)
+		}
+	}
+	some := System{Ceiling: 128, Knob: "k", SYNBacklog: unknown, ListenDrops: unknown}
+	var log bytes.Buffer
+	slog.New(slog.NewTextHandler(&log, nil)).Info("", "system", some)
+	require.Contains(t, log.String(), "system.ceiling=128 system.knob=k system.synCookies=0 system.abortOnOverflow=0 "+
+		"system.migrateRequests=0 system.listenOverflows=0 system.reqQFullDrop=0 system.reqQFullDoCookies=0\n")
+	text, err := json.Marshal(some)
+	require.NoError(t, err)
+	require.Equal(t, `{"ceiling":128,"knob":"k","synBacklog":null,"synCookies":0,"abortOnOverflow":0,`+
+		`"migrateRequests":0,"listenOverflows":0,"listenDrops":null,"reqQFullDrop":0,"reqQFullDoCookies":0}`, string(text))
+}
+
+// A negative ceiling is not a large one. DragonFly accepts -1 and then refuses every client.
+func TestNegativeCeiling(t *testing.T) {
+	for _, tt := range []struct {
+		n    uint32
+		want int
+	}{
+		{0, 0}, {128, 128}, {math.MaxUint32 / 3, 1431655765}, {math.MaxInt32, math.MaxInt32},
+		{math.MaxInt32 + 1, unknown}, {math.MaxUint32, unknown},
+	} {
+		n, err := sysctlCeiling(tt.n)
+		require.Equal(t, tt.want, n)
+		require.Equal(t, tt.want == unknown, errors.Is(err, errNegative), "%d: %v", tt.n, err)
+	}
+}

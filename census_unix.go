@@ -11,6 +11,10 @@ import (
 	"slices"
 	"sync"
 	"weak"
+
+	"github.com/acceptq/acceptq/internal/endpoint"
+	"github.com/acceptq/acceptq/internal/sockopt"
+	"github.com/acceptq/acceptq/internal/sys"
 )
 
 // A census counts the listeners of this process that share an address. Above a
@@ -20,12 +24,12 @@ import (
 type census struct {
 	most    int // the maximum for one address
 	mu      sync.Mutex
-	members map[endpoint][]*seat
+	members map[endpoint.Endpoint][]*seat
 }
 
 // censusOf returns the census of this process.
-func censusOf(k *kernel) *census {
-	all, _ := k.memory.LoadOrStore(censusMemory{}, &census{most: maxGroup(runtime.GOOS)})
+func censusOf(k *sys.Calls) *census {
+	all, _ := k.Memory.LoadOrStore(censusMemory{}, &census{most: sockopt.MaxGroup(runtime.GOOS)})
 	return all.(*census)
 }
 
@@ -44,11 +48,11 @@ func (m *seat) open() bool {
 		return true
 	}
 	l := m.l.Value()
-	return l != nil && l.intake.raw.Control(func(uintptr) {}) == nil
+	return l != nil && l.intake.Raw.Control(func(uintptr) {}) == nil
 }
 
 // enter reserves a seat in the group of ep. Port 0 is a free port, which has no group yet.
-func (g *census) enter(ep endpoint) (*seat, error) {
+func (g *census) enter(ep endpoint.Endpoint) (*seat, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for key, members := range g.members {
@@ -59,7 +63,7 @@ func (g *census) enter(ep endpoint) (*seat, error) {
 		}
 	}
 	m, key := new(seat), censusKey(ep)
-	if key.at.Port() == 0 {
+	if key.At.Port() == 0 {
 		return m, nil
 	}
 	if len(g.members[key]) >= g.most {
@@ -70,15 +74,15 @@ func (g *census) enter(ep endpoint) (*seat, error) {
 	return m, nil
 }
 
-func (g *census) add(key endpoint, m *seat) {
+func (g *census) add(key endpoint.Endpoint, m *seat) {
 	if g.members == nil {
-		g.members = make(map[endpoint][]*seat)
+		g.members = make(map[endpoint.Endpoint][]*seat)
 	}
 	g.members[key] = append(g.members[key], m)
 }
 
 // leave gives up the seat m, which enter has reserved for ep.
-func (g *census) leave(ep endpoint, m *seat) {
+func (g *census) leave(ep endpoint.Endpoint, m *seat) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	key := censusKey(ep)
@@ -88,21 +92,21 @@ func (g *census) leave(ep endpoint, m *seat) {
 }
 
 // settle gives l the seat m, which enter has reserved for ep.
-func (g *census) settle(ep endpoint, m *seat, l *Listener) {
+func (g *census) settle(ep endpoint.Endpoint, m *seat, l *Listener) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	m.taken, m.l = true, weak.Make(l)
-	if ep.at.Port() == 0 {
-		ep.at = l.Addr().(*net.TCPAddr).AddrPort()
+	if ep.At.Port() == 0 {
+		ep.At = l.Addr().(*net.TCPAddr).AddrPort()
 		g.add(censusKey(ep), m)
 	}
 }
 
 // censusKey returns ep without the differences that do not matter for its group.
-func censusKey(ep endpoint) endpoint {
-	ip := ep.at.Addr().Unmap()
-	if ep.wildcard() {
+func censusKey(ep endpoint.Endpoint) endpoint.Endpoint {
+	ip := ep.At.Addr().Unmap()
+	if ep.Wildcard() {
 		ip = netip.Addr{}
 	}
-	return endpoint{network: ep.network, at: netip.AddrPortFrom(ip, ep.at.Port())}
+	return endpoint.Endpoint{Network: ep.Network, At: netip.AddrPortFrom(ip, ep.At.Port())}
 }

@@ -2,8 +2,10 @@ package acceptq
 
 import (
 	"context"
-	"errors"
 	"fmt"
+
+	"github.com/acceptq/acceptq/internal/intake"
+	"github.com/acceptq/acceptq/internal/sys"
 )
 
 // Drain makes l safe to close without resetting connections. It keeps new clients out,
@@ -31,7 +33,7 @@ import (
 // [*net.TCPListener]. See the section "Draining" of the package comment.
 func (l *Listener) Drain(ctx context.Context) error {
 	if !l.ok() {
-		return l.opError("drain", errNotListening)
+		return l.opError("drain", sys.ErrNotListening)
 	}
 	return drainAll(ctx, []*Listener{l})
 }
@@ -44,7 +46,7 @@ func (l *Listener) Drain(ctx context.Context) error {
 // matches [net.ErrClosed].
 func (l *Listener) Resume() error {
 	if !l.ok() {
-		return l.opError("resume", errNotListening)
+		return l.opError("resume", sys.ErrNotListening)
 	}
 	return resumeAll([]*Listener{l})[0]
 }
@@ -57,12 +59,12 @@ func (l *Listener) Resume() error {
 //   - The system has no way to keep clients out, or the socket is an MPTCP socket.
 //   - Drain could use neither the socket filter nor the minimum TTL.
 //   - [Listener.Resume] was called.
-var ErrStillOpen = errors.New("new clients are still let in")
+var ErrStillOpen = intake.ErrStillOpen
 
 // ErrShared is the error of a drain of a socket that has, or may have, another holder: see
 // [Listener.File] and [Wrap]. It comes with [ErrStillOpen]. If the other holder continues
 // to listen, Close resets no client, because the queue stays with the socket.
-var ErrShared = errors.New("the socket has another holder")
+var ErrShared = intake.ErrShared
 
 // A DrainError reports what a drain was still waiting for when its context ended. It
 // unwraps to the error of the context. -1 means unknown.
@@ -93,7 +95,7 @@ func (e *DrainError) Unwrap() error { return e.err }
 func drainAll(ctx context.Context, listeners []*Listener) error {
 	err := errNilContext
 	if ctx != nil {
-		err = drain(ctx, intakes(listeners), func(l left) error {
+		err = intake.Drain(ctx, intakes(listeners), func(l intake.Left) error {
 			return &DrainError{Queued: l.Queued, InFlight: l.InFlight, HeldBack: l.HeldBack, Accepted: l.Accepted, err: l.Err}
 		})
 	}
@@ -105,7 +107,7 @@ func drainAll(ctx context.Context, listeners []*Listener) error {
 
 // resumeAll undoes a drain of listeners. It returns one error for each listener.
 func resumeAll(listeners []*Listener) []error {
-	errs := resume(intakes(listeners))
+	errs := intake.Resume(intakes(listeners))
 	for i, err := range errs {
 		if err != nil {
 			errs[i] = listeners[i].opError("resume", err)
@@ -114,7 +116,7 @@ func resumeAll(listeners []*Listener) []error {
 	return errs
 }
 
-func intakes(listeners []*Listener) (all []*intake) {
+func intakes(listeners []*Listener) (all []*intake.Intake) {
 	for _, l := range listeners {
 		all = append(all, &l.intake)
 	}
@@ -122,10 +124,10 @@ func intakes(listeners []*Listener) (all []*intake) {
 }
 
 // queue reads what a drain needs to know of the accept queue.
-func (l *Listener) queue() (queue, error) {
+func (l *Listener) queue() (intake.Queue, error) {
 	s, err := l.Stats()
 	if err != nil {
-		return noQueue, err
+		return intake.NoQueue, err
 	}
-	return queue{s.Queued, s.Incomplete, s.Limit, s.Capacity}, nil
+	return intake.Queue{Queued: s.Queued, Incomplete: s.Incomplete, Limit: s.Limit, Capacity: s.Capacity}, nil
 }

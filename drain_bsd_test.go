@@ -12,26 +12,29 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/acceptq/acceptq/internal/sys"
+	"github.com/acceptq/acceptq/internal/testkit"
 )
 
 // A process without a descriptor cannot open the kqueue that Stats needs. A drain tries
 // again until ctx ends, and does not report an unread queue as empty.
 func TestDrainWithoutADescriptor(t *testing.T) {
 	var full atomic.Bool
-	k := realKernel
-	k.readable = func(fd int) (int, error) {
+	k := sys.Real
+	k.Readable = func(fd int) (int, error) {
 		if full.Load() {
 			return unknown, os.NewSyscallError("kqueue", unix.EMFILE)
 		}
-		return realKernel.readable(fd)
+		return sys.Real.Readable(fd)
 	}
-	ln, err := k.listenWith(t.Context(), "tcp", "127.0.0.1:0", nil)
+	ln, err := listenWith(&k, t.Context(), "tcp", "127.0.0.1:0", nil)
 	require.NoError(t, err)
 	defer ln.Close()
 	dialed(t, ln, 3)
 
 	full.Store(true)
-	err = ln.Drain(within(t, 100*time.Millisecond))
+	err = ln.Drain(testkit.Within(t, 100*time.Millisecond))
 	var de *DrainError
 	require.ErrorAs(t, err, &de)
 	require.Equal(t, unknown, de.Queued)
@@ -39,7 +42,7 @@ func TestDrainWithoutADescriptor(t *testing.T) {
 	require.ErrorIs(t, err, unix.EMFILE)
 	require.False(t, errors.Is(err, ErrStillOpen))
 
-	drained := inBackground(t, ln, within(t, patience))
+	drained := testkit.InBackground(t, ln, testkit.Within(t, testkit.Patience))
 	require.Never(t, func() bool { return len(drained) > 0 }, 50*time.Millisecond, time.Millisecond)
 	full.Store(false)
 	for range 3 {
@@ -52,5 +55,5 @@ func TestDrainWithoutADescriptor(t *testing.T) {
 			c.Close()
 		}
 	}()
-	requireDrained(t, received(t, drained))
+	requireDrained(t, testkit.Received(t, drained))
 }

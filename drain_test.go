@@ -14,6 +14,10 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/acceptq/acceptq/internal/intake"
+	"github.com/acceptq/acceptq/internal/sys"
+	"github.com/acceptq/acceptq/internal/testkit"
 )
 
 // These tests run on every system and need only a loopback interface. Where the queue
@@ -27,9 +31,9 @@ func drainable(t *testing.T) *Listener {
 	require.NoError(t, err)
 	t.Cleanup(func() { ln.Close() })
 	if s, err := ln.Stats(); err != nil || s.Queued == unknown {
-		err := ln.Drain(within(t, patience))
+		err := ln.Drain(testkit.Within(t, testkit.Patience))
 		require.ErrorIs(t, err, errors.ErrUnsupported)
-		requireDrainOp(t, err)
+		testkit.RequireDrainOp(t, err)
 		t.Skip("the queue cannot be read here, and Drain says so:", err)
 	}
 	return ln
@@ -44,20 +48,13 @@ func requireDrained(t *testing.T, err error) {
 		return
 	}
 	require.ErrorIs(t, err, ErrStillOpen)
-	requireDrainOp(t, err)
-}
-
-func requireDrainOp(t *testing.T, err error) {
-	t.Helper()
-	var op *net.OpError
-	require.ErrorAs(t, err, &op)
-	require.Equal(t, "drain", op.Op)
+	testkit.RequireDrainOp(t, err)
 }
 
 func TestDrainOfAnEmptyQueue(t *testing.T) {
 	ln := drainable(t)
-	requireDrained(t, ln.Drain(within(t, patience)))
-	requireDrained(t, ln.Drain(within(t, patience)))
+	requireDrained(t, ln.Drain(testkit.Within(t, testkit.Patience)))
+	requireDrained(t, ln.Drain(testkit.Within(t, testkit.Patience)))
 	_, err := ln.Stats()
 	require.NoError(t, err, "Drain must not close the listener")
 	require.NoError(t, ln.Close())
@@ -73,7 +70,7 @@ func TestDrainWithoutAccept(t *testing.T) {
 		ctx  context.Context
 		want error
 	}{
-		{within(t, 500*time.Millisecond), context.DeadlineExceeded},
+		{testkit.Within(t, 500*time.Millisecond), context.DeadlineExceeded},
 		{ctx, context.Canceled},
 	} {
 		err := ln.Drain(end.ctx)
@@ -88,7 +85,7 @@ func TestDrainWithoutAccept(t *testing.T) {
 		}
 	}
 
-	drained := inBackground(t, ln, within(t, patience))
+	drained := testkit.InBackground(t, ln, testkit.Within(t, testkit.Patience))
 	for range 3 {
 		c, err := ln.Accept()
 		require.NoError(t, err)
@@ -97,15 +94,15 @@ func TestDrainWithoutAccept(t *testing.T) {
 	require.NoError(t, ln.SetDeadline(time.Now().Add(-time.Second)))
 	_, err := ln.Accept()
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
-	requireDrained(t, received(t, drained))
+	requireDrained(t, testkit.Received(t, drained))
 }
 
 func TestDrainClosed(t *testing.T) {
 	ln := drainable(t)
 	require.NoError(t, ln.Close())
-	err := ln.Drain(within(t, patience))
+	err := ln.Drain(testkit.Within(t, testkit.Patience))
 	require.ErrorIs(t, err, net.ErrClosed)
-	requireDrainOp(t, err)
+	testkit.RequireDrainOp(t, err)
 }
 
 func TestDrainConcurrentWithClose(t *testing.T) {
@@ -113,31 +110,31 @@ func TestDrainConcurrentWithClose(t *testing.T) {
 	dialed(t, ln, 1)
 	var drained []chan error
 	for range 4 {
-		drained = append(drained, inBackground(t, ln, within(t, patience)))
+		drained = append(drained, testkit.InBackground(t, ln, testkit.Within(t, testkit.Patience)))
 	}
 	require.Eventually(t, func() bool {
-		ln.intake.mu.Lock()
-		defer ln.intake.mu.Unlock()
-		return ln.intake.running == 4
-	}, patience, time.Millisecond)
+		ln.intake.Mu.Lock()
+		defer ln.intake.Mu.Unlock()
+		return ln.intake.Running == 4
+	}, testkit.Patience, time.Millisecond)
 	require.NoError(t, ln.Close())
 	for _, d := range drained {
-		require.ErrorIs(t, received(t, d), net.ErrClosed)
+		require.ErrorIs(t, testkit.Received(t, d), net.ErrClosed)
 	}
-	require.Zero(t, ln.intake.running)
+	require.Zero(t, ln.intake.Running)
 }
 
 func TestDrainOfNothing(t *testing.T) {
 	err := new(Listener).Drain(t.Context())
-	require.ErrorIs(t, err, errNotListening)
-	requireDrainOp(t, err)
+	require.ErrorIs(t, err, sys.ErrNotListening)
+	testkit.RequireDrainOp(t, err)
 
 	ln, err := ListenTCP("127.0.0.1:0")
 	require.NoError(t, err)
 	defer ln.Close()
 	err = ln.Drain(nil) //lint:ignore SA1012 that is what is tested
 	require.Error(t, err)
-	requireDrainOp(t, err)
+	testkit.RequireDrainOp(t, err)
 }
 
 func TestDrainErrorText(t *testing.T) {
@@ -164,26 +161,26 @@ func TestDrainAndDeadlines(t *testing.T) {
 	t.Run("no deadline: Accept keeps waiting", func(t *testing.T) {
 		go accept()
 		for range rounds(20) {
-			requireDrained(t, ln.Drain(within(t, patience)))
+			requireDrained(t, ln.Drain(testkit.Within(t, testkit.Patience)))
 		}
 		require.Empty(t, accepted)
 	})
 	t.Run("a deadline set after the drain fires", func(t *testing.T) {
 		require.NoError(t, ln.SetDeadline(time.Now().Add(time.Millisecond)))
-		require.ErrorIs(t, received(t, accepted), os.ErrDeadlineExceeded)
+		require.ErrorIs(t, testkit.Received(t, accepted), os.ErrDeadlineExceeded)
 	})
 	t.Run("a passed deadline stays in force", func(t *testing.T) {
-		requireDrained(t, ln.Drain(within(t, patience)))
+		requireDrained(t, ln.Drain(testkit.Within(t, testkit.Patience)))
 		go accept()
-		require.ErrorIs(t, received(t, accepted), os.ErrDeadlineExceeded)
+		require.ErrorIs(t, testkit.Received(t, accepted), os.ErrDeadlineExceeded)
 	})
 	t.Run("a deadline set before the drain fires after it", func(t *testing.T) {
 		require.NoError(t, ln.SetDeadline(time.Now().Add(300*time.Millisecond)))
 		go accept()
 		for len(accepted) == 0 {
-			requireDrained(t, ln.Drain(within(t, patience)))
+			requireDrained(t, ln.Drain(testkit.Within(t, testkit.Patience)))
 		}
-		require.ErrorIs(t, received(t, accepted), os.ErrDeadlineExceeded)
+		require.ErrorIs(t, testkit.Received(t, accepted), os.ErrDeadlineExceeded)
 	})
 	t.Run("many deadlines set during the drain", func(t *testing.T) {
 		require.NoError(t, ln.SetDeadline(time.Time{}))
@@ -201,13 +198,13 @@ func TestDrainAndDeadlines(t *testing.T) {
 		})
 		go accept()
 		for range rounds(50) {
-			requireDrained(t, ln.Drain(within(t, patience)))
+			requireDrained(t, ln.Drain(testkit.Within(t, testkit.Patience)))
 		}
 		require.Empty(t, accepted)
 		close(stop)
 		setter.Wait()
 		require.NoError(t, ln.SetDeadline(time.Now()))
-		require.ErrorIs(t, received(t, accepted), os.ErrDeadlineExceeded)
+		require.ErrorIs(t, testkit.Received(t, accepted), os.ErrDeadlineExceeded)
 	})
 }
 
@@ -231,10 +228,10 @@ func acceptLoops(t *testing.T, ln *Listener, n int, deal func(net.Conn)) (runnin
 		})
 	}
 	require.Eventually(t, func() bool {
-		ln.intake.gate.mu.Lock()
-		defer ln.intake.gate.mu.Unlock()
-		return ln.intake.gate.inside == n
-	}, patience, time.Millisecond)
+		ln.intake.Gate.Mu.Lock()
+		defer ln.intake.Gate.Mu.Unlock()
+		return ln.intake.Gate.Inside == n
+	}, testkit.Patience, time.Millisecond)
 	return running
 }
 
@@ -252,18 +249,18 @@ func TestDrainWaitsForEachLoop(t *testing.T) {
 		}
 	})
 	for range 3 { // one loop gets the first, the other loop gets the rest
-		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+		c, err := net.DialTimeout("tcp", ln.Addr().String(), testkit.Patience)
 		require.NoError(t, err)
 		defer c.Close()
 		<-taken
 	}
 
-	err := ln.Drain(within(t, 200*time.Millisecond))
+	err := ln.Drain(testkit.Within(t, 200*time.Millisecond))
 	var de *DrainError
 	require.ErrorAs(t, err, &de, "one of the two loops has called Accept again, the other has not")
 	require.Zero(t, de.Queued)
 	close(hold)
-	requireDrained(t, ln.Drain(within(t, patience)))
+	requireDrained(t, ln.Drain(testkit.Within(t, testkit.Patience)))
 	require.NoError(t, ln.Close())
 	running.Wait()
 }
@@ -292,15 +289,15 @@ func TestDrainWaitsForEachConnection(t *testing.T) {
 					dealt.Add(1)
 				})
 				for range loops { // one for each loop, which blocks on it
-					c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+					c, err := net.DialTimeout("tcp", ln.Addr().String(), testkit.Patience)
 					require.NoError(t, err)
 					defer c.Close()
 				}
-				require.Eventually(t, func() bool { return taken.Load() == int64(loops) }, patience, time.Millisecond)
+				require.Eventually(t, func() bool { return taken.Load() == int64(loops) }, testkit.Patience, time.Millisecond)
 				dialed(t, ln, queued)
 				close(start)
 
-				err := ln.Drain(within(t, patience))
+				err := ln.Drain(testkit.Within(t, testkit.Patience))
 				n := dealt.Load()
 				require.NoError(t, ln.Close())
 				running.Wait()
@@ -324,21 +321,21 @@ func TestDrainConcurrently(t *testing.T) {
 		dealt.Add(1)
 	})
 	for range 4 {
-		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+		c, err := net.DialTimeout("tcp", ln.Addr().String(), testkit.Patience)
 		require.NoError(t, err)
 		defer c.Close()
 	}
 	require.Eventually(t, func() bool {
-		ln.intake.gate.mu.Lock()
-		defer ln.intake.gate.mu.Unlock()
-		return ln.intake.gate.accepted == 4
-	}, patience, time.Millisecond)
+		ln.intake.Gate.Mu.Lock()
+		defer ln.intake.Gate.Mu.Unlock()
+		return ln.intake.Gate.Accepted == 4
+	}, testkit.Patience, time.Millisecond)
 	dialed(t, ln, 24) // DragonFly reports a maximum of 31
 	close(start)
 	for range 8 {
 		all.Go(func() {
 			for range rounds(20) {
-				if err := ln.Drain(within(t, patience)); err != nil && !errors.Is(err, ErrStillOpen) {
+				if err := ln.Drain(testkit.Within(t, testkit.Patience)); err != nil && !errors.Is(err, ErrStillOpen) {
 					t.Error(err)
 				}
 				if n := dealt.Load(); n != 28 {
@@ -371,12 +368,12 @@ func TestDrainOfLoopsThatDoNotReturn(t *testing.T) {
 			require.NoError(t, err)
 			defer c.Close()
 		}
-		err := ln.Drain(within(t, 100*time.Millisecond))
+		err := ln.Drain(testkit.Within(t, 100*time.Millisecond))
 		var de *DrainError
 		require.ErrorAs(t, err, &de)
 		require.Equal(t, 1, de.Accepted)
 		require.Zero(t, de.Queued)
-		requireDrained(t, ln.Drain(within(t, patience)))
+		requireDrained(t, ln.Drain(testkit.Within(t, testkit.Patience)))
 	})
 	t.Run("a loop that waits for room before it accepts", func(t *testing.T) {
 		ln := drainable(t)
@@ -393,11 +390,11 @@ func TestDrainOfLoopsThatDoNotReturn(t *testing.T) {
 				defer c.Close()
 			}
 		}()
-		c, err := net.DialTimeout("tcp", ln.Addr().String(), patience)
+		c, err := net.DialTimeout("tcp", ln.Addr().String(), testkit.Patience)
 		require.NoError(t, err)
 		defer c.Close()
-		require.Eventually(t, func() bool { return ln.intake.gate.unreturned() == 1 }, patience, time.Millisecond)
-		requireDrained(t, ln.Drain(within(t, patience)))
+		require.Eventually(t, func() bool { return ln.intake.Gate.Unreturned() == 1 }, testkit.Patience, time.Millisecond)
+		requireDrained(t, ln.Drain(testkit.Within(t, testkit.Patience)))
 		require.NoError(t, ln.Close())
 		<-room
 		<-done
@@ -408,7 +405,7 @@ func TestDrainOfLoopsThatDoNotReturn(t *testing.T) {
 		c, err := ln.Accept()
 		require.NoError(t, err)
 		defer c.Close()
-		requireDrained(t, ln.Drain(within(t, patience)))
+		requireDrained(t, ln.Drain(testkit.Within(t, testkit.Patience)))
 	})
 }
 
@@ -422,11 +419,11 @@ func TestDrainWhileTheQueueCannotBeRead(t *testing.T) {
 		l.opError("stats", cause):                  false,
 		l.opError("stats", net.ErrClosed):          true,
 		l.opError("stats", errors.ErrUnsupported):  true,
-		l.opError("stats", errNotListening):        true,
+		l.opError("stats", sys.ErrNotListening):    true,
 		fmt.Errorf("%w", os.ErrDeadlineExceeded):   false,
 		fmt.Errorf("no number: %w", net.ErrClosed): true,
 	} {
-		require.Equal(t, lasts, lasting(err), "%v", err)
+		require.Equal(t, lasts, intake.Lasting(err), "%v", err)
 	}
 }
 
@@ -437,26 +434,26 @@ func TestDrainWithAFilterThatTellsNothing(t *testing.T) {
 	if s, err := ln.Stats(); err != nil || s.Incomplete != unknown {
 		t.Skip("this system reports the number")
 	}
-	ln.intake.filtered = true
+	ln.intake.Filtered = true
 	var de *DrainError
-	require.ErrorAs(t, ln.Drain(within(t, 200*time.Millisecond)), &de)
+	require.ErrorAs(t, ln.Drain(testkit.Within(t, 200*time.Millisecond)), &de)
 	require.Equal(t, unknown, de.HeldBack)
 	require.Zero(t, de.Queued)
-	requireDrained(t, ln.Drain(within(t, patience)))
+	requireDrained(t, ln.Drain(testkit.Within(t, testkit.Patience)))
 }
 
 // Resume ends a drain in progress on every system, also where new clients are not kept out.
 func TestResumeEndsADrain(t *testing.T) {
 	ln := drainable(t)
 	dialed(t, ln, 1) // nothing accepts it
-	drained := inBackground(t, ln, within(t, patience))
+	drained := testkit.InBackground(t, ln, testkit.Within(t, testkit.Patience))
 	require.Eventually(t, func() bool {
-		ln.intake.mu.Lock()
-		defer ln.intake.mu.Unlock()
-		return ln.intake.running == 1
-	}, patience, time.Millisecond)
+		ln.intake.Mu.Lock()
+		defer ln.intake.Mu.Unlock()
+		return ln.intake.Running == 1
+	}, testkit.Patience, time.Millisecond)
 	require.NoError(t, ln.Resume())
-	err := received(t, drained)
+	err := testkit.Received(t, drained)
 	require.ErrorIs(t, err, ErrStillOpen)
 	require.ErrorContains(t, err, "Resume was called")
 }
@@ -466,8 +463,8 @@ func TestDrainOfASharedSocketSaysSo(t *testing.T) {
 	inner := drainable(t)
 	ln, err := Wrap(inner.TCPListener())
 	require.NoError(t, err)
-	err = ln.Drain(within(t, patience))
+	err = ln.Drain(testkit.Within(t, testkit.Patience))
 	require.ErrorIs(t, err, ErrShared)
 	require.ErrorIs(t, err, ErrStillOpen)
-	requireDrainOp(t, err)
+	testkit.RequireDrainOp(t, err)
 }

@@ -5,8 +5,9 @@ import (
 	"log"
 	"syscall"
 
-	"github.com/acceptq/acceptq"
 	"golang.org/x/sys/unix"
+
+	"github.com/acceptq/acceptq"
 )
 
 // Route the answers with a routing table other than the default one (setfib(2)). The sysctl

@@ -7,8 +7,9 @@ import (
 	"net"
 	"syscall"
 
-	"github.com/acceptq/acceptq"
 	"golang.org/x/sys/unix"
+
+	"github.com/acceptq/acceptq"
 )
 
 // Listen on an address that this machine does not have yet (ip(7)).
@@ -162,7 +163,7 @@ func ExampleWithControl_maxSegment() {
 	// Output: 1200
 }
 
-// option reads an option of a listening socket.
+// Option reads an option of a listening socket.
 func option(ln *acceptq.Listener, level, name int) (value int) {
 	raw, err := ln.SyscallConn()
 	if err != nil {

@@ -11,6 +11,9 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/acceptq/acceptq/internal/intake"
+	"github.com/acceptq/acceptq/internal/sys"
 )
 
 // A Listener is a TCP listener that reports its accept queue. It implements
@@ -21,7 +24,7 @@ import (
 // concurrently. On a closed, zero or nil Listener every method that can return an
 // error does. Addr returns nil on a zero or nil Listener.
 type Listener struct {
-	intake    intake // the socket, and who may come in; without a socket in a zero Listener
+	intake    intake.Intake // the socket, and who may come in; without a socket in a zero Listener
 	transport transport
 	strict    bool
 	fastOpen  int                     // the qlen of WithFastOpen; 0 without it
@@ -54,15 +57,15 @@ func ListenTCP(addr string, opts ...Option) (*Listener, error) {
 //   - The text of errors from Accept always names the network "tcp".
 //   - Listen needs two descriptors until package net has adopted the socket.
 func Listen(ctx context.Context, network, address string, opts ...Option) (*Listener, error) {
-	return realKernel.listenWith(ctx, network, address, opts)
+	return listenWith(&sys.Real, ctx, network, address, opts)
 }
 
-func (k *kernel) listenWith(ctx context.Context, network, address string, opts []Option) (*Listener, error) {
+func listenWith(k *sys.Calls, ctx context.Context, network, address string, opts []Option) (*Listener, error) {
 	o, err := checked(ctx, network, opts)
 	if err != nil {
 		return nil, &net.OpError{Op: "listen", Net: network, Err: err}
 	}
-	return k.listen(ctx, network, address, o)
+	return makeListener(k, ctx, network, address, o)
 }
 
 // checked returns the options. It fails if an argument is invalid, as far as that can be
@@ -107,46 +110,46 @@ func checkNetwork(network string) error {
 // is not a listening TCP socket or is of another type, such as the listener of
 // [crypto/tls.NewListener]. In that case wrap the TCP listener inside it.
 func Wrap(ln net.Listener) (*Listener, error) {
-	return realKernel.wrap(ln)
+	return wrap(&sys.Real, ln)
 }
 
-func (k *kernel) wrap(ln net.Listener) (*Listener, error) {
+func wrap(k *sys.Calls, ln net.Listener) (*Listener, error) {
 	fail := func(err error) (*Listener, error) {
-		return nil, &net.OpError{Op: "wrap", Net: "tcp", Err: cause(err)}
+		return nil, &net.OpError{Op: "wrap", Net: "tcp", Err: sys.Cause(err)}
 	}
 	var tcp *net.TCPListener
 	switch ln := ln.(type) {
 	case *Listener:
 		if !ln.ok() {
-			return fail(errNotListening)
+			return fail(sys.ErrNotListening)
 		}
-		if err := ln.intake.raw.Control(func(uintptr) {}); err != nil {
+		if err := ln.intake.Raw.Control(func(uintptr) {}); err != nil {
 			return fail(err) // ln is closed
 		}
 		return ln, nil
 	case *net.TCPListener:
 		tcp = ln
 	case nil, *net.UnixListener:
-		return fail(fmt.Errorf("a %T: %w", ln, errNotListening))
+		return fail(fmt.Errorf("a %T: %w", ln, sys.ErrNotListening))
 	default: // such as a listener of crypto/tls, or one that reads a PROXY header
-		return fail(fmt.Errorf("a %T; wrap the *net.TCPListener inside it: %w", ln, errNotListening))
+		return fail(fmt.Errorf("a %T; wrap the *net.TCPListener inside it: %w", ln, sys.ErrNotListening))
 	}
 	raw, err := tcp.SyscallConn()
 	if err != nil {
-		return fail(errNotListening)
+		return fail(sys.ErrNotListening)
 	}
 	var (
 		tr      transport
 		account Backlog
-		left    *stop
+		left    *intake.Stop
 		reuse   bool
 		operr   error
 	)
 	err = raw.Control(func(fd uintptr) {
-		if tr, account, operr = k.inspect(int(fd)); operr == nil {
-			left, operr = k.lift(int(fd), nil)
+		if tr, account, operr = inspect(k, int(fd)); operr == nil {
+			left, operr = intake.Lift(k, int(fd), nil)
 		}
-		reuse = k.mayReusePort(int(fd))
+		reuse = intake.MayReusePort(k, int(fd))
 	})
 	if err := cmp.Or(err, operr); err != nil {
 		return fail(err)
@@ -155,23 +158,23 @@ func (k *kernel) wrap(ln net.Listener) (*Listener, error) {
 	if err != nil {
 		return fail(err)
 	}
-	l.intake.shared = true
-	l.intake.reusePort = reuse
+	l.intake.Shared = true
+	l.intake.ReusePort = reuse
 	if left != nil {
-		l.intake.lifted(left)
+		l.intake.Lifted(left)
 	}
 	return l, nil
 }
 
 // newListener returns a Listener for ln with the account of its backlog.
-func newListener(k *kernel, ln *net.TCPListener, tr transport, account Backlog) (*Listener, error) {
+func newListener(k *sys.Calls, ln *net.TCPListener, tr transport, account Backlog) (*Listener, error) {
 	raw, err := ln.SyscallConn()
 	if err != nil {
-		return nil, cause(err)
+		return nil, sys.Cause(err)
 	}
 	l := &Listener{transport: tr}
 	l.granted.Store(&account)
-	l.intake.init(k, ln, raw, tr == multipathTCP, l.queue)
+	l.intake.Init(k, ln, raw, tr == multipathTCP, l.queue)
 	return l, nil
 }
 
@@ -181,7 +184,7 @@ func (l *Listener) socket() *net.TCPListener {
 	if l == nil {
 		return nil
 	}
-	return l.intake.tcp
+	return l.intake.Tcp
 }
 
 // ok reports whether l has a socket. A closed Listener has one, as in package net.
@@ -193,15 +196,15 @@ func (l *Listener) Addr() net.Addr {
 	if !l.ok() {
 		return nil
 	}
-	return l.intake.tcp.Addr()
+	return l.intake.Tcp.Addr()
 }
 
 // Close stops listening, as [net.TCPListener.Close] does: the kernel resets the
 // connections that are still queued. Call [Listener.Drain] first to serve them.
 func (l *Listener) Close() error {
 	if l.ok() {
-		if s := l.intake.steering.Load(); s != nil {
-			return s.closeListener(&l.intake)
+		if s := l.intake.Steering.Load(); s != nil {
+			return s.CloseListener(&l.intake)
 		}
 	}
 	return l.socket().Close()
@@ -225,7 +228,7 @@ func (l *Listener) String() string {
 //   - A connection made during a drain may receive no data.
 func (l *Listener) TCPListener() *net.TCPListener {
 	if l.ok() {
-		l.intake.shown.Store(true)
+		l.intake.Shown.Store(true)
 	}
 	return l.socket()
 }
@@ -245,14 +248,14 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 		return l.socket().AcceptTCP() // net's error
 	}
 	for again := false; ; again = true {
-		epoch := l.intake.gate.enter(again)
-		inherited := l.intake.inherited.Load()
-		c, err := l.intake.tcp.AcceptTCP()
+		epoch := l.intake.Gate.Enter(again)
+		inherited := l.intake.Inherited.Load()
+		c, err := l.intake.Tcp.AcceptTCP()
 		if err == nil {
-			l.intake.removeStop(c, inherited)
+			l.intake.RemoveStop(c, inherited)
 			l.noteLocal(c)
 		}
-		if l.intake.gate.leave(epoch, err) {
+		if l.intake.Gate.Leave(epoch, err) {
 			continue
 		}
 		if err == nil {
@@ -272,10 +275,10 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 // noteLocal notes whether l gets clients of other local ports or addresses than its own,
 // as a BPF program of type sk_lookup can arrange. It makes no system call.
 func (l *Listener) noteLocal(c *net.TCPConn) {
-	own, ok1 := l.intake.tcp.Addr().(*net.TCPAddr)
+	own, ok1 := l.intake.Tcp.Addr().(*net.TCPAddr)
 	local, ok2 := c.LocalAddr().(*net.TCPAddr)
 	if ok1 && ok2 && (local.Port != own.Port || !own.IP.IsUnspecified() && !local.IP.Equal(own.IP)) {
-		l.intake.elsewhere.Store(true)
+		l.intake.Elsewhere.Store(true)
 	}
 }
 
@@ -284,7 +287,7 @@ func (l *Listener) SetDeadline(t time.Time) error {
 	if !l.ok() {
 		return l.socket().SetDeadline(t) // net's error
 	}
-	return l.intake.gate.setDeadline(l.intake.tcp, t)
+	return l.intake.Gate.SetDeadline(l.intake.Tcp, t)
 }
 
 // SetBacklog changes the backlog of the listening socket to n connections by calling
@@ -313,14 +316,14 @@ func (l *Listener) SetDeadline(t time.Time) error {
 // has that limit.
 func (l *Listener) SetBacklog(n int) (Backlog, error) {
 	if !l.ok() {
-		return l.Backlog(), l.opError("listen", errNotListening)
+		return l.Backlog(), l.opError("listen", sys.ErrNotListening)
 	}
 	l.resize.Lock()
 	defer l.resize.Unlock()
 	account := l.account()
 	var operr error
-	err := l.intake.raw.Control(func(fd uintptr) {
-		account, operr = l.intake.kernel.setBacklog(int(fd), n, l.strict, l.fastOpen, account)
+	err := l.intake.Raw.Control(func(fd uintptr) {
+		account, operr = setBacklog(l.intake.Kernel, int(fd), n, l.strict, l.fastOpen, account)
 	})
 	l.granted.Store(&account)
 	current := account
@@ -343,7 +346,7 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 // os/exec calls it for ExtraFiles. Use the SyscallConn method of the file instead.
 func (l *Listener) File() (*os.File, error) {
 	if l.ok() {
-		if err := l.intake.markShared(); err != nil && !errors.Is(err, net.ErrClosed) {
+		if err := l.intake.MarkShared(); err != nil && !errors.Is(err, net.ErrClosed) {
 			return nil, l.opError("file", err)
 		}
 	}
@@ -365,10 +368,10 @@ func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := l.intake.raw.Control(func(uintptr) {}); err != nil {
+	if err := l.intake.Raw.Control(func(uintptr) {}); err != nil {
 		return nil, l.opError("raw-control", err) // l is closed
 	}
-	l.intake.shown.Store(true)
+	l.intake.Shown.Store(true)
 	return watchedConn{raw, l}, nil
 }
 
@@ -380,9 +383,9 @@ type watchedConn struct {
 
 func (c watchedConn) Control(f func(fd uintptr)) error {
 	copied := false
-	err := c.RawConn.Control(func(fd uintptr) { copied = duplicates(int(fd), func() { f(fd) }) })
+	err := c.RawConn.Control(func(fd uintptr) { copied = intake.Duplicates(int(fd), func() { f(fd) }) })
 	if copied {
-		err = c.l.intake.markShared()
+		err = c.l.intake.MarkShared()
 	}
 	return err
 }
@@ -395,7 +398,7 @@ func addrString(addr net.Addr) string { return addr.Network() + " " + addr.Strin
 
 // opError returns err in the form that package net uses.
 func (l *Listener) opError(op string, err error) error {
-	return &net.OpError{Op: op, Net: "tcp", Addr: l.Addr(), Err: cause(err)}
+	return &net.OpError{Op: op, Net: "tcp", Addr: l.Addr(), Err: sys.Cause(err)}
 }
 
 // EffectiveBacklog returns the length to which the accept queue may grow, in
@@ -435,8 +438,8 @@ func (l *Listener) Backlog() Backlog {
 // account returns the account with the current limit of the socket, as far as the system
 // reports it, and stores it for EffectiveBacklog. l.resize must be locked.
 func (l *Listener) account() Backlog {
-	l.intake.raw.Control(func(fd uintptr) { // fails on a closed listener
-		if limit, ok := l.intake.kernel.limit(int(fd)); ok {
+	l.intake.Raw.Control(func(fd uintptr) { // fails on a closed listener
+		if limit, ok := readLimit(l.intake.Kernel, int(fd)); ok {
 			r := hostRule()
 			account := r.account(l.granted.Load().Requested, unknown, limit, true)
 			l.granted.Store(&account)
@@ -449,9 +452,9 @@ func (l *Listener) account() Backlog {
 // network namespace of a closed socket is not known. For it, ceiling uses that of the
 // calling thread.
 func (l *Listener) ceiling() (ceiling int) {
-	err := l.intake.raw.Control(func(fd uintptr) { ceiling, _, _ = l.intake.kernel.boundsOf(int(fd)) })
+	err := l.intake.Raw.Control(func(fd uintptr) { ceiling, _, _ = readBoundsOf(l.intake.Kernel, int(fd)) })
 	if err != nil {
-		ceiling, _, _ = l.intake.kernel.bounds()
+		ceiling, _, _ = readBounds(l.intake.Kernel)
 	}
 	return ceiling
 }

@@ -2,35 +2,75 @@ package acceptq
 
 import (
 	"errors"
+	"math"
 	"net"
 	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/acceptq/acceptq/internal/testkit"
 )
+
+// The same through Accept: after a timeout that a drain has caused, Accept keeps waiting.
+func TestLateAcceptKeepsWaiting(t *testing.T) {
+	ln, err := ListenTCP("127.0.0.1:0")
+	require.NoError(t, err)
+	defer ln.Close()
+	accepted := make(chan error, 1)
+	go func() {
+		c, err := ln.Accept()
+		if err == nil {
+			c.Close()
+		}
+		accepted <- err
+	}()
+	g := &ln.intake.Gate
+	require.Eventually(t, func() bool {
+		g.Mu.Lock()
+		defer g.Mu.Unlock()
+		return g.Inside == 1
+	}, testkit.Patience, time.Millisecond)
+
+	// This does the same as sendOut, with a call that returns after sendOut has given
+	// up: the call has left net's Accept, and waits for the gate.
+	g.Mu.Lock()
+	g.Epoch++
+	g.Accepted = 1 // another loop is busy with a connection
+	require.NoError(t, ln.intake.Tcp.SetDeadline(time.Unix(1, 0)))
+	<-time.After(20 * time.Millisecond)
+	require.NoError(t, ln.intake.Tcp.SetDeadline(time.Time{}))
+	g.Mu.Unlock()
+	c, err := net.DialTimeout("tcp", ln.Addr().String(), testkit.Patience)
+	require.NoError(t, err)
+	defer c.Close()
+	require.NoError(t, testkit.Received(t, accepted), "Accept must not return i/o timeout")
+	require.Equal(t, 2, g.Unreturned(), "the late call must not count as the next call of the other loop")
+}
 
 // Wrap returns a second listener on the same socket. The first one keeps working.
 func TestWrapLeavesTheOriginalWorking(t *testing.T) {
 	original, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { original.Close() })
-	before := openDescriptors()
+	before := testkit.OpenDescriptors()
 	ln := mustWrap(t, original)
-	require.Equal(t, before, openDescriptors(), "no descriptor is copied")
+	require.Equal(t, before, testkit.OpenDescriptors(), "no descriptor is copied")
 	require.Same(t, original, ln.TCPListener())
 	require.Equal(t, -1, ln.Backlog().Requested, "the request of the first holder is unknown")
 
 	for _, side := range []net.Listener{original, ln, original, ln} {
-		acceptAndExchange(t, side, []net.Conn{connect(t, "tcp", original.Addr().String())})
+		testkit.AcceptAndExchange(t, side, []net.Conn{testkit.Connect(t, "tcp", original.Addr().String())})
 	}
 	if systemTells() {
 		_, err := ln.SetBacklog(3)
 		require.NoError(t, err)
-		acceptAndExchange(t, original, []net.Conn{connect(t, "tcp", original.Addr().String())})
+		testkit.AcceptAndExchange(t, original, []net.Conn{testkit.Connect(t, "tcp", original.Addr().String())})
 	}
 
 	require.NoError(t, ln.Close())
@@ -53,20 +93,20 @@ func TestClosedListener(t *testing.T) {
 	s, err := ln.Stats()
 	requireClosed(t, err)
 	require.Equal(t, unknownStats, s)
-	requireOp(t, err, "stats")
+	testkit.RequireOp(t, err, "stats")
 	s, err = ReadStats(ln)
 	requireClosed(t, err)
 	require.Equal(t, unknownStats, s)
-	requireOp(t, err, "stats")
+	testkit.RequireOp(t, err, "stats")
 	b, err := ln.SetBacklog(9)
 	requireClosed(t, err)
 	require.Equal(t, account, b)
-	requireOp(t, err, "listen")
+	testkit.RequireOp(t, err, "listen")
 	if systemTells() {
 		w, err := Wrap(ln.TCPListener())
 		require.ErrorIs(t, err, net.ErrClosed)
 		require.Nil(t, w)
-		requireOp(t, err, "wrap")
+		testkit.RequireOp(t, err, "wrap")
 	}
 
 	require.Equal(t, account, ln.Backlog(), "it works after Close")
@@ -110,7 +150,7 @@ func TestNoListeningSocket(t *testing.T) {
 	require.NoError(t, err)
 	defer udp.Close()
 	ln := listenForStats(t)
-	client := connect(t, "tcp", ln.Addr().String())
+	client := testkit.Connect(t, "tcp", ln.Addr().String())
 	server, err := ln.Accept()
 	require.NoError(t, err)
 	defer server.Close()
@@ -151,12 +191,12 @@ func TestNoListeningSocket(t *testing.T) {
 		listeners["a connected TCP socket"] = connected
 	}
 
-	before := openDescriptors()
+	before := testkit.OpenDescriptors()
 	for name, c := range conns {
 		t.Run("ReadStats of "+name, func(t *testing.T) {
 			s, err := ReadStats(c)
 			require.Equal(t, unknownStats, s)
-			requireOp(t, err, "stats")
+			testkit.RequireOp(t, err, "stats")
 			switch {
 			case name == "a closed UDP socket":
 				requireClosed(t, err)
@@ -171,13 +211,13 @@ func TestNoListeningSocket(t *testing.T) {
 		t.Run("Wrap of "+name, func(t *testing.T) {
 			w, err := Wrap(l)
 			require.Nil(t, w)
-			requireOp(t, err, "wrap")
+			testkit.RequireOp(t, err, "wrap")
 			require.ErrorIs(t, err, syscall.EINVAL)
 			// The error suggests to wrap a listener inside it.
 			require.Equal(t, name == "one of another type", strings.Contains(err.Error(), "inside it"), "%v", err)
 		})
 	}
-	require.Equal(t, before, openDescriptors())
+	require.Equal(t, before, testkit.OpenDescriptors())
 }
 
 func closedUDP(t *testing.T) syscall.Conn {
@@ -259,11 +299,65 @@ func TestClosedListenerHasNoRawConn(t *testing.T) {
 	ln := listenForStats(t)
 	require.NoError(t, ln.Close())
 	raw, err := ln.SyscallConn()
-	requireOp(t, err, "raw-control")
+	testkit.RequireOp(t, err, "raw-control")
 	require.ErrorIs(t, err, net.ErrClosed)
 	require.Nil(t, raw)
 	again, err := Wrap(ln)
-	requireOp(t, err, "wrap")
+	testkit.RequireOp(t, err, "wrap")
 	require.ErrorIs(t, err, net.ErrClosed)
 	require.Nil(t, again)
+}
+
+func TestSetBacklogKeepsTheAccount(t *testing.T) {
+	ln := listenForStats(t, WithBacklog(5))
+	before := ln.Backlog()
+	b, err := ln.SetBacklog(7)
+	if !systemTells() {
+		require.ErrorIs(t, err, errors.ErrUnsupported)
+		require.Equal(t, before, b)
+		require.Equal(t, before, ln.Backlog())
+		return
+	}
+	require.NoError(t, err)
+	require.Equal(t, 7, b.Requested)
+	require.Equal(t, b, ln.Backlog())
+	require.Equal(t, b.Effective, ln.EffectiveBacklog())
+	want, err := PredictBacklog(7)
+	require.NoError(t, err)
+	require.Equal(t, want.Limit, b.Limit)
+
+	b, err = ln.SetBacklog(math.MinInt)
+	require.NoError(t, err)
+	require.Equal(t, -1, b.Requested, "as much as the system allows")
+	require.Equal(t, b.Ceiling, b.Limit)
+}
+
+// SetBacklog is granted the same limit as listening, and loses no queued client.
+func TestListeningAgainKeepsTheQueue(t *testing.T) {
+	if !systemTells() {
+		t.Skip("this system has no second listen, see TestSetBacklogKeepsTheAccount")
+	}
+	ln := listenForStats(t, WithBacklog(50))
+	var clients []net.Conn
+	for len(clients) < 16 {
+		clients = append(clients, testkit.Connect(t, "tcp", ln.Addr().String()))
+		queuedBecomes(t, len(clients), ln.Stats)
+	}
+	for _, n := range []int{5, 50, 0, -1, 10, 2} {
+		want, err := PredictBacklog(n)
+		require.NoError(t, err)
+		b, err := ln.SetBacklog(n)
+		require.NoError(t, err)
+		want.Measured = b.Measured
+		require.Equal(t, want, b)
+		s, err := ln.Stats()
+		require.NoError(t, err)
+		require.Equal(t, b.Limit, s.Limit)
+		require.Equal(t, b.Capacity, s.Capacity)
+		require.Equal(t, 16, s.Queued, "after SetBacklog(%d)", n)
+	}
+	for range clients {
+		testkit.AcceptAndExchange(t, ln, clients)
+	}
+	queuedBecomes(t, 0, ln.Stats)
 }

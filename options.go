@@ -5,10 +5,11 @@ import (
 	"fmt"
 	"math"
 	"net"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/acceptq/acceptq/internal/sockopt"
 )
 
 // An Option sets one property of a new listener. If an option is given twice, the later
@@ -21,7 +22,7 @@ type control = func(network, address string, c syscall.RawConn) error
 
 // options holds the settings that the Options of one call make.
 type options struct {
-	settings
+	sockopt.Options
 	backlog   int
 	strict    bool
 	steers    bool // set by WithReusePort: a drain may steer new clients to other listeners
@@ -31,20 +32,6 @@ type options struct {
 	err error
 }
 
-// settings holds the options of the socket. Zero and nil mean that the option was not
-// given.
-type settings struct {
-	reusePort     bool // set by WithReusePort, and for exclusive shards
-	deferAccept   time.Duration
-	acceptFilter  *acceptFilter
-	fastOpen      int
-	receiveBuffer int
-	sendBuffer    int
-	keepAlive     *net.KeepAliveConfig
-}
-
-type acceptFilter struct{ name, arg string }
-
 func newOptions(opts []Option) (*options, error) {
 	o := &options{backlog: -1}
 	for _, opt := range opts {
@@ -53,7 +40,7 @@ func newOptions(opts []Option) (*options, error) {
 		}
 		opt(o)
 	}
-	if o.err == nil && o.deferAccept != 0 && o.acceptFilter != nil {
+	if o.err == nil && o.DeferAccept != 0 && o.AcceptFilter != nil {
 		return nil, errors.New("WithDeferAccept and WithAcceptFilter: a socket has only one filter; use one of the two")
 	}
 	return o, o.err
@@ -77,41 +64,13 @@ func positive[T int | time.Duration](option string, n T, field func(*options) *T
 	}
 }
 
-// notHere returns the error of an option that this system does not support.
-func notHere(option string) error { return fmt.Errorf("%s: %w", option, errors.ErrUnsupported) }
-
 // beyondNet returns the name of an option that package net cannot apply on this system.
 // It returns "" if there is none.
 func (o *options) beyondNet() string {
 	if o.strict {
 		return "WithStrictBacklog"
 	}
-	return o.settings.beyondNet()
-}
-
-// beyondNet is that of the options of the socket.
-func (o *settings) beyondNet() string {
-	switch {
-	case o.reusePort:
-		return "WithReusePort"
-	case o.deferAccept != 0:
-		return "WithDeferAccept"
-	case o.acceptFilter != nil:
-		return "WithAcceptFilter"
-	case o.fastOpen != 0:
-		return "WithFastOpen"
-	case o.receiveBuffer != 0:
-		return "WithReceiveBuffer"
-	case o.sendBuffer != 0:
-		return "WithSendBuffer"
-	}
-	if o.keepAlive != nil {
-		switch runtime.GOOS {
-		case "plan9", "js", "wasip1":
-			return "WithKeepAlive"
-		}
-	}
-	return ""
+	return o.Options.BeyondNet()
 }
 
 // callControls calls the functions of WithControl in order and stops at the first error.
@@ -177,7 +136,7 @@ func WithStrictBacklog() Option {
 //
 // The section "Listeners on one address" of the package comment has more.
 func WithReusePort() Option {
-	return func(o *options) { o.reusePort, o.steers = true, true }
+	return func(o *options) { o.ReusePort, o.steers = true, true }
 }
 
 // WithoutSteering keeps this package from changing the BPF program of a SO_REUSEPORT
@@ -222,7 +181,7 @@ func WithControl(f func(network, address string, c syscall.RawConn) error) Optio
 //     [WithAcceptFilter].
 //   - Other systems: the error matches [errors.ErrUnsupported].
 func WithDeferAccept(d time.Duration) Option {
-	return positive("WithDeferAccept", d, func(o *options) *time.Duration { return &o.deferAccept })
+	return positive("WithDeferAccept", d, func(o *options) *time.Duration { return &o.DeferAccept })
 }
 
 // WithAcceptFilter makes the kernel hold connections back until the named filter lets
@@ -245,7 +204,7 @@ func WithAcceptFilter(name, arg string) Option {
 			o.fail("WithAcceptFilter(%q, %q): the name must have 1 to 15 bytes and the argument at most 239, without NUL", name, arg)
 			return
 		}
-		o.acceptFilter = &acceptFilter{name, arg}
+		o.AcceptFilter = &sockopt.AcceptFilter{Name: name, Arg: arg}
 	}
 }
 
@@ -265,7 +224,7 @@ func WithAcceptFilter(name, arg string) Option {
 //     socket, and therefore at each [Listener.SetBacklog].
 //   - Other systems: not supported.
 func WithFastOpen(qlen int) Option {
-	return positive("WithFastOpen", qlen, func(o *options) *int { return &o.fastOpen })
+	return positive("WithFastOpen", qlen, func(o *options) *int { return &o.FastOpen })
 }
 
 // WithReceiveBuffer requests a receive buffer of n bytes for each accepted connection:
@@ -279,7 +238,7 @@ func WithFastOpen(qlen int) Option {
 //   - DragonFly silently clamps n to 4/5 of kern.ipc.maxsockbuf.
 //   - On FreeBSD, NetBSD and DragonFly RLIMIT_SBSIZE of setrlimit(2) is a further maximum.
 func WithReceiveBuffer(n int) Option {
-	return positive("WithReceiveBuffer", n, func(o *options) *int { return &o.receiveBuffer })
+	return positive("WithReceiveBuffer", n, func(o *options) *int { return &o.ReceiveBuffer })
 }
 
 // WithSendBuffer requests a send buffer of n bytes for each accepted connection:
@@ -290,7 +249,7 @@ func WithReceiveBuffer(n int) Option {
 // clamps n to net.core.wmem_max. The maximum on FreeBSD, NetBSD and DragonFly is that of
 // [WithReceiveBuffer].
 func WithSendBuffer(n int) Option {
-	return positive("WithSendBuffer", n, func(o *options) *int { return &o.sendBuffer })
+	return positive("WithSendBuffer", n, func(o *options) *int { return &o.SendBuffer })
 }
 
 // WithKeepAlive sets TCP keep-alive on each accepted connection. Without this option the
@@ -314,6 +273,6 @@ func WithKeepAlive(config net.KeepAliveConfig) Option {
 			o.fail("WithKeepAlive(%+v): the maximum is %d s and %d probes", config, math.MaxInt32, math.MaxInt32)
 			return
 		}
-		o.keepAlive = &config
+		o.KeepAlive = &config
 	}
 }

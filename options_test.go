@@ -17,6 +17,9 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/acceptq/acceptq/internal/sockopt"
+	"github.com/acceptq/acceptq/internal/testkit"
 )
 
 //go:embed README.md
@@ -108,7 +111,7 @@ func TestOptionsAreHonouredOrRefused(t *testing.T) {
 	for _, row := range rows[1:] {
 		t.Run(row[0], func(t *testing.T) {
 			require.Contains(t, options, row[0])
-			before := openDescriptors()
+			before := testkit.OpenDescriptors()
 			ln, err := ListenTCP("127.0.0.1:0", options[row[0]])
 			verdict, condition, _ := strings.Cut(row[here], " ")
 			switch {
@@ -132,7 +135,7 @@ func TestOptionsAreHonouredOrRefused(t *testing.T) {
 			} else {
 				requireListenError(t, ln, err)
 			}
-			require.Equal(t, before, openDescriptors())
+			require.Equal(t, before, testkit.OpenDescriptors())
 		})
 	}
 }
@@ -277,14 +280,14 @@ func TestLaterOptionWins(t *testing.T) {
 		WithKeepAlive(net.KeepAliveConfig{Count: 1}), WithKeepAlive(net.KeepAliveConfig{Count: 2}),
 	})
 	require.NoError(t, err)
-	require.Equal(t, []int{2, 2, 2, 2, 2}, []int{o.backlog, int(o.deferAccept), o.fastOpen, o.receiveBuffer, o.sendBuffer})
-	require.Equal(t, 2, o.keepAlive.Count)
+	require.Equal(t, []int{2, 2, 2, 2, 2}, []int{o.backlog, int(o.DeferAccept), o.FastOpen, o.ReceiveBuffer, o.SendBuffer})
+	require.Equal(t, 2, o.KeepAlive.Count)
 	require.NoError(t, o.callControls("tcp4", "127.0.0.1:0", nil))
 	require.Equal(t, []int{1, 2, 3}, order)
 
 	o, err = newOptions([]Option{WithAcceptFilter("a", "1"), WithAcceptFilter("b", "")})
 	require.NoError(t, err)
-	require.Equal(t, &acceptFilter{"b", ""}, o.acceptFilter)
+	require.Equal(t, &sockopt.AcceptFilter{Name: "b", Arg: ""}, o.AcceptFilter)
 }
 
 // An Option has no state: two listeners made with the same Option do not affect each other.
@@ -331,7 +334,7 @@ func TestEachOptionIsHandledByBeyondNet(t *testing.T) {
 		"steers":    true, // used only with reusePort
 		"unsteered": true, // only prevents an action
 		"controls":  true, // listening shows whether net calls them
-		"keepAlive": !onFakeNet && runtime.GOOS != "plan9",
+		"keepAlive": !testkit.OnFakeNet && runtime.GOOS != "plan9",
 		"err":       true, // listening fails before that
 	}
 	asked := slices.DeleteFunc(reflect.VisibleFields(reflect.TypeFor[options]()), func(f reflect.StructField) bool { return f.Anonymous })

@@ -1,11 +1,12 @@
 package acceptq
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"syscall"
 	"time"
+
+	"github.com/acceptq/acceptq/internal/sys"
 )
 
 // QueueTime returns how long a connection waited in the accept queue: the time since its
@@ -25,21 +26,21 @@ import (
 //   - [net.ErrClosed] if c is closed
 //
 // The source is tcpi_last_data_sent of TCP_INFO, tcp(7).
-func QueueTime(c net.Conn) (time.Duration, error) { return realKernel.queueTime(c) }
+func QueueTime(c net.Conn) (time.Duration, error) { return queueTimeOf(&sys.Real, c) }
 
-func (k *kernel) queueTime(c net.Conn) (time.Duration, error) {
-	d, err := k.readQueueTime(c)
+func queueTimeOf(k *sys.Calls, c net.Conn) (time.Duration, error) {
+	d, err := readQueueTime(k, c)
 	if err == nil {
 		return d, nil
 	}
-	op := &net.OpError{Op: "queuetime", Net: "tcp", Err: cause(err)}
+	op := &net.OpError{Op: "queuetime", Net: "tcp", Err: sys.Cause(err)}
 	if c != nil {
 		op.Source, op.Addr = c.LocalAddr(), c.RemoteAddr()
 	}
 	return unknown, op
 }
 
-func (k *kernel) readQueueTime(c net.Conn) (time.Duration, error) {
+func readQueueTime(k *sys.Calls, c net.Conn) (time.Duration, error) {
 	r := readers.Get().(*reader)
 	defer readers.Put(r)
 	r.kernel = k
@@ -77,6 +78,3 @@ func onConn(c net.Conn, f func(fd uintptr)) error {
 	}
 	return fmt.Errorf("more than %d wrappers around the connection: %w", maxWrappers, syscall.EINVAL)
 }
-
-// errNoQueueTime is the error if the kernel does not report the time.
-var errNoQueueTime = fmt.Errorf("this system does not report the time in the accept queue: %w", errors.ErrUnsupported)

@@ -17,6 +17,11 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/acceptq/acceptq/internal/intake"
+	"github.com/acceptq/acceptq/internal/sys"
+	"github.com/acceptq/acceptq/internal/tcpinfo"
+	"github.com/acceptq/acceptq/internal/testkit"
 )
 
 // tick is the period of the kernel's clock (CONFIG_HZ).
@@ -66,7 +71,7 @@ func joinQueue(t *testing.T, addr net.Addr, n int, dial func() (net.Conn, error)
 	c, err := dial()
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
-	require.Eventually(t, func() bool { return kernelQueue(t, addr) == n }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return testkit.KernelQueue(t, addr) == n }, testkit.Patience, time.Millisecond)
 	w.before = now()
 	return c, w
 }
@@ -80,13 +85,13 @@ func write(t *testing.T, c net.Conn) {
 // awaitState waits until the peer of c is in the given TCP state.
 func awaitState(t *testing.T, s *net.TCPConn, state uint8) {
 	t.Helper()
-	require.Eventually(t, func() bool { return tcpInfo(t, s).State == state }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return testkit.TcpInfo(t, s).State == state }, testkit.Patience, time.Millisecond)
 }
 
 // QueueTime returns the wait, whatever the client does while it waits.
 func TestQueueTimeIsTheWait(t *testing.T) {
 	t.Parallel()
-	inNamespace(t, func(t *testing.T) {
+	testkit.InNamespace(t, func(t *testing.T) {
 		for _, d := range []time.Duration{0, 5 * time.Millisecond, 20 * time.Millisecond, 100 * time.Millisecond, 700 * time.Millisecond} {
 			for name, do := range map[string]func(t *testing.T, c net.Conn){
 				"silent": func(*testing.T, net.Conn) {},
@@ -122,7 +127,7 @@ func TestQueueTimeIsTheWait(t *testing.T) {
 						if host == "dual stack" {
 							to = fmt.Sprintf("127.0.0.1:%d", ln.Addr().(*net.TCPAddr).Port)
 						}
-						c, w := joinQueue(t, ln.Addr(), 1, func() (net.Conn, error) { return net.DialTimeout("tcp", to, patience) })
+						c, w := joinQueue(t, ln.Addr(), 1, func() (net.Conn, error) { return net.DialTimeout("tcp", to, testkit.Patience) })
 						begun := time.Now()
 						do(t, c)
 						time.Sleep(d - time.Since(begun)) // the test needs a wait
@@ -131,7 +136,7 @@ func TestQueueTimeIsTheWait(t *testing.T) {
 						defer s.Close()
 						switch name {
 						case "closes", "sends and closes":
-							awaitState(t, s, tcpCloseWait)
+							awaitState(t, s, tcpinfo.CloseWait)
 						case "resets":
 							awaitState(t, s, 7)
 						}
@@ -151,13 +156,13 @@ func TestQueueTimeIsTheWait(t *testing.T) {
 // With WithDeferAccept a connection begins to wait when its data arrive.
 func TestQueueTimeOfDeferredAccept(t *testing.T) {
 	t.Parallel()
-	inNamespace(t, func(t *testing.T) {
+	testkit.InNamespace(t, func(t *testing.T) {
 		ln := listenIPv4(t, WithDeferAccept(30*time.Second))
 		c, err := net.Dial("tcp", ln.Addr().String())
 		require.NoError(t, err)
 		defer c.Close()
 		time.Sleep(50 * time.Millisecond) // the test needs a wait
-		require.Zero(t, kernelQueue(t, ln.Addr()), "it is held back")
+		require.Zero(t, testkit.KernelQueue(t, ln.Addr()), "it is held back")
 		_, w := joinQueue(t, ln.Addr(), 1, func() (net.Conn, error) {
 			write(t, c)
 			return c, nil
@@ -173,11 +178,11 @@ func TestQueueTimeOfDeferredAccept(t *testing.T) {
 // A connection whose handshake used a SYN cookie.
 func TestQueueTimeOfACookie(t *testing.T) {
 	t.Parallel()
-	inNamespace(t, func(t *testing.T) {
-		setSysctl(t, "net.ipv4.tcp_syncookies", 2) // always
+	testkit.InNamespace(t, func(t *testing.T) {
+		testkit.SetSysctl(t, "net.ipv4.tcp_syncookies", 2) // always
 		ln := listenIPv4(t)
 		_, w := joinQueue(t, ln.Addr(), 1, func() (net.Conn, error) { return net.Dial("tcp", ln.Addr().String()) })
-		require.NotZero(t, kernelCounter(t, "SyncookiesRecv"))
+		require.NotZero(t, testkit.KernelCounter(t, "SyncookiesRecv"))
 		time.Sleep(50 * time.Millisecond) // the test needs a wait
 		s, err := ln.AcceptTCP()
 		require.NoError(t, err)
@@ -190,8 +195,8 @@ func TestQueueTimeOfACookie(t *testing.T) {
 // listener, the time includes the wait in the first queue.
 func TestQueueTimeOfAMigratedConnection(t *testing.T) {
 	t.Parallel()
-	inNamespace(t, func(t *testing.T) {
-		setSysctl(t, "net.ipv4.tcp_migrate_req", 1)
+	testkit.InNamespace(t, func(t *testing.T) {
+		testkit.SetSysctl(t, "net.ipv4.tcp_migrate_req", 1)
 		first := listenIPv4(t, WithReusePort())
 		_, w := joinQueue(t, first.Addr(), 1, func() (net.Conn, error) { return net.Dial("tcp", first.Addr().String()) })
 		heir, err := ListenTCP(first.Addr().String(), WithReusePort())
@@ -215,7 +220,7 @@ func fastOpen(t *testing.T, addr net.Addr, deaf bool) (fd int) {
 	require.NoError(t, err)
 	t.Cleanup(func() { unix.Close(fd) })
 	if deaf { // the minimum TTL of the client drops the SYN-ACK
-		require.NoError(t, unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, maxTTL))
+		require.NoError(t, unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, intake.MaxTTL))
 	}
 	err = unix.Sendto(fd, []byte("data"), unix.MSG_FASTOPEN, &unix.SockaddrInet4{Port: addr.(*net.TCPAddr).Port, Addr: [4]byte{127, 0, 0, 1}})
 	require.True(t, err == nil || errors.Is(err, unix.EINPROGRESS), "%v", err)
@@ -226,23 +231,23 @@ func fastOpen(t *testing.T, addr net.Addr, deaf bool) (fd int) {
 // timestamp again when its handshake ends.
 func TestQueueTimeOfFastOpen(t *testing.T) {
 	t.Parallel()
-	inNamespace(t, func(t *testing.T) {
-		setSysctl(t, "net.ipv4.tcp_fastopen", 0x1|0x2|0x4|0x200) // both sides, without a cookie
+	testkit.InNamespace(t, func(t *testing.T) {
+		testkit.SetSysctl(t, "net.ipv4.tcp_fastopen", 0x1|0x2|0x4|0x200) // both sides, without a cookie
 		ln := listenIPv4(t, WithFastOpen(5))
 		after := now()
 		fd := fastOpen(t, ln.Addr(), true)
-		require.Eventually(t, func() bool { return kernelQueue(t, ln.Addr()) == 1 }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { return testkit.KernelQueue(t, ln.Addr()) == 1 }, testkit.Patience, time.Millisecond)
 		w := wait{after: after, before: now()}
 		time.Sleep(30 * time.Millisecond) // the test needs a wait
 		s, err := ln.AcceptTCP()
 		require.NoError(t, err)
 		defer s.Close()
-		require.EqualValues(t, tcpSynRecv, tcpInfo(t, s).State)
+		require.EqualValues(t, tcpinfo.SynRecv, testkit.TcpInfo(t, s).State)
 		w.requireTime(t, s)
 
 		ends := now()
 		require.NoError(t, unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, 0))
-		awaitState(t, s, tcpEstablished)
+		awaitState(t, s, tcpinfo.Established)
 		wait{after: ends, before: now()}.requireTime(t, s)
 	})
 }
@@ -266,7 +271,7 @@ func listenMPTCP(t *testing.T) *Listener {
 // A listener of net.Listen has one client with MPTCP and one without.
 func TestQueueTimeOfMPTCP(t *testing.T) {
 	t.Parallel()
-	inNamespace(t, func(t *testing.T) {
+	testkit.InNamespace(t, func(t *testing.T) {
 		for _, client := range []bool{true, false} {
 			t.Run(fmt.Sprint(client), func(t *testing.T) {
 				ln := listenMPTCP(t)
@@ -378,43 +383,43 @@ func TestQueueTimeOfOtherKernels(t *testing.T) {
 	defer s.Close()
 
 	const waited = 123
-	info := make([]byte, infoConnEnd)
-	info[infoState] = tcpEstablished
-	binary.NativeEndian.PutUint32(info[infoSendMSS:], 536)
-	binary.NativeEndian.PutUint32(info[infoLastDataSent:], waited)
+	info := make([]byte, tcpinfo.ConnEnd)
+	info[tcpinfo.State] = tcpinfo.Established
+	binary.NativeEndian.PutUint32(info[tcpinfo.SendMSS:], 536)
+	binary.NativeEndian.PutUint32(info[tcpinfo.LastDataSent:], waited)
 	with := func(change func(p []byte)) []byte {
 		p := bytes.Clone(info)
 		change(p)
 		return p
 	}
-	acked := with(func(p []byte) { binary.NativeEndian.PutUint64(p[infoBytesAcked:], 1) })
-	sent := with(func(p []byte) { binary.NativeEndian.PutUint32(p[infoDataSegsOut:], 1) })
+	acked := with(func(p []byte) { binary.NativeEndian.PutUint64(p[tcpinfo.BytesAcked:], 1) })
+	sent := with(func(p []byte) { binary.NativeEndian.PutUint32(p[tcpinfo.DataSegsOut:], 1) })
 	for _, row := range []struct {
 		name   string
 		n      int
 		info   []byte
 		target error
 	}{
-		{"whole", infoConnEnd, info, nil},
-		{"Linux 4.1: data_segs_out is missing", infoDataSegsOut, sent, nil},
-		{"Linux 4.1, acknowledged", infoDataSegsOut, acked, syscall.EINVAL},
+		{"whole", tcpinfo.ConnEnd, info, nil},
+		{"Linux 4.1: data_segs_out is missing", tcpinfo.DataSegsOut, sent, nil},
+		{"Linux 4.1, acknowledged", tcpinfo.DataSegsOut, acked, syscall.EINVAL},
 		{"Linux 3.2: bytes_acked is missing", 104, acked, nil},
-		{"the shortest usable answer", infoLastDataSent + 4, info, nil},
-		{"one byte less than that", infoLastDataSent + 3, info, errors.ErrUnsupported},
+		{"the shortest usable answer", tcpinfo.LastDataSent + 4, info, nil},
+		{"one byte less than that", tcpinfo.LastDataSent + 3, info, errors.ErrUnsupported},
 		{"nothing", 0, info, errors.ErrUnsupported},
 		{"negative", -1, info, errors.ErrUnsupported},
 		{"longer than the buffer", 1 << 20, info, nil},
-		{"zeros", infoConnEnd, make([]byte, infoConnEnd), errors.ErrUnsupported},
-		{"gVisor's: a state and zeros", infoConnEnd, with(func(p []byte) { p[infoSendMSS], p[infoSendMSS+1] = 0, 0 }), errors.ErrUnsupported},
-		{"sent, not yet acknowledged", infoConnEnd, sent, syscall.EINVAL},
-		{"a listener", infoConnEnd, with(func(p []byte) { p[infoState] = tcpListen }), errors.ErrUnsupported},
-		{"connecting", infoConnEnd, with(func(p []byte) { p[infoState] = tcpSynSent }), syscall.EINVAL},
-		{"an unknown state", infoConnEnd, with(func(p []byte) { p[infoState] = 77 }), errors.ErrUnsupported},
+		{"zeros", tcpinfo.ConnEnd, make([]byte, tcpinfo.ConnEnd), errors.ErrUnsupported},
+		{"gVisor's: a state and zeros", tcpinfo.ConnEnd, with(func(p []byte) { p[tcpinfo.SendMSS], p[tcpinfo.SendMSS+1] = 0, 0 }), errors.ErrUnsupported},
+		{"sent, not yet acknowledged", tcpinfo.ConnEnd, sent, syscall.EINVAL},
+		{"a listener", tcpinfo.ConnEnd, with(func(p []byte) { p[tcpinfo.State] = tcpinfo.Listen }), errors.ErrUnsupported},
+		{"connecting", tcpinfo.ConnEnd, with(func(p []byte) { p[tcpinfo.State] = tcpinfo.SynSent }), syscall.EINVAL},
+		{"an unknown state", tcpinfo.ConnEnd, with(func(p []byte) { p[tcpinfo.State] = 77 }), errors.ErrUnsupported},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			k := realKernel
+			k := sys.Real
 			answers(row.n, nil, row.info...)(&k)
-			d, err := k.queueTime(s)
+			d, err := queueTimeOf(&k, s)
 			if row.target != nil {
 				requireQueueTimeError(t, err, row.target)
 				require.EqualValues(t, -1, d)
@@ -425,38 +430,18 @@ func TestQueueTimeOfOtherKernels(t *testing.T) {
 		})
 	}
 	for _, errno := range []unix.Errno{unix.EPERM, unix.ENOPROTOOPT, unix.EBADF} {
-		k := realKernel
+		k := sys.Real
 		answers(0, errno)(&k)
-		_, err := k.queueTime(s)
+		_, err := queueTimeOf(&k, s)
 		requireQueueTimeError(t, err, errno)
-		requireLayers(t, err, "tcp", "getsockopt")
+		testkit.RequireLayers(t, err, "tcp", "getsockopt")
 	}
-}
-
-func FuzzQueueTime(f *testing.F) {
-	f.Add([]byte(nil))
-	f.Add(make([]byte, infoConnEnd))
-	whole := bytes.Repeat([]byte{1}, infoConnEnd)
-	f.Add(whole)
-	f.Add(whole[:infoLastDataSent+4])
-	f.Fuzz(func(t *testing.T, info []byte) {
-		d, err := queueTimeIn(info)
-		if (err == nil) != (d >= 0) || err != nil && d != unknown {
-			t.Fatal(d, err)
-		}
-		if err == nil && d%time.Millisecond != 0 {
-			t.Fatal(d)
-		}
-		if err != nil && !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, syscall.EINVAL) {
-			t.Fatal(err)
-		}
-	})
 }
 
 // Under load QueueTime returns the right time for each of many connections.
 func TestQueueTimeUnderLoad(t *testing.T) {
 	t.Parallel()
-	inNamespace(t, func(t *testing.T) {
+	testkit.InNamespace(t, func(t *testing.T) {
 		const clients, each = 32, 20
 		ln := listenIPv4(t, WithBacklog(clients))
 		var begun sync.Map // when a client began to connect, by its address
@@ -512,7 +497,7 @@ func TestQueueTimeUnderLoad(t *testing.T) {
 }
 
 func TestQueueTimeDoesNotAllocate(t *testing.T) {
-	if raceDetector {
+	if testkit.RaceDetector {
 		t.Skip("the race detector allocates")
 	}
 	ln := listenIPv4(t)
@@ -550,14 +535,14 @@ func BenchmarkQueueTime(b *testing.B) {
 		}
 	})
 	b.Run("beside its system call", func(b *testing.B) {
-		onDescriptor(b, s, func(fd int) (int, error) {
-			var p [infoConnEnd]byte
-			raw := repeat(calls, func() {
-				if _, err := getsockopt(fd, unix.IPPROTO_TCP, unix.TCP_INFO, p[:]); err != nil {
+		testkit.OnDescriptor(b, s, func(fd int) (int, error) {
+			var p [tcpinfo.ConnEnd]byte
+			raw := testkit.Repeat(calls, func() {
+				if _, err := sys.Getsockopt(fd, unix.IPPROTO_TCP, unix.TCP_INFO, p[:]); err != nil {
 					panic(err)
 				}
 			})
-			r := ratios(b, raw, raw, repeat(calls, func() { QueueTime(s) }))
+			r := testkit.Ratios(b, raw, raw, testkit.Repeat(calls, func() { QueueTime(s) }))
 			b.ReportMetric(r[0], "raw/raw")
 			b.ReportMetric(r[1], "queuetime/raw")
 			return 0, nil

@@ -10,6 +10,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/acceptq/acceptq/internal/intake"
+	"github.com/acceptq/acceptq/internal/sys"
 )
 
 // Shards is a group of listeners on one address, each with its own accept queue. The
@@ -45,10 +48,10 @@ func ListenTCPShards(addr string, n int, opts ...Option) (*Shards, error) {
 //   - if n is greater than the number of sockets over which the kernel spreads
 //     connections: 256 on FreeBSD, 128 on DragonFly
 func ListenShards(ctx context.Context, network, address string, n int, opts ...Option) (*Shards, error) {
-	return realKernel.shards(ctx, network, address, n, opts)
+	return listenShards(&sys.Real, ctx, network, address, n, opts)
 }
 
-func (k *kernel) shards(ctx context.Context, network, address string, n int, opts []Option) (*Shards, error) {
+func listenShards(k *sys.Calls, ctx context.Context, network, address string, n int, opts []Option) (*Shards, error) {
 	o, err := checked(ctx, network, opts)
 	if err == nil && n < 1 {
 		err = fmt.Errorf("ListenShards(%d): not positive", n)
@@ -57,14 +60,14 @@ func (k *kernel) shards(ctx context.Context, network, address string, n int, opt
 		return nil, &net.OpError{Op: "listen", Net: network, Err: err}
 	}
 	if n == 1 {
-		l, err := k.listen(ctx, network, address, o)
+		l, err := makeListener(k, ctx, network, address, o)
 		if err != nil {
 			return nil, err
 		}
 		return &Shards{listeners: []*Listener{l}}, nil
 	}
 	s := new(Shards) // without room for n: n may be too large, and descriptors run out first
-	err = k.listenShards(ctx, network, address, o, func(l *Listener) bool {
+	err = makeShards(k, ctx, network, address, o, func(l *Listener) bool {
 		s.listeners = append(s.listeners, l)
 		return len(s.listeners) < n
 	})
@@ -72,7 +75,7 @@ func (k *kernel) shards(ctx context.Context, network, address string, n int, opt
 		s.Close()
 		return nil, err
 	}
-	welcome(ctx, intakes(s.listeners))
+	intake.Welcome(ctx, intakes(s.listeners))
 	return s, nil
 }
 
@@ -210,7 +213,7 @@ func (s *Shards) none(op string) error {
 	if s.Len() > 0 {
 		return nil
 	}
-	return &net.OpError{Op: op, Net: "tcp", Err: errNotListening}
+	return &net.OpError{Op: op, Net: "tcp", Err: sys.ErrNotListening}
 }
 
 // sumOf adds up one number of each element. The sum is unknown if there is no element or
@@ -289,7 +292,7 @@ func (s *Shards) Resume() error {
 	if len(open) == 0 {
 		return errs[0]
 	}
-	return join(open)
+	return intake.Join(open)
 }
 
 // Close closes all shards, the last one first, and returns the first error.

@@ -17,12 +17,93 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/acceptq/acceptq/internal/sys"
+	"github.com/acceptq/acceptq/internal/testkit"
 )
 
-// spreads reports whether this system spreads connections over shards. It goes by the
-// name of the system or by the behavior of the kernel, not by the library.
-func spreads() bool {
-	return slices.Contains([]string{"linux", "android"}, runtime.GOOS) || kernelSpreads()
+// BenchmarkShards compares accepting on one shard for each core with accepting on one
+// listener. Both have the same number of loops. The time is from the first client until
+// the last one is accepted. It includes the handshakes, which the clients make on the
+// same cores.
+func BenchmarkShards(b *testing.B) {
+	const clients = 200
+	cores := runtime.GOMAXPROCS(0)
+	many, err := ListenTCPShards("127.0.0.1:0", max(cores, 2))
+	if errors.Is(err, errors.ErrUnsupported) {
+		b.Skip(err)
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer many.Close()
+	// One listener also has several loops, so that the comparison is not one of loops.
+	ln := listenForStats(b)
+	one := new(Shards)
+	for range many.Len() {
+		one.listeners = append(shardsOf(one), ln)
+	}
+
+	accept := func(s *Shards) testkit.Side {
+		accepted := make(chan net.Conn, clients)
+		served := make(chan struct{})
+		go func() {
+			defer close(served)
+			s.Serve(func(ln net.Listener) error {
+				for {
+					c, err := ln.Accept()
+					if err != nil {
+						return err
+					}
+					accepted <- c
+				}
+			})
+		}()
+		b.Cleanup(func() {
+			s.Close()
+			<-served
+		})
+		return func() time.Duration {
+			var dialed [clients]net.Conn
+			start := time.Now()
+			var dialers sync.WaitGroup
+			for d := range cores {
+				dialers.Go(func() {
+					for i := d; i < clients; i += cores {
+						c, err := net.Dial("tcp", s.Addr().String())
+						if err != nil {
+							b.Error(err)
+							return
+						}
+						c.(*net.TCPConn).SetLinger(0) // leave no port in TIME_WAIT
+						dialed[i] = c
+					}
+				})
+			}
+			conns := make([]net.Conn, 0, clients)
+			for range clients {
+				select {
+				case c := <-accepted:
+					conns = append(conns, c)
+				case <-time.After(testkit.Patience):
+					b.Error("a client was not accepted")
+					return time.Since(start)
+				}
+			}
+			took := time.Since(start)
+			dialers.Wait()
+			for _, c := range append(dialed[:], conns...) {
+				if c != nil {
+					c.Close()
+				}
+			}
+			return took
+		}
+	}
+	single, shards := accept(one), accept(many)
+	r := testkit.Ratios(b, single, single, shards)
+	b.ReportMetric(1/r[0], "one/one")
+	b.ReportMetric(1/r[1], "shards/one")
 }
 
 // shardClients is a number of clients with which each of four shards gets some and the
@@ -52,7 +133,7 @@ func TestShardsAreCounted(t *testing.T) {
 
 // A bad address gives the same error as Listen, for any number of shards.
 func TestShardsOfABadAddress(t *testing.T) {
-	if !spreads() {
+	if !testkit.Spreads() {
 		t.Skip("shards are unsupported here")
 	}
 	for _, address := range []string{"127.0.0.1", "127.0.0.1:65536", "192.0.2.1:0"} {
@@ -60,23 +141,23 @@ func TestShardsOfABadAddress(t *testing.T) {
 		for _, n := range []int{1, 2} {
 			s, err := ListenTCPShards(address, n)
 			require.Nil(t, s)
-			requireSameError(t, want, err)
+			testkit.RequireSameError(t, want, err)
 		}
 	}
 }
 
 // Only FreeBSD and DragonFly bound the number of shards.
 func TestManyShards(t *testing.T) {
-	if !spreads() {
+	if !testkit.Spreads() {
 		t.Skip("shards are unsupported here")
 	}
 	const n = 258
-	before := openDescriptors()
+	before := testkit.OpenDescriptors()
 	s, err := ListenTCPShards("127.0.0.1:0", n)
 	if runtime.GOOS == "freebsd" || runtime.GOOS == "dragonfly" {
 		require.Nil(t, s)
 		require.ErrorIs(t, err, errors.ErrUnsupported)
-		require.Equal(t, before, openDescriptors())
+		require.Equal(t, before, testkit.OpenDescriptors())
 		return
 	}
 	require.NoError(t, err)
@@ -101,10 +182,10 @@ func TestOneShard(t *testing.T) {
 	require.Equal(t, werr, gerr)
 
 	served := make(chan error, 1)
-	go func() { served <- s.Serve(echo) }()
+	go func() { served <- s.Serve(testkit.Echo) }()
 	c, err := net.Dial("tcp", s.Addr().String())
 	require.NoError(t, err)
-	require.NoError(t, askEcho(c))
+	require.NoError(t, testkit.AskEcho(c))
 	require.NoError(t, c.Close())
 	require.NoError(t, s.Close())
 	require.ErrorIs(t, <-served, net.ErrClosed)
@@ -118,7 +199,7 @@ func TestShardsEachGetClients(t *testing.T) {
 	const n = 4
 	clients := shardClients()
 	s, err := ListenTCPShards("127.0.0.1:0", n)
-	if !spreads() {
+	if !testkit.Spreads() {
 		require.Nil(t, s)
 		require.ErrorIs(t, err, errors.ErrUnsupported)
 		var op *net.OpError
@@ -133,7 +214,7 @@ func TestShardsEachGetClients(t *testing.T) {
 		require.Equal(t, s.Addr(), l.Addr())
 	}
 
-	for _, c := range connectAll(t, s.Addr(), clients) {
+	for _, c := range testkit.ConnectAll(t, s.Addr(), clients) {
 		defer c.Close()
 	}
 	queuedBecomes(t, clients, s.Stats)
@@ -228,7 +309,7 @@ func TestShardsInALog(t *testing.T) {
 
 // Close closes all shards and returns the first error.
 func TestShardsCloseReturnsTheFirstError(t *testing.T) {
-	if onFakeNet {
+	if testkit.OnFakeNet {
 		t.Skip("a second Close does not fail here")
 	}
 	s := apart(t, 4)
@@ -256,11 +337,11 @@ func zeroShards(t *testing.T, s *Shards) {
 	require.Equal(t, unknown, s.EffectiveBacklog())
 	stats, err := s.Stats()
 	require.Equal(t, unknownStats, stats)
-	require.ErrorIs(t, err, errNotListening)
-	require.ErrorIs(t, s.SetBacklog(1), errNotListening)
-	require.ErrorIs(t, s.Drain(t.Context()), errNotListening)
-	require.ErrorIs(t, s.Close(), errNotListening)
-	require.ErrorIs(t, s.Serve(func(net.Listener) error { panic("there is none to serve") }), errNotListening)
+	require.ErrorIs(t, err, sys.ErrNotListening)
+	require.ErrorIs(t, s.SetBacklog(1), sys.ErrNotListening)
+	require.ErrorIs(t, s.Drain(t.Context()), sys.ErrNotListening)
+	require.ErrorIs(t, s.Close(), sys.ErrNotListening)
+	require.ErrorIs(t, s.Serve(func(net.Listener) error { panic("there is none to serve") }), sys.ErrNotListening)
 }
 
 // Serve returns the first error of the serve functions unchanged, after all have
@@ -299,7 +380,7 @@ func TestServeReturnsTheFirstError(t *testing.T) {
 // Serve returns http.ErrServerClosed unchanged, so that the usual comparison works.
 func TestServeHTTP(t *testing.T) {
 	n := 3
-	if !spreads() {
+	if !testkit.Spreads() {
 		n = 1
 	}
 	for name, end := range map[string]func(*http.Server) error{
@@ -337,37 +418,4 @@ func requireAllClosed(t *testing.T, s *Shards) {
 		_, err := l.Accept()
 		require.ErrorIs(t, err, net.ErrClosed)
 	}
-}
-
-// echo serves ln: each connection gets its first byte back.
-func echo(ln net.Listener) error {
-	for {
-		c, err := ln.Accept()
-		if err != nil {
-			return err
-		}
-		go func() {
-			defer c.Close()
-			c.SetDeadline(time.Now().Add(patience))
-			p := make([]byte, 1) // io.Copy would use splice(2) and keep a pipe
-			if n, _ := c.Read(p); n == 1 {
-				c.Write(p)
-			}
-		}()
-	}
-}
-
-// askEcho sends a byte and waits for its echo and for the server's close.
-func askEcho(c net.Conn) error {
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
-		return err
-	}
-	if _, err := c.Write([]byte{'x'}); err != nil {
-		return err
-	}
-	answer, err := io.ReadAll(c)
-	if err == nil && string(answer) != "x" {
-		err = errors.New("the echo differs from the byte that was sent")
-	}
-	return err
 }

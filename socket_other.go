@@ -8,25 +8,19 @@ import (
 	"fmt"
 	"net"
 	"syscall"
+
+	"github.com/acceptq/acceptq/internal/sockopt"
+	"github.com/acceptq/acceptq/internal/sys"
 )
 
-// This file, drain_other.go and steer_other.go are the smallest port.
-// See kernel_unix.go for what a port provides.
+func readBounds(*sys.Calls) (ceiling, floor int, err error) { return unknown, 0, errNoRule }
 
-// kernel stands for a system on which package net makes the socket. Its rules are not
-// known, or it does not report the numbers.
-type kernel struct{}
+func readBoundsOf(*sys.Calls, int) (ceiling, floor int, err error) { return unknown, 0, errNoRule }
 
-var realKernel kernel
-
-func (*kernel) bounds() (ceiling, floor int, err error) { return unknown, 0, errNoRule }
-
-func (*kernel) boundsOf(int) (ceiling, floor int, err error) { return unknown, 0, errNoRule }
-
-// listen calls net.Listen, which ignores the backlog and uses its own.
-func (k *kernel) listen(ctx context.Context, network, address string, o *options) (*Listener, error) {
+// makeListener calls net.Listen, which ignores the backlog and uses its own.
+func makeListener(k *sys.Calls, ctx context.Context, network, address string, o *options) (*Listener, error) {
 	unsupported := func(option string) (*Listener, error) {
-		return nil, &net.OpError{Op: "listen", Net: network, Err: notHere(option)}
+		return nil, &net.OpError{Op: "listen", Net: network, Err: sockopt.Unsupported(option)}
 	}
 	if option := o.beyondNet(); option != "" {
 		return unsupported(option)
@@ -39,9 +33,9 @@ func (k *kernel) listen(ctx context.Context, network, address string, o *options
 		called = true
 		return o.callControls(network, address, c)
 	}}
-	if o.keepAlive != nil {
-		lc.KeepAliveConfig = *o.keepAlive
-		if !o.keepAlive.Enable {
+	if o.KeepAlive != nil {
+		lc.KeepAliveConfig = *o.KeepAlive
+		if !o.KeepAlive.Enable {
 			lc.KeepAlive = -1
 		}
 	}
@@ -67,22 +61,22 @@ func (k *kernel) listen(ctx context.Context, network, address string, o *options
 	return l, nil
 }
 
-func (*kernel) listenShards(_ context.Context, network, _ string, _ *options, _ func(*Listener) bool) error {
-	return &net.OpError{Op: "listen", Net: network, Err: notHere("ListenShards: more than one shard")}
+func makeShards(_ *sys.Calls, _ context.Context, network, _ string, _ *options, _ func(*Listener) bool) error {
+	return &net.OpError{Op: "listen", Net: network, Err: sockopt.Unsupported("ListenShards: more than one shard")}
 }
 
-func (*kernel) stats(int, transport, []byte) (Stats, error) {
+func readStatsOf(*sys.Calls, int, transport, []byte) (Stats, error) {
 	return noStats, fmt.Errorf("this system does not report the accept queue: %w", errors.ErrUnsupported)
 }
 
-func (*kernel) limit(int) (limit int, ok bool) { return unknown, false }
+func readLimit(*sys.Calls, int) (limit int, ok bool) { return unknown, false }
 
-func (*kernel) setBacklog(_, _ int, _ bool, _ int, former Backlog) (Backlog, error) {
+func setBacklog(_ *sys.Calls, _, _ int, _ bool, _ int, former Backlog) (Backlog, error) {
 	return former, fmt.Errorf("this system cannot change the backlog: %w", errors.ErrUnsupported)
 }
 
-func (*kernel) inspect(int) (transport, Backlog, error) {
+func inspect(*sys.Calls, int) (transport, Backlog, error) {
 	return transportUnknown, noBacklog, nil
 }
 
-func (*kernel) readSettings(*System) {}
+func readSettings(*sys.Calls, *System) {}

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/acceptq/acceptq/internal/sys"
 )
 
 // Stats is the state of an accept queue at one moment. -1 means unknown.
@@ -135,9 +137,9 @@ var noStats = Stats{Queued: unknown, Incomplete: unknown, Limit: unknown, Capaci
 // it matches [errors.ErrUnsupported].
 func (l *Listener) Stats() (Stats, error) {
 	if !l.ok() {
-		return noStats, l.opError("stats", errNotListening)
+		return noStats, l.opError("stats", sys.ErrNotListening)
 	}
-	s, err := readStats(l.intake.kernel, l.intake.raw, l.transport)
+	s, err := readStats(l.intake.Kernel, l.intake.Raw, l.transport)
 	if err != nil {
 		return noStats, l.opError("stats", err)
 	}
@@ -158,7 +160,7 @@ func (l *Listener) Stats() (Stats, error) {
 //   - [errors.ErrUnsupported] on systems that do not report the queue
 func ReadStats(c syscall.Conn) (Stats, error) {
 	if c == nil {
-		return noStats, &net.OpError{Op: "stats", Net: "tcp", Err: errNotListening}
+		return noStats, &net.OpError{Op: "stats", Net: "tcp", Err: sys.ErrNotListening}
 	}
 	// Listener.SyscallConn would check for duplicated descriptors, so it is avoided here.
 	// A type that embeds a *Listener has the method itself too.
@@ -168,24 +170,11 @@ func ReadStats(c syscall.Conn) (Stats, error) {
 	raw, err := c.SyscallConn()
 	if err == nil {
 		var s Stats
-		if s, err = readStats(&realKernel, raw, transportUnknown); err == nil {
+		if s, err = readStats(&sys.Real, raw, transportUnknown); err == nil {
 			return s, nil
 		}
 	}
-	return noStats, &net.OpError{Op: "stats", Net: "tcp", Err: cause(err)}
-}
-
-// errNotListening is the error for a socket that is not a listening TCP socket. It
-// matches EINVAL, which accept(2) returns for such a socket.
-var errNotListening = fmt.Errorf("not a listening TCP socket: %w", syscall.EINVAL)
-
-// cause returns the error inside a *net.OpError. The methods of this package wrap it
-// again, with their own Op.
-func cause(err error) error {
-	if op, ok := err.(*net.OpError); ok {
-		return op.Err
-	}
-	return err
+	return noStats, &net.OpError{Op: "stats", Net: "tcp", Err: sys.Cause(err)}
 }
 
 // transport is the protocol of a listening socket. Drops can be read only on plain TCP.
@@ -200,7 +189,7 @@ const (
 // A reader holds what Stats and QueueTime need besides the descriptor. It is reused, and
 // its functions are made only once, so that a reading does not allocate.
 type reader struct {
-	kernel *kernel
+	kernel *sys.Calls
 	buffer [256]byte // for an answer of the kernel
 	err    error
 
@@ -214,12 +203,12 @@ type reader struct {
 
 var readers = sync.Pool{New: func() any {
 	r := new(reader)
-	r.readStats = func(fd uintptr) { r.stats, r.err = r.kernel.stats(int(fd), r.transport, r.buffer[:64]) }
-	r.readTime = func(fd uintptr) { r.waited, r.err = r.kernel.timeInQueue(int(fd), r.buffer[:]) }
+	r.readStats = func(fd uintptr) { r.stats, r.err = readStatsOf(r.kernel, int(fd), r.transport, r.buffer[:64]) }
+	r.readTime = func(fd uintptr) { r.waited, r.err = timeInQueue(r.kernel, int(fd), r.buffer[:]) }
 	return r
 }}
 
-func readStats(k *kernel, raw syscall.RawConn, tr transport) (Stats, error) {
+func readStats(k *sys.Calls, raw syscall.RawConn, tr transport) (Stats, error) {
 	r := readers.Get().(*reader)
 	defer readers.Put(r)
 	r.kernel, r.transport = k, tr

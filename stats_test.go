@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/acceptq/acceptq/internal/testkit"
 )
 
 func TestStatsAgreeWithTheQueue(t *testing.T) {
@@ -33,7 +35,7 @@ func TestStatsAgreeWithTheQueue(t *testing.T) {
 	for name, read := range readers {
 		require.Zero(t, queuedBecomes(t, 0, read).Queued, name)
 	}
-	clients := []net.Conn{connect(t, "tcp", ln.Addr().String()), connect(t, "tcp", ln.Addr().String())}
+	clients := []net.Conn{testkit.Connect(t, "tcp", ln.Addr().String()), testkit.Connect(t, "tcp", ln.Addr().String())}
 	for _, read := range readers {
 		queuedBecomes(t, 2, read)
 	}
@@ -46,9 +48,9 @@ func TestStatsAgreeWithTheQueue(t *testing.T) {
 	require.True(t, known)
 	require.InDelta(t, 2/float64(b.Capacity), part, 1e-9)
 
-	acceptAndExchange(t, ln, clients)
+	testkit.AcceptAndExchange(t, ln, clients)
 	queuedBecomes(t, 1, ln.Stats)
-	acceptAndExchange(t, ln, clients)
+	testkit.AcceptAndExchange(t, ln, clients)
 	for _, read := range readers {
 		queuedBecomes(t, 0, read)
 	}
@@ -140,7 +142,7 @@ func TestStatsInExpvar(t *testing.T) {
 
 // Reading the queue is cheap: it hardly allocates.
 func TestAllocations(t *testing.T) {
-	if raceDetector {
+	if testkit.RaceDetector {
 		t.Skip("the race detector drops objects of sync.Pool at random: run it without -race")
 	}
 	ln := listenForStats(t, WithBacklog(5))
@@ -169,7 +171,7 @@ func TestReadStatsOfAnEmbeddedListener(t *testing.T) {
 	defer ln.Close()
 	ReadStats(struct{ *Listener }{ln})
 	ReadStats(ln)
-	require.False(t, ln.intake.shown.Load())
+	require.False(t, ln.intake.Shown.Load())
 	ln.TCPListener()
-	require.True(t, ln.intake.shown.Load())
+	require.True(t, ln.intake.Shown.Load())
 }

@@ -1,62 +1,18 @@
 package acceptq
 
 import (
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math"
 	"runtime"
-	"slices"
-	"strconv"
-	"strings"
+
+	"github.com/acceptq/acceptq/internal/sys"
 )
 
 // errNoRule is the error on a system whose ceiling the package cannot read.
 var errNoRule = fmt.Errorf("the ceiling of this system is unknown: %w", errors.ErrUnsupported)
-
-// parseSysctl parses the text of a /proc/sys file that holds one number. The kernel ends
-// the text with a newline.
-func parseSysctl(text string) (int, error) {
-	n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 32)
-	if err != nil {
-		return unknown, err
-	}
-	if n < 0 {
-		return unknown, &strconv.NumError{Func: "ParseInt", Num: text, Err: strconv.ErrRange}
-	}
-	return int(n), nil
-}
-
-// netstatCounter returns one counter from the text of /proc/net/netstat. Each table there
-// has two lines that begin with its name: the names of the columns and their values. A
-// column is found by its name, because a new kernel may add columns anywhere. The counter
-// is unknown if the table or the column is missing or is not a number.
-func netstatCounter(text, table, column string) int64 {
-	var names []string
-	for line := range strings.Lines(text) {
-		prefix, rest, _ := strings.Cut(line, ":")
-		if prefix != table {
-			continue
-		}
-		fields := strings.Fields(rest)
-		if names == nil {
-			names = fields
-			continue
-		}
-		i := slices.Index(names, column)
-		if i < 0 || i >= len(fields) {
-			return unknown
-		}
-		n, err := strconv.ParseUint(fields[i], 10, 63)
-		if err != nil {
-			return unknown
-		}
-		return int64(n)
-	}
-	return unknown
-}
 
 // System holds the system-wide settings and counters for listening sockets. -1 means
 // that a number is unknown or that the system does not have it.
@@ -167,33 +123,19 @@ var noSystem = System{
 // -1, and that is not an error. The error matches [errors.ErrUnsupported] on systems
 // where the package can read nothing.
 func ReadSystem() (System, error) {
-	return realKernel.readSystem()
+	return readSystem(&sys.Real)
 }
 
-func (k *kernel) readSystem() (System, error) {
+func readSystem(k *sys.Calls) (System, error) {
 	s := noSystem
 	r, known := ruleOf(runtime.GOOS)
 	if !known {
 		return s, errNoRule
 	}
 	s.Knob = r.knob
-	s.Ceiling, _, _ = k.bounds()
-	k.readSettings(&s)
+	s.Ceiling, _, _ = readBounds(k)
+	readSettings(k, &s)
 	return s, nil
-}
-
-// sysctlNumber returns an unsigned number of sysctl(3), capped at 32 bits. A boolean has one
-// byte, and a long on 64-bit systems has eight.
-func sysctlNumber(raw []byte) (n uint32, ok bool) {
-	switch len(raw) {
-	case 1:
-		return uint32(raw[0]), true
-	case 4:
-		return binary.NativeEndian.Uint32(raw), true
-	case 8:
-		return uint32(min(binary.NativeEndian.Uint64(raw), math.MaxUint32)), true
-	}
-	return 0, false
 }
 
 // errNegative is the error for a negative ceiling. The kernel then lets no connection in:
@@ -207,6 +149,3 @@ func sysctlCeiling(n uint32) (int, error) {
 	}
 	return int(n), nil
 }
-
-// sysctlCount returns an unsigned number of sysctl(3) as a number of connections.
-func sysctlCount(n uint32) int { return int(min(n, math.MaxInt32)) }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/acceptq/acceptq/internal/sys"
 )
 
 // Waiting is a connection that waits in an accept queue.
@@ -69,7 +71,7 @@ func (w Waiting) String() string {
 // connections without an inode.
 func (l *Listener) Waiting(ctx context.Context) ([]Waiting, error) {
 	if !l.ok() {
-		return nil, l.opError("waiting", errNotListening)
+		return nil, l.opError("waiting", sys.ErrNotListening)
 	}
 	return waiting(ctx, []*Listener{l})
 }
@@ -91,7 +93,7 @@ func waiting(ctx context.Context, listeners []*Listener) ([]Waiting, error) {
 	if ctx == nil {
 		return nil, first.opError("waiting", errNilContext)
 	}
-	all, err := first.intake.kernel.waiting(ctx, listeners)
+	all, err := listWaiting(first.intake.Kernel, ctx, listeners)
 	if err != nil {
 		return nil, first.opError("waiting", err)
 	}

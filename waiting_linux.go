@@ -13,23 +13,28 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/acceptq/acceptq/internal/netns"
+	"github.com/acceptq/acceptq/internal/sockdiag"
+	"github.com/acceptq/acceptq/internal/sys"
+	"github.com/acceptq/acceptq/internal/tcpinfo"
 )
 
-// waiting lists the connections in the queues of listeners. The listeners have the same
+// listWaiting lists the connections in the queues of listeners. The listeners have the same
 // port, family and network namespace.
-func (k *kernel) waiting(ctx context.Context, listeners []*Listener) (all []Waiting, err error) {
+func listWaiting(k *sys.Calls, ctx context.Context, listeners []*Listener) (all []Waiting, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	var (
 		own    = make(map[uint32]bool) // by inode
 		family int
-		where  namespace
+		where  netns.Namespace
 		lost   error // why the namespace is not known; the calling thread's is used then
 		operr  error
 	)
 	for i, l := range listeners {
-		err := l.intake.raw.Control(func(fd uintptr) {
+		err := l.intake.Raw.Control(func(fd uintptr) {
 			var s unix.Stat_t
 			if operr = os.NewSyscallError("fstat", unix.Fstat(int(fd), &s)); operr != nil {
 				return
@@ -40,25 +45,25 @@ func (k *kernel) waiting(ctx context.Context, listeners []*Listener) (all []Wait
 			}
 			// A connection has the family of its listener, even if the client of an IPv6
 			// socket uses IPv4.
-			if family, operr = k.getsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN); operr != nil {
+			if family, operr = k.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN); operr != nil {
 				operr = os.NewSyscallError("getsockopt", operr)
 				return
 			}
-			where, _, lost = k.namespaceOf(int(fd))
+			where, _, lost = netns.Of(k, int(fd))
 		})
 		if err := cmp.Or(err, operr); err != nil {
-			where.close()
+			where.Close()
 			return nil, err
 		}
-		if err := l.intake.otherPorts(); err != nil {
-			where.close()
+		if err := l.intake.OtherPorts(); err != nil {
+			where.Close()
 			return nil, err
 		}
 	}
-	defer where.close()
+	defer where.Close()
 	port := listeners[0].Addr().(*net.TCPAddr).Port
-	err = where.in(func() (err error) {
-		all, err = k.queuedOn(ctx, uint8(family), port, own)
+	err = where.In(func() (err error) {
+		all, err = queuedOn(k, ctx, uint8(family), port, own)
 		return err
 	})
 	if errors.Is(err, errNotListed) && lost != nil {
@@ -67,26 +72,22 @@ func (k *kernel) waiting(ctx context.Context, listeners []*Listener) (all []Wait
 	return all, err
 }
 
-// errOtherPorts is the error for a listener whose connections cannot be told apart from
-// those of other listeners.
-var errOtherPorts = fmt.Errorf("the socket gets clients of other local ports or addresses: %w", errors.ErrUnsupported)
-
 // errNotListed is the error if the kernel does not list the listener itself. An empty list
 // of connections would prove nothing then.
 var errNotListed = fmt.Errorf("sock_diag does not list the socket: %w", errors.ErrUnsupported)
 
 // queuedStates are the states of a connection that waits for Accept. A fast-open
 // connection is in the state tcpSynRecv until its handshake has ended.
-const queuedStates = 1<<tcpEstablished | 1<<tcpSynRecv | 1<<tcpCloseWait
+const queuedStates = 1<<tcpinfo.Established | 1<<tcpinfo.SynRecv | 1<<tcpinfo.CloseWait
 
 // queuedOn lists the connections on a port that wait, or may wait, in the queue of a
 // listener whose inode is in own.
-func (k *kernel) queuedOn(ctx context.Context, family uint8, port int, own map[uint32]bool) ([]Waiting, error) {
-	r := diagRequest{family, uint16(port), queuedStates | 1<<tcpListen, 1 << (diagInfo - 1)}
-	rows, err := k.dump(ctx, r, func(r row) bool {
+func queuedOn(k *sys.Calls, ctx context.Context, family uint8, port int, own map[uint32]bool) ([]Waiting, error) {
+	r := sockdiag.Request{Family: family, Port: uint16(port), States: queuedStates | 1<<tcpinfo.Listen, Extensions: 1 << (sockdiag.DiagInfo - 1)}
+	rows, err := sockdiag.Dump(k, ctx, r, func(r sockdiag.Row) bool {
 		// The kernel also lists all accepted connections of the port, which may be many.
 		// An in-flight handshake has no info.
-		return r.state == tcpListen || r.inode == 0 && r.info != nil
+		return r.State == tcpinfo.Listen || r.Inode == 0 && r.Info != nil
 	})
 	if ended := ctx.Err(); ended != nil {
 		return nil, ended
@@ -94,16 +95,16 @@ func (k *kernel) queuedOn(ctx context.Context, family uint8, port int, own map[u
 	if err != nil {
 		return nil, os.NewSyscallError("sock_diag", err)
 	}
-	var ours, others, queued []row
+	var ours, others, queued []sockdiag.Row
 	seen := make(map[uint64]bool) // the kernel can list a socket twice while its table changes
 	for _, r := range rows {
 		switch {
-		case r.state == tcpListen && own[r.inode]:
+		case r.State == tcpinfo.Listen && own[r.Inode]:
 			ours = append(ours, r)
-		case r.state == tcpListen:
+		case r.State == tcpinfo.Listen:
 			others = append(others, r)
-		case !seen[r.cookie]:
-			seen[r.cookie] = true
+		case !seen[r.Cookie]:
+			seen[r.Cookie] = true
 			queued = append(queued, r)
 		}
 	}
@@ -112,7 +113,7 @@ func (k *kernel) queuedOn(ctx context.Context, family uint8, port int, own map[u
 	}
 	all := make([]Waiting, 0, len(queued))
 	for _, r := range queued {
-		has := func(l row) bool { return mayHave(l, r) }
+		has := func(l sockdiag.Row) bool { return mayHave(l, r) }
 		if slices.ContainsFunc(ours, has) {
 			all = append(all, waitingOf(r, slices.ContainsFunc(others, has)))
 		}
@@ -123,25 +124,25 @@ func (k *kernel) queuedOn(ctx context.Context, family uint8, port int, own map[u
 // mayHave reports whether the connection c may be in the queue of the listener l. If two
 // listeners match, the kernel picks the closer match. But only one of them may have been
 // listening when the client connected, so both are possible.
-func mayHave(l, c row) bool {
-	return (l.local.Addr().IsUnspecified() || l.local.Addr() == c.local.Addr()) && (l.device == 0 || l.device == c.device)
+func mayHave(l, c sockdiag.Row) bool {
+	return (l.Local.Addr().IsUnspecified() || l.Local.Addr() == c.Local.Addr()) && (l.Device == 0 || l.Device == c.Device)
 }
 
 // waitingOf returns the connection of a row.
-func waitingOf(r row, shared bool) Waiting {
-	w := Waiting{Client: r.client, Waited: unknown, Received: unknown, Closed: r.state == tcpCloseWait, Shared: shared}
-	if age, ok := ageIn(r.info); ok {
+func waitingOf(r sockdiag.Row, shared bool) Waiting {
+	w := Waiting{Client: r.Client, Waited: unknown, Received: unknown, Closed: r.State == tcpinfo.CloseWait, Shared: shared}
+	if age, ok := tcpinfo.Age(r.Info); ok {
 		w.Waited = age
 	}
-	if len(r.info) >= infoBytesReceived+8 {
-		w.Received = int64(binary.NativeEndian.Uint64(r.info[infoBytesReceived:]))
+	if len(r.Info) >= tcpinfo.BytesReceived+8 {
+		w.Received = int64(binary.NativeEndian.Uint64(r.Info[tcpinfo.BytesReceived:]))
 		if w.Closed { // the kernel counts the FIN too
 			w.Received--
 		}
 		w.Received = max(w.Received, unknown)
 	}
-	if r.device != 0 && r.client.Addr().IsLinkLocalUnicast() && r.client.Addr().Is6() {
-		w.Client = netip.AddrPortFrom(r.client.Addr().WithZone(zone(int(r.device))), r.client.Port())
+	if r.Device != 0 && r.Client.Addr().IsLinkLocalUnicast() && r.Client.Addr().Is6() {
+		w.Client = netip.AddrPortFrom(r.Client.Addr().WithZone(zone(int(r.Device))), r.Client.Port())
 	}
 	return w
 }

@@ -1,0 +1,39 @@
+package e2e
+
+import (
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/acceptq/acceptq/internal/testkit"
+)
+
+// TestMain fails the run if it leaves a goroutine or a descriptor behind.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	fuzzing := flag.Lookup("test.fuzz").Value.String() != ""
+	if asked := flag.Lookup("test.parallel"); asked.Value.String() == asked.DefValue && !fuzzing {
+		asked.Value.Set("8") // most of them wait for the kernel, in namespaces of their own
+	}
+	if ln, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
+		ln.Close() // the runtime's poller keeps descriptors of its own from here on
+	}
+	before := testkit.OpenDescriptors()
+	code := m.Run()
+	if code == 0 {
+		// On js the runtime has its own goroutine for events.
+		if err := goleak.Find(goleak.IgnoreAnyFunction("runtime.handleEvent")); err != nil {
+			fmt.Fprintln(os.Stderr, "goroutines left behind:", err)
+			code = 1
+		}
+		if after := testkit.OpenDescriptors(); after > before {
+			fmt.Fprintf(os.Stderr, "descriptors left behind: %d before, %d after\n", before, after)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}

@@ -1,0 +1,490 @@
+package intake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/acceptq/acceptq/internal/sys"
+)
+
+// Init prepares in for a socket.
+func (in *Intake) Init(k *sys.Calls, ln *net.TCPListener, raw syscall.RawConn, mptcp bool, read func() (Queue, error)) {
+	in.Kernel, in.Tcp, in.Raw, in.mptcp, in.queue = k, ln, raw, mptcp, read
+	in.Gate.moved.L = &in.Gate.Mu
+}
+
+// queuedIsCapped reports whether the length of a long queue is unknown, see Stats.Queued.
+const queuedIsCapped = runtime.GOOS == "dragonfly"
+
+const (
+	DrainLook   = 5 * time.Millisecond // how often a drain checks the queue
+	DrainFlight = 3 * time.Second      // the maximum wait for in-flight handshakes
+	drainReturn = time.Second          // the maximum wait for loops to call Accept again
+)
+
+// Drain drains listeners, which share one port. It lists the handshakes of the port once
+// for all of them. A listener that is closed needs no drain, unless all are.
+func Drain(ctx context.Context, listeners []*Intake, report func(Left) error) error {
+	// A queue that cannot be read cannot be drained. This is checked before anything is
+	// changed.
+	var drainings []*Draining
+	for _, l := range listeners {
+		switch s, err := l.queue(); {
+		case errors.Is(err, net.ErrClosed) && len(listeners) > 1:
+			continue
+		case err != nil && Lasting(err):
+			return err
+		case err == nil && s.Queued == sys.Unknown && !queuedIsCapped:
+			return fmt.Errorf("this system does not report the length of the queue: %w", errors.ErrUnsupported)
+		}
+		drainings = append(drainings, &Draining{L: l})
+	}
+	if len(drainings) == 0 {
+		return net.ErrClosed
+	}
+
+	flight := NewFlight(ctx, drainings)
+	defer flight.close()
+	steering := steeringOf(ctx, drainings)
+	steering.begin(ctx, func() {
+		for _, d := range drainings {
+			d.Begin(flight.mayUseCookies())
+		}
+	})
+	left := untilDrained(ctx, drainings, flight, steering)
+	var copied map[*Intake]bool
+	if all := shown(drainings); len(all) > 0 {
+		copied = duplicated(all)
+	}
+	var errs []error
+	if left != nil {
+		errs = append(errs, report(*left))
+	}
+	closed := 0
+	for _, d := range drainings {
+		err := d.end(copied[d.L])
+		if errors.Is(err, net.ErrClosed) {
+			closed++
+			err = nil
+		}
+		errs = append(errs, err)
+	}
+	if closed == len(drainings) {
+		return net.ErrClosed
+	}
+	if err := Join(errs); err != nil {
+		return err
+	}
+	return nil
+}
+
+// Lasting reports whether an error of Stats means that the queue can never be read. Otherwise
+// the drain tries again: on systems that open a kqueue(2) for each reading, the process may
+// have no descriptor left until it closes a connection.
+func Lasting(err error) bool {
+	return errors.Is(err, net.ErrClosed) || errors.Is(err, sys.ErrNotListening) || errors.Is(err, errors.ErrUnsupported)
+}
+
+// untilDrained waits until all listeners are drained. If ctx ends first, it returns what is left.
+func untilDrained(ctx context.Context, drainings []*Draining, flight *flight, steering *Steering) *Left {
+	tick := time.NewTicker(DrainLook)
+	defer tick.Stop()
+	for ended := false; ; {
+		left := Left{InFlight: sys.Unknown, Err: ctx.Err()}
+		if stopped(drainings) {
+			flight.look(ctx)
+			left.InFlight = flight.left()
+		}
+		done := true
+		for _, d := range drainings {
+			d.look(ctx, flight, &left)
+			done = done && d.done
+		}
+		switch {
+		case done:
+			return nil
+		case ended:
+			return &left
+		}
+		steering.look(ctx)
+		select {
+		case <-ctx.Done():
+			ended = true // look once more, so that the error reports the current numbers
+		case <-tick.C:
+		}
+	}
+}
+
+// shown returns the listeners whose descriptor other code may have copied.
+func shown(drainings []*Draining) (all []*Intake) {
+	for _, d := range drainings {
+		if d.L.Shown.Load() {
+			all = append(all, d.L)
+		}
+	}
+	return all
+}
+
+// Join returns the errors that are not nil as one error. A single error is returned
+// unchanged.
+func Join(errs []error) error {
+	var all joined
+	for _, err := range errs {
+		if err != nil {
+			all = append(all, err)
+		}
+	}
+	switch len(all) {
+	case 0:
+		return nil
+	case 1:
+		return all[0]
+	}
+	return all
+}
+
+// joined holds the errors of several listeners or attempts. Its text is one line, in which
+// each text appears once, because shards usually fail for the same reason.
+type joined []error
+
+func (j joined) Error() string {
+	var texts []string
+	seen := make(map[string]bool)
+	for _, err := range j {
+		if text := err.Error(); !seen[text] {
+			seen[text] = true
+			texts = append(texts, text)
+		}
+	}
+	return strings.Join(texts, "; ")
+}
+
+func (j joined) Unwrap() []error { return j }
+
+// A Queue is the state of an accept queue. -1 means unknown.
+type Queue struct{ Queued, Incomplete, Limit, Capacity int }
+
+var NoQueue = Queue{sys.Unknown, sys.Unknown, sys.Unknown, sys.Unknown}
+
+// A Left is what a drain was still waiting for when its context ended. -1 means unknown.
+type Left struct {
+	Queued   int   // connections that wait for Accept
+	InFlight int   // unfinished handshakes that began before the drain
+	HeldBack int   // connections that the kernel holds back from Accept
+	Accepted int   // accepted connections whose loop has not called Accept again
+	Err      error // the error of the context
+}
+
+// A Draining is one drain of one listener.
+type Draining struct {
+	L       *Intake
+	stop    *Stop     // what keeps new clients out; nil if nothing does
+	why     error     // why nothing does
+	resumes int       // intake.resumes when the drain began
+	empty   int       // how many looks in a row have found no connection
+	since   time.Time // when the first of these looks was
+	done    bool
+	failed  error // why the queue is gone: the listener was closed, or the socket shut down
+	stuck   bool  // calls of Accept did not return although their deadline has passed
+}
+
+// stopped reports whether at least one listener keeps new clients out. If none does, new
+// handshakes cannot be told apart from those that began before the drain.
+func stopped(drainings []*Draining) bool {
+	for _, d := range drainings {
+		if d.stop != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// look checks the queue once and adds its numbers to left.
+func (d *Draining) look(ctx context.Context, f *flight, left *Left) {
+	s, err := d.L.queue()
+	if err != nil {
+		s = NoQueue
+		if Lasting(err) { // a socket that is closed or shut down has no queue
+			s.Queued, s.Incomplete = 0, 0
+			d.failed, d.done = err, true
+		} else {
+			left.Err = Join([]error{left.Err, sys.Cause(err)})
+		}
+	}
+	unreturned := d.L.Gate.Unreturned()
+	left.Queued = sum(left.Queued, s.Queued)
+	left.HeldBack = sum(left.HeldBack, s.Incomplete)
+	left.Accepted += unreturned
+	if d.done {
+		return
+	}
+	if s.Capacity != sys.Unknown && s.Queued >= s.Capacity {
+		f.extend()
+	}
+	if d.resumed() {
+		d.done = true
+		return
+	}
+	waiting := d.stop != nil && f.left() != 0 || d.L.mayHoldBack(s.Incomplete)
+	if s.Queued != 0 || waiting && !f.over() {
+		d.empty = 0
+		return
+	}
+	if d.empty++; d.empty == 1 {
+		d.since = time.Now()
+	}
+	if d.empty < d.looks() {
+		return
+	}
+	// The queue is empty, but a call of Accept may still hold a connection that it has
+	// not returned yet.
+	d.done = d.settled(ctx) || time.Since(d.since) > drainReturn
+}
+
+// mayHoldBack reports whether the kernel holds back connections from Accept, or may do so.
+func (l *Intake) mayHoldBack(incomplete int) bool {
+	return incomplete > 0 || incomplete == sys.Unknown && l.Filtered
+}
+
+// settled asks the gate whether Accept holds no connection. It does not wait longer than
+// ctx. On a blocking socket the calls of Accept ignore deadlines, so only the first
+// attempt waits.
+func (d *Draining) settled(ctx context.Context) bool {
+	wait := 20 * DrainLook
+	if end, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(end))
+	}
+	if d.stuck {
+		wait = DrainLook
+	}
+	settled := d.L.Gate.settled(d.L.Tcp, max(wait, DrainLook))
+	d.stuck = !settled && d.L.Gate.Unreturned() == 0
+	return settled
+}
+
+// sum adds two numbers. The sum is unknown if one of them is.
+func sum(a, b int) int {
+	if a == sys.Unknown || b == sys.Unknown {
+		return sys.Unknown
+	}
+	return a + b
+}
+
+// looks returns how many looks in a row must find no connection. One look is not enough:
+// the kernel removes a handshake from its table shortly before it adds the connection to
+// the queue.
+func (d *Draining) looks() int {
+	if d.stop == nil {
+		return 1 // new clients still connect, so a second empty look may never come
+	}
+	return 2
+}
+
+// An Intake holds what a drain has changed on the socket of a Listener. No other code
+// changes these settings.
+type Intake struct {
+	Kernel    *sys.Calls
+	Tcp       *net.TCPListener
+	Raw       syscall.RawConn
+	mptcp     bool // the kernel has no way to keep clients from it
+	ReusePort bool // the socket has SO_REUSEPORT
+	Steers    bool // a drain may steer new clients to the other members of the group
+	Filtered  bool // the socket has an accept filter, which holds back connections
+
+	queue     func() (Queue, error) // reads the accept queue
+	Elsewhere atomic.Bool           // Accept has returned a connection with another local address
+	Gate      gate
+
+	Mu      sync.Mutex
+	Running int         // the number of drains in progress
+	resumes int         // how many times Resume was called
+	Stop    *Stop       // what keeps new clients out; nil if nothing does
+	Shared  bool        // another process, or other code, may hold the socket
+	Shown   atomic.Bool // other code had access to the descriptor and may have copied it
+
+	Inherited atomic.Pointer[inheritance]
+	Steering  atomic.Pointer[place] // nil unless a drain steers or has steered clients
+}
+
+// Begin keeps new clients out, if the system can do that and no earlier drain does. cookies
+// means that every handshake may use a SYN cookie.
+func (d *Draining) Begin(cookies bool) {
+	in := d.L
+	in.Mu.Lock()
+	defer in.Mu.Unlock()
+	if d.L.mptcp {
+		d.why = fmt.Errorf("on an MPTCP socket: %w", errors.ErrUnsupported)
+	} else if in.Stop == nil {
+		err := d.L.Raw.Control(func(fd uintptr) { in.Stop, d.why = stopFor(d.L.Kernel, int(fd), in, cookies) })
+		if err != nil {
+			d.why = sys.Cause(err)
+		}
+	}
+	d.stop, d.resumes = in.Stop, in.resumes
+	in.Running++
+}
+
+// resumed reports whether Resume was called since the drain began.
+func (d *Draining) resumed() bool {
+	in := d.L
+	in.Mu.Lock()
+	defer in.Mu.Unlock()
+	return in.resumes != d.resumes
+}
+
+// errResumed is the reason of a drain that Resume has ended.
+var errResumed = errors.New("Resume was called")
+
+// end ends a drain. The error says why new clients are not kept out. If the socket has
+// another holder, the last drain that ends lets new clients in again.
+func (d *Draining) end(copied bool) error {
+	in := d.L
+	in.Mu.Lock()
+	defer in.Mu.Unlock()
+	in.Running--
+	why := d.why
+	switch {
+	case d.failed != nil:
+		return sys.Cause(d.failed)
+	case in.resumes != d.resumes:
+		why = errResumed
+	case in.Shared || copied:
+		if why = ErrShared; d.why != nil {
+			why = joined{ErrShared, d.why}
+		}
+		if in.Running == 0 {
+			if err := d.L.open(); err != nil {
+				return err
+			}
+		}
+	case d.why != nil:
+	case !d.stands():
+		why = fmt.Errorf("%w, which let them in", ErrShared)
+	}
+	if why == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrStillOpen, why)
+}
+
+// stands reports whether the socket still keeps new clients out. It is true for a closed
+// socket.
+func (d *Draining) stands() (yes bool) {
+	err := d.L.Raw.Control(func(fd uintptr) { yes = stands(d.L.Kernel, int(fd)) })
+	return yes || err != nil
+}
+
+// Resume lets new clients in to listeners, and then steers clients to them again. It
+// returns one error for each listener.
+func Resume(listeners []*Intake) []error {
+	errs := make([]error, len(listeners))
+	for i, l := range listeners {
+		in := l
+		in.Mu.Lock()
+		if err := l.lift(); err != nil {
+			errs[i] = err
+		} else {
+			in.resumes++
+		}
+		in.Mu.Unlock()
+	}
+	leaveSteering(listeners)
+	return errs
+}
+
+// open lets new clients in again and stops steering them away from l. The caller holds
+// intake.mu.
+func (l *Intake) open() error {
+	err := l.lift()
+	leaveSteering([]*Intake{l})
+	return err
+}
+
+// lift lets new clients in again. If that fails, stop stays set, and the next call tries
+// again. The caller holds intake.mu.
+func (l *Intake) lift() error {
+	in := l
+	var (
+		lifted *Stop
+		operr  error
+	)
+	err := l.Raw.Control(func(fd uintptr) { lifted, operr = Lift(l.Kernel, int(fd), in.Stop) })
+	if err != nil { // the socket is closed
+		return sys.Cause(err)
+	}
+	if operr != nil {
+		return fmt.Errorf("new clients are still kept out: %w", operr)
+	}
+	if lifted != nil {
+		in.Lifted(lifted)
+	}
+	in.Stop = nil
+	return nil
+}
+
+// Lifted notes that s is no longer on the socket. Connections may still have it.
+func (in *Intake) Lifted(s *Stop) {
+	in.Inherited.Store(&inheritance{Stop: s, lifted: time.Now()})
+}
+
+// MarkShared notes that the socket may have another holder. It lets new clients in again,
+// unless a drain is in progress, which will do so when it ends.
+func (l *Intake) MarkShared() error {
+	in := l
+	in.Mu.Lock()
+	defer in.Mu.Unlock()
+	in.Shared = true
+	if in.Running > 0 {
+		return nil
+	}
+	return l.open()
+}
+
+// isShared reports whether another holder has the socket, or may have it.
+func (in *Intake) isShared() bool {
+	in.Mu.Lock()
+	defer in.Mu.Unlock()
+	return in.Shared
+}
+
+// An inheritance is what accepted connections may have inherited from the listening
+// socket, because they were made while it kept new clients out.
+type inheritance struct {
+	Stop   *Stop
+	lifted time.Time // when the stop was removed; zero while it is in force
+	Over   bool      // the queue can no longer hold such a connection
+}
+
+// InheritanceLast is how long after the removal of a stop the kernel may still queue a
+// connection that was made before it.
+const InheritanceLast = 100 * time.Millisecond
+
+// RemoveStop removes from c, which Accept is about to return, what c inherited from l.
+// before is the inheritance when the call of Accept began. It is needed because another
+// call may have found the queue empty, and set over, after this call had taken c.
+func (l *Intake) RemoveStop(c *net.TCPConn, before *inheritance) {
+	now := l.Inherited.Load()
+	if now == nil || now.Over && before == now {
+		if l.ReusePort { // c may come from another listener of the group, see tcp_migrate_req
+			removeMigrated(l.Kernel, c)
+		}
+		return
+	}
+	if raw, err := c.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { removeInherited(l.Kernel, int(fd)) })
+	}
+	if now.Over || now.lifted.IsZero() || time.Since(now.lifted) < InheritanceLast {
+		return
+	}
+	if s, err := l.queue(); err == nil && s.Queued == 0 {
+		l.Inherited.CompareAndSwap(now, &inheritance{Stop: now.Stop, Over: true})
+	}
+}

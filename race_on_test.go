@@ -1,5 +1,0 @@
-//go:build race
-
-package acceptq
-
-const raceDetector = true

@@ -1,6 +1,0 @@
-//go:build !(dragonfly || freebsd)
-
-package acceptq
-
-// kernelSpreads: on the other systems the result does not depend on the release or a jail.
-func kernelSpreads() bool { return false }

@@ -19,7 +19,7 @@ import (
 
 // A census counts the listeners of this process that share an address. Above a
 // maximum the kernel lets a socket bind and listen but assigns no connections to it, see
-// maxGroup. The kernel does not report that, and the sockets of other processes cannot be
+// sockopt.MaxGroup. The kernel does not report that, and the sockets of other processes cannot be
 // counted.
 type census struct {
 	most    int // the maximum for one address

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strconv"
@@ -1262,5 +1263,21 @@ func TestModel(t *testing.T) {
 				listeners: shardsOf(s), stats: s.Stats, setBacklog: s.SetBacklog, drain: s.Drain, close: s.Close,
 			}}).run(t, seed)
 		})
+	})
+}
+
+// The recipes of the examples that need a privilege log nothing if they have it.
+func TestControlRecipes(t *testing.T) {
+	testkit.InNamespace(t, func(t *testing.T) {
+		self, err := os.Executable()
+		require.NoError(t, err)
+		recipes := []string{"bindToDevice", "congestion", "dscp", "freeBind", "mark", "maxSegment", "transparent", "userTimeout"}
+		cmd := exec.Command(self, "-test.v", "-test.run=^ExampleWithControl_("+strings.Join(recipes, "|")+")$")
+		var stderr strings.Builder
+		cmd.Stderr = &stderr
+		stdout, err := cmd.Output()
+		require.NoError(t, err)
+		require.Empty(t, stderr.String(), "an example logs only errors")
+		require.Equal(t, len(recipes), strings.Count(string(stdout), "--- PASS: ExampleWithControl_"))
 	})
 }

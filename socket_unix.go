@@ -35,7 +35,7 @@ func listenFor(k *sys.Calls, fd, n int) (Backlog, error) {
 	return b, nil
 }
 
-// boundsAt returns a function that calls boundsOf for fd.
+// boundsAt returns a function that calls readBoundsOf for fd.
 func boundsAt(k *sys.Calls, fd int) func() (ceiling, floor int, err error) {
 	return func() (int, int, error) { return readBoundsOf(k, fd) }
 }

@@ -1,12 +1,15 @@
 package acceptq
 
 import (
+	"bytes"
+	"encoding/json"
 	"go/ast"
 	"go/build"
 	"go/parser"
 	"go/token"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -45,7 +48,7 @@ func parse(t *testing.T, dir string) (files []source) {
 	names, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	require.NoError(t, err)
 	for _, name := range names {
-		f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution|parser.ParseComments)
 		require.NoError(t, err)
 		files = append(files, source{filepath.Base(name), f})
 	}
@@ -91,7 +94,6 @@ func TestPortableFilesDoNotImportSys(t *testing.T) {
 
 func TestModuleDependsOnlyOnSys(t *testing.T) {
 	parsePackage(t) // or skip
-	const module = "github.com/acceptq/acceptq"
 	err := filepath.WalkDir(".", func(dir string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
 			return err
@@ -99,6 +101,9 @@ func TestModuleDependsOnlyOnSys(t *testing.T) {
 		_, nested := os.Stat(filepath.Join(dir, "go.mod"))
 		if name := d.Name(); dir != "." && (nested == nil || name == "testdata" || strings.HasPrefix(name, ".") || strings.HasPrefix(name, "_")) {
 			return filepath.SkipDir
+		}
+		if dir == filepath.Join("internal", "testkit") { // only tests import it, see below
+			return nil
 		}
 		for _, f := range parse(t, dir) {
 			if strings.HasSuffix(f.name, "_test.go") {
@@ -117,19 +122,32 @@ func TestModuleDependsOnlyOnSys(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// rooms are the folders of the root module that have packages of the library.
+func rooms(t *testing.T) (dirs []string) {
+	t.Helper()
+	parsePackage(t) // or skip
+	for _, pattern := range []string{".", "e2e", "internal/*"} {
+		found, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		dirs = append(dirs, found...)
+	}
+	return dirs
+}
+
 // The tests that SECURITY.md names exist.
 func TestSecurityNamesTests(t *testing.T) {
-	_, tests := parsePackage(t)
-	text, err := os.ReadFile("SECURITY.md")
-	require.NoError(t, err)
 	there := map[string]bool{}
-	for _, f := range tests {
-		for _, decl := range f.Decls {
-			if d, ok := decl.(*ast.FuncDecl); ok {
-				there[d.Name.Name] = true
+	for _, dir := range rooms(t) {
+		for _, f := range parse(t, dir) {
+			for _, decl := range f.Decls {
+				if d, ok := decl.(*ast.FuncDecl); ok {
+					there[d.Name.Name] = true
+				}
 			}
 		}
 	}
+	text, err := os.ReadFile("SECURITY.md")
+	require.NoError(t, err)
 	names := regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllSubmatch(text, -1)
 	require.Greater(t, len(names), 10, "this test checks nothing")
 	for _, name := range names {
@@ -137,8 +155,126 @@ func TestSecurityNamesTests(t *testing.T) {
 	}
 }
 
+// A listed is a package as go list prints it.
+type listed struct {
+	ImportPath string
+	Module     *struct{ Path string }
+	Imports    []string
+}
+
+// list returns the packages of the module that the packages of patterns need, on a system.
+func list(t *testing.T, goos string, patterns ...string) map[string]listed {
+	t.Helper()
+	parsePackage(t) // or skip
+	if _, err := exec.LookPath("go"); err != nil {
+		t.Skip("no go command here:", err)
+	}
+	cmd := exec.Command("go", append([]string{"list", "-deps", "-json=ImportPath,Module,Imports"}, patterns...)...)
+	cmd.Env = append(os.Environ(), "GOOS="+goos, "GOARCH=amd64", "CGO_ENABLED=0")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	require.NoError(t, err)
+	all := map[string]listed{}
+	for d := json.NewDecoder(bytes.NewReader(out)); d.More(); {
+		var p listed
+		require.NoError(t, d.Decode(&p))
+		if p.Module != nil && p.Module.Path == module {
+			all[p.ImportPath] = p
+		}
+	}
+	return all
+}
+
+const module = "github.com/acceptq/acceptq"
+
+// mayImport has for each package under internal/ that the root needs the packages of the
+// module that it may import. A package imports only those below it, so no import leads back.
+var mayImport = map[string][]string{
+	"internal/sys":      nil,
+	"internal/tcpinfo":  {"internal/sys"},
+	"internal/sockdiag": {"internal/sys"},
+	"internal/endpoint": {"internal/sys"},
+	"internal/netns":    {"internal/sys"},
+	"internal/sockopt":  {"internal/endpoint", "internal/sys"},
+	"internal/intake":   {"internal/netns", "internal/sockdiag", "internal/tcpinfo", "internal/sys"},
+}
+
+func TestImportsRunOneWay(t *testing.T) {
+	for _, goos := range []string{"linux", "freebsd", "windows"} {
+		all := list(t, goos, ".")
+		require.Contains(t, all, module, "this test checks nothing")
+		for path, p := range all {
+			if path == module {
+				continue
+			}
+			room := strings.TrimPrefix(path, module+"/")
+			allowed, known := mayImport[room]
+			require.True(t, known, "%s: the root needs %s, which mayImport does not have", goos, room)
+			for _, imported := range p.Imports {
+				if below, ours := strings.CutPrefix(imported, module+"/"); ours || imported == module {
+					require.Contains(t, allowed, below, "%s: %s imports %s", goos, room, imported)
+				}
+			}
+		}
+	}
+}
+
+// A package that a program imports must not need what only tests need.
+func TestOnlyTestsImportTestkit(t *testing.T) {
+	for path, p := range list(t, "linux", "./...") {
+		require.NotContains(t, p.Imports, module+"/internal/testkit", path)
+	}
+}
+
+// A room is small enough to be understood alone: the methods of a type are in one file, or in
+// one for each system and at most two others, and the package comment says in a few lines
+// what the package does.
+func TestRoomsAreTidy(t *testing.T) {
+	for _, dir := range rooms(t) {
+		methods := map[string]map[string]bool{}
+		comments := 0
+		for _, f := range parse(t, dir) {
+			if strings.HasSuffix(f.name, "_test.go") {
+				continue
+			}
+			if f.Doc != nil && dir != "." {
+				comments++
+				lines := strings.Count(f.Doc.Text(), "\n")
+				require.LessOrEqual(t, lines, 10, "%s/%s: the package comment has %d lines", dir, f.name, lines)
+			}
+			for _, decl := range f.Decls {
+				d, ok := decl.(*ast.FuncDecl)
+				if !ok || d.Recv == nil {
+					continue
+				}
+				name := receiver(d)
+				if methods[name] == nil {
+					methods[name] = map[string]bool{}
+				}
+				methods[name][f.name] = true
+			}
+		}
+		if dir != "." {
+			require.Equal(t, 1, comments, "%s: package comments", dir)
+		}
+		for name, in := range methods {
+			if dir == "." && (name == "Listener" || name == "Shards") {
+				continue // their methods are the sections of the documentation, one file each
+			}
+			require.LessOrEqual(t, len(in), 3, "%s: the methods of %s are in %v", dir, name, in)
+		}
+	}
+}
+
 func TestNoPackageStateOfFunctions(t *testing.T) {
-	files, _ := parsePackage(t)
+	var files []source
+	for _, dir := range rooms(t) {
+		for _, f := range parse(t, dir) {
+			if !strings.HasSuffix(f.name, "_test.go") {
+				files = append(files, f)
+			}
+		}
+	}
 	funcTypes := map[string]bool{}
 	for _, f := range files {
 		ast.Inspect(f.File, func(n ast.Node) bool {
@@ -164,7 +300,10 @@ func TestNoPackageStateOfFunctions(t *testing.T) {
 						isFunc = funcTypes[name.Name]
 					}
 					require.False(t, isFunc, "%s: %s is a variable function", f.name, v.Names[0])
-					for _, value := range v.Values {
+					for i, value := range v.Values {
+						if strings.HasPrefix(v.Names[i].Name, "Err") {
+							continue // an error of another package
+						}
 						switch value.(type) {
 						case *ast.FuncLit, *ast.SelectorExpr, *ast.Ident: // the last two may refer to a function
 							t.Errorf("%s: %s may be a variable function", f.name, v.Names[0])

@@ -77,7 +77,7 @@ func listWaiting(k *sys.Calls, ctx context.Context, listeners []*Listener) (all 
 var errNotListed = fmt.Errorf("sock_diag does not list the socket: %w", errors.ErrUnsupported)
 
 // queuedStates are the states of a connection that waits for Accept. A fast-open
-// connection is in the state tcpSynRecv until its handshake has ended.
+// connection is in the state tcpinfo.SynRecv until its handshake has ended.
 const queuedStates = 1<<tcpinfo.Established | 1<<tcpinfo.SynRecv | 1<<tcpinfo.CloseWait
 
 // queuedOn lists the connections on a port that wait, or may wait, in the queue of a

@@ -7,7 +7,6 @@ import (
 	"math"
 	"net"
 	"os"
-	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
@@ -438,22 +437,6 @@ func bufferMax(t *testing.T, knob string) int {
 	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	require.NoError(t, err)
 	return min(n, math.MaxInt32/2)
-}
-
-// The recipes of the examples that need a privilege log nothing if they have it.
-func TestControlRecipes(t *testing.T) {
-	testkit.InNamespace(t, func(t *testing.T) {
-		self, err := os.Executable()
-		require.NoError(t, err)
-		recipes := []string{"bindToDevice", "congestion", "dscp", "freeBind", "mark", "maxSegment", "transparent", "userTimeout"}
-		cmd := exec.Command(self, "-test.v", "-test.run=^ExampleWithControl_("+strings.Join(recipes, "|")+")$")
-		var stderr strings.Builder
-		cmd.Stderr = &stderr
-		stdout, err := cmd.Output()
-		require.NoError(t, err)
-		require.Empty(t, stderr.String(), "an example logs only errors")
-		require.Equal(t, len(recipes), strings.Count(string(stdout), "--- PASS: ExampleWithControl_"))
-	})
 }
 
 // The recipe for MD5 keeps out a client that does not sign its segments.

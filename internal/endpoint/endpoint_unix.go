@@ -129,7 +129,7 @@ func literal(network, address string) (Endpoint, bool) {
 func (ep Endpoint) Sockaddr() (unix.Sockaddr, error) { return ep.SockaddrAmong(net.Interfaces) }
 
 // SockaddrAmong is sockaddr with a function that lists the interfaces. If the list is empty,
-// no zone can be looked up, and sockaddrAmong ignores it as package net does. On DragonFly
+// no zone can be looked up, and SockaddrAmong ignores it as package net does. On DragonFly
 // since 5.7 package net finds no interface, because the kernel's structure has changed.
 func (ep Endpoint) SockaddrAmong(interfaces func() ([]net.Interface, error)) (unix.Sockaddr, error) {
 	ip, port := ep.At.Addr(), int(ep.At.Port())

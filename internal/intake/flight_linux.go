@@ -124,7 +124,7 @@ func (f *flight) ask(question func() error) error {
 	return f.where.In(question)
 }
 
-// drainDump is like dump. It stops after drainFlight, because a drain does not wait longer
+// drainDump is like sockdiag.Dump. It stops after DrainFlight, because a drain does not wait longer
 // for in-flight handshakes.
 func drainDump(k *sys.Calls, ctx context.Context, r sockdiag.Request, keep func(sockdiag.Row) bool) ([]sockdiag.Row, error) {
 	ctx, cancel := context.WithTimeout(ctx, DrainFlight)

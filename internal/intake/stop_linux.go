@@ -26,7 +26,7 @@ type Stop struct {
 const (
 	MaxTTL = 255
 	// Systems use the initial TTLs 64, 128 and 255. A minimum above commonTTL stops the
-	// clients with the first two. The stop adds up to maxTTL with the former value, so that
+	// clients with the first two. The stop adds up to MaxTTL with the former value, so that
 	// another process can restore that value. It is above commonTTL if the former value is
 	// at most mostTTL.
 	commonTTL = 128

@@ -56,7 +56,7 @@ func Of(k *sys.Calls, fd int) (ns Namespace, compared bool, err error) {
 	return Namespace{file}, true, nil
 }
 
-// NamespaceOfSocket returns the network namespace of a socket, see namespaceOf.
+// NamespaceOfSocket returns the network namespace of a socket, see Of.
 func NamespaceOfSocket(k *sys.Calls, raw syscall.RawConn) (ns Namespace, err error) {
 	cerr := raw.Control(func(fd uintptr) { ns, _, err = Of(k, int(fd)) })
 	return ns, cmp.Or(sys.Cause(cerr), err)

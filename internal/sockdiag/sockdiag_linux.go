@@ -19,7 +19,7 @@ import (
 type Request struct {
 	Family     uint8  // AF_INET or AF_INET6
 	Port       uint16 // the local port; 0 selects every port
-	States     uint32 // a set of bits: 1<<tcpListen selects listeners
+	States     uint32 // a set of bits: 1<<tcpinfo.Listen selects listeners
 	Extensions uint8  // the attributes to request; bit n-1 requests attribute n
 }
 

@@ -97,7 +97,7 @@ func setBuffer(k *sys.Calls, fd int, option string, name, n int) error {
 // listening socket is not used, because NetBSD and macOS end a listening socket that has
 // keep-alive.
 //
-// tryKeepAlive returns the values to set on each connection. It replaces a negative value
+// TryKeepAlive returns the values to set on each connection. It replaces a negative value
 // with that of the system, because package net sets its default on each connection first.
 func TryKeepAlive(k *sys.Calls, ep endpoint.Endpoint, config *net.KeepAliveConfig) (*net.KeepAliveConfig, error) {
 	if config == nil || !config.Enable {

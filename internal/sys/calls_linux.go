@@ -119,7 +119,7 @@ func Getsockopt(fd, level, name int, p []byte) (n int, err error) {
 	return getsockoptCounted(fd, level, name, p)
 }
 
-// getFilter reads SO_GET_FILTER, whose length is in instructions and not in bytes.
+// GetFilter reads SO_GET_FILTER, whose length is in instructions and not in bytes.
 func getFilter(fd int, p []unix.SockFilter) (n int, err error) {
 	return getsockoptCounted(fd, unix.SOL_SOCKET, unix.SO_GET_FILTER, p)
 }
@@ -135,12 +135,12 @@ func getsockoptCounted[T any](fd, level, name int, p []T) (n int, err error) {
 	return int(size), nil
 }
 
-// unixSocket makes a socket that is used only to read its namespace.
+// UnixSocket makes a socket that is used only to read its namespace.
 func unixSocket() (int, error) {
 	return unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 }
 
-// namespaceFile opens the network namespace of fd, see SIOCGSKNS in net/socket.c.
+// NamespaceFile opens the network namespace of fd, see SIOCGSKNS in net/socket.c.
 func namespaceFile(fd int) (*os.File, error) {
 	ns, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
 	if err != nil {
@@ -149,7 +149,7 @@ func namespaceFile(fd int) (*os.File, error) {
 	return os.NewFile(uintptr(ns), "network namespace"), nil
 }
 
-// clientSocket makes a non-blocking socket that is bound to a free port of an address and
+// ClientSocket makes a non-blocking socket that is bound to a free port of an address and
 // sends with the given TTL. It ignores packets with a TTL below 255, or all if deaf is true.
 // A kernel may permit the latter to privileged processes only.
 func clientSocket(at unix.Sockaddr, ttl int, deaf bool) (fd int, port uint16, err error) {
@@ -214,7 +214,7 @@ func AttachProgram(fd int, p []unix.SockFilter) error {
 		&unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]})
 }
 
-// detachProgram detaches the program from the SO_REUSEPORT group of fd. It is not an error
+// DetachProgram detaches the program from the SO_REUSEPORT group of fd. It is not an error
 // if there is none.
 func detachProgram(fd int) error {
 	err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_REUSEPORT_BPF, 0)

@@ -2,11 +2,9 @@
 
 package sys
 
-// This file, drain_other.go and steer_other.go are the smallest port.
-// See kernel_unix.go for what a port provides.
-
-// Calls stands for a system on which package net makes the socket. Its rules are not
-// known, or it does not report the numbers.
+// Calls is empty on the systems on which package net makes the socket. Their rules are not
+// known, or they do not report the numbers.
 type Calls struct{}
 
+// Real is the table of the running system.
 var Real Calls

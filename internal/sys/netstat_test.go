@@ -86,7 +86,7 @@ func FuzzNetstatCounter(f *testing.F) {
 	})
 }
 
-// plainCounter is another implementation of netstatCounter. It collects all lines of
+// plainCounter is another implementation of NetstatCounter. It collects all lines of
 // the table, then splits the first two into columns.
 func plainCounter(text, table, column string) int64 {
 	var lines []string

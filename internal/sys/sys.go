@@ -1,7 +1,9 @@
-// Package sys holds the table of the system calls that this module makes. Tests replace a
-// call in a copy of the table. The package knows neither listeners nor options.
+// Package sys has the table of the system calls that this module makes, and the readers of
+// settings and counters. A test replaces a call in a copy of the table. The package knows no
+// socket, no option and no listener, and it imports no other package of this module.
 //
-// A port to another system begins here: see Calls.
+// A port to another system begins here: the section "Add a system" of CONTRIBUTING.md lists
+// the functions to write, and the compiler names the missing ones.
 package sys
 
 // Unknown is the value of a number that the system does not report. It is not 0, because a

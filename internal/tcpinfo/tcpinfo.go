@@ -1,3 +1,6 @@
+// Package tcpinfo reads the fields of struct tcp_info, linux/tcp.h, that this module needs. A
+// kernel answers with the fields that it knows, so each field is checked against the length of
+// the answer. It makes no system call and knows no socket.
 package tcpinfo
 
 import (
@@ -19,8 +22,8 @@ const (
 	QueueEnd = 32
 )
 
-// Socket states of net/tcp_states.h. An in-flight handshake has the state tcpNewSynRecv,
-// or tcpSynRecv if it is a fast-open connection. In a row it is always tcpSynRecv.
+// Socket states of net/tcp_states.h. An in-flight handshake has the state NewSynRecv,
+// or SynRecv if it is a fast-open connection. In a row it is always SynRecv.
 const (
 	Established = 1
 	SynSent     = 2

@@ -20,7 +20,7 @@ func Message(kind uint16, body []byte) []byte {
 // A DumpCall is the seam of a kernel for sock_diag.
 type DumpCall = func(request []byte) (sys.DiagAnswer, error)
 
-// Listing returns a dumpCall whose answer has these rows.
+// Listing returns a DumpCall whose answer has these rows.
 func Listing(rows ...[]byte) DumpCall {
 	return Answered(func(p []byte) (n int, err error) {
 		for _, row := range rows {
@@ -30,7 +30,7 @@ func Listing(rows ...[]byte) DumpCall {
 	})
 }
 
-// Answered returns a dumpCall whose answer has the datagrams that receive returns.
+// Answered returns a DumpCall whose answer has the datagrams that receive returns.
 func Answered(receive func(p []byte) (int, error)) DumpCall {
 	return func([]byte) (sys.DiagAnswer, error) { return sys.DiagAnswer{Receive: receive, Close: func() {}}, nil }
 }

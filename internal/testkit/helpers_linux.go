@@ -36,7 +36,7 @@ func InNamespace(t *testing.T, f func(t *testing.T)) {
 	InNamespaceFor(t, limit, f)
 }
 
-// InNamespaceFor is like inNamespace, with a time limit.
+// InNamespaceFor is like InNamespace, with a time limit.
 func InNamespaceFor(t *testing.T, limit time.Duration, f func(t *testing.T)) {
 	t.Helper()
 	if os.Getenv(NamespaceEnv) != "" {

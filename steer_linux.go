@@ -32,11 +32,12 @@ type steering struct {
 
 	entry sync.Mutex    // allows one wait for other processes at a time; taken before turn
 	turn  chan struct{} // holds a value while a question is asked; taken before mu
-	next  time.Time     // when to check for dropped packets again
-	pause time.Duration // how long to wait between two such checks
-	list  time.Time     // when to list the group again
+	next  time.Time     // when to check the group again
+	pause time.Duration // how long to wait between two checks
 	asked time.Time     // when the kernel was asked last
-	drops uint32        // the packets that own had dropped after the last question
+	// silenced has the inodes of own when the kernel answered the last question
+	silenced []uint32
+	drops    uint32 // the packets that own had dropped after the last question
 
 	mu      sync.Mutex
 	own     []*steered        // the listeners that drain and are not closed
@@ -122,7 +123,7 @@ func (g *groups) join(k *kernel, key groupKey, own []*steered) *steering {
 	defer g.mu.Unlock()
 	s := g.all[key]
 	if s == nil {
-		s = &steering{kernel: k, groups: g, key: key, turn: make(chan struct{}, 1), pause: drainLook}
+		s = &steering{kernel: k, groups: g, key: key, turn: make(chan struct{}, 1), pause: steerList}
 		if g.all == nil {
 			g.all = make(map[groupKey]*steering)
 		}
@@ -215,9 +216,26 @@ func (s *steering) begin(ctx context.Context, stop func()) {
 	defer cancel()
 	if s.lock(ctx) == nil {
 		defer s.unlock()
-		defer s.refresh(ctx)()
+		if !s.isRight() {
+			defer s.refresh(ctx)()
+		}
 	}
 	stop()
+}
+
+// isRight reports whether the program picks none of the listeners that drain: the last
+// question was a moment ago, and all of them had joined s then. That is so if many listeners
+// begin to drain at the same time, each by a call of its own.
+func (s *steering) isRight() bool {
+	if time.Since(s.asked) > steerList {
+		return false
+	}
+	for _, o := range s.draining() {
+		if !slices.Contains(s.silenced, o.inode) {
+			return false
+		}
+	}
+	return true
 }
 
 // awaitDrains waits until no other process drains a member of the group, but not longer than
@@ -279,7 +297,7 @@ func (s *steering) look(ctx context.Context) {
 	if slices.Equal(before, s.known()) {
 		s.pause = min(2*s.pause, steerAsk)
 	} else {
-		s.pause = drainLook
+		s.pause = steerList
 	}
 }
 
@@ -305,25 +323,23 @@ func (s *steering) suspect(ctx context.Context, own []*steered, now time.Time) b
 	if silent && now.Sub(s.asked) > steerAsk {
 		return true
 	}
-	if now.Before(s.list) {
-		return false
-	}
-	s.list = now.Add(steerList)
-	listed, _, err := s.members(ctx, own)
+	listed, _, err := s.members(ctx, own, 1)
 	return err == nil && !slices.Equal(listed, known)
 }
 
 // members lists the group in the network namespace of its sockets. It returns the inodes in
 // ascending order, and how many members other than own have a full queue. The kernel sends a
 // listing in several datagrams. If a listener joins or closes meanwhile, rows may be missing.
-// A listing is therefore accepted only if it has all of own and the next one is equal.
-func (s *steering) members(ctx context.Context, own []*steered) (listed []uint32, full int, err error) {
+// A listing is therefore accepted only if it has all of own and times listings in a row are
+// equal.
+func (s *steering) members(ctx context.Context, own []*steered, times int) (listed []uint32, full int, err error) {
 	where, err := s.kernel.namespaceOfSocket(own[0].raw)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer where.close()
 	err = where.in(func() error {
+		equal := 0
 		for range 4 {
 			rows, err := s.kernel.groupRows(ctx, s.key.family, s.key.at.Port(), own[0].inode)
 			if err != nil {
@@ -340,7 +356,15 @@ func (s *steering) members(ctx context.Context, own []*steered) (listed []uint32
 			}
 			slices.Sort(listed)
 			missing := slices.ContainsFunc(own, func(o *steered) bool { return !slices.Contains(listed, o.inode) })
-			if !missing && slices.Equal(before, listed) {
+			switch {
+			case missing:
+				equal = 0
+			case equal > 0 && slices.Equal(before, listed):
+				equal++
+			default:
+				equal = 1
+			}
+			if equal == times {
 				return nil
 			}
 		}
@@ -370,7 +394,7 @@ func (s *steering) refresh(ctx context.Context) (end func()) {
 		return nil
 	})
 	s.asked = time.Now()
-	listed, full, err := s.members(ctx, own)
+	listed, full, err := s.members(ctx, own, 2)
 	if err != nil {
 		return end
 	}
@@ -389,8 +413,13 @@ func (s *steering) refresh(ctx context.Context) (end func()) {
 		s.reattach()
 		return end
 	}
+	s.silenced = nil
+	for _, o := range own {
+		s.silenced = append(s.silenced, o.inode)
+	}
 	s.listed, s.full, s.answers, s.spare = listed, full, answers, 0
 	if len(listed) > len(own) && len(answers) == 0 {
+		s.silenced = nil
 		s.reattach() // nobody answers, so another program would not be better
 		return end
 	}
@@ -809,7 +838,7 @@ func welcome(ctx context.Context, listeners []*Listener) {
 // welcome returns the program for a group that own has just joined.
 func (s *steering) welcome(ctx context.Context) []unix.SockFilter {
 	for range 2 { // one answer may be late
-		listed, full, err := s.members(ctx, s.own)
+		listed, full, err := s.members(ctx, s.own, 2)
 		n := len(listed)
 		if err != nil || n == len(s.own) {
 			return nil

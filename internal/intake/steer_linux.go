@@ -37,11 +37,12 @@ type Steering struct {
 
 	entry sync.Mutex    // allows one wait for other processes at a time; taken before turn
 	turn  chan struct{} // holds a value while a question is asked; taken before mu
-	next  time.Time     // when to check for dropped packets again
-	pause time.Duration // how long to wait between two such checks
-	list  time.Time     // when to list the group again
+	next  time.Time     // when to check the group again
+	pause time.Duration // how long to wait between two checks
 	asked time.Time     // when the kernel was asked last
-	drops uint32        // the packets that own had dropped after the last question
+	// silenced has the inodes of own when the kernel answered the last question
+	silenced []uint32
+	drops    uint32 // the packets that own had dropped after the last question
 
 	Mu      sync.Mutex
 	Own     []*steered        // the listeners that drain and are not closed
@@ -135,7 +136,7 @@ func (g *Groups) join(k *sys.Calls, key groupKey, own []*steered) *Steering {
 	defer g.mu.Unlock()
 	s := g.all[key]
 	if s == nil {
-		s = &Steering{Kernel: k, Groups: g, Key: key, turn: make(chan struct{}, 1), pause: DrainLook}
+		s = &Steering{Kernel: k, Groups: g, Key: key, turn: make(chan struct{}, 1), pause: steerList}
 		if g.all == nil {
 			g.all = make(map[groupKey]*Steering)
 		}
@@ -228,9 +229,26 @@ func (s *Steering) begin(ctx context.Context, stop func()) {
 	defer cancel()
 	if s.lock(ctx) == nil {
 		defer s.unlock()
-		defer s.refresh(ctx)()
+		if !s.isRight() {
+			defer s.refresh(ctx)()
+		}
 	}
 	stop()
+}
+
+// isRight reports whether the program picks none of the listeners that drain: the last
+// question was a moment ago, and all of them had joined s then. That is so if many listeners
+// begin to drain at the same time, each by a call of its own.
+func (s *Steering) isRight() bool {
+	if time.Since(s.asked) > steerList {
+		return false
+	}
+	for _, o := range s.draining() {
+		if !slices.Contains(s.silenced, o.inode) {
+			return false
+		}
+	}
+	return true
 }
 
 // awaitDrains waits until no other process drains a member of the group, but not longer than
@@ -292,7 +310,7 @@ func (s *Steering) look(ctx context.Context) {
 	if slices.Equal(before, s.known()) {
 		s.pause = min(2*s.pause, steerAsk)
 	} else {
-		s.pause = DrainLook
+		s.pause = steerList
 	}
 }
 
@@ -318,25 +336,23 @@ func (s *Steering) suspect(ctx context.Context, own []*steered, now time.Time) b
 	if silent && now.Sub(s.asked) > steerAsk {
 		return true
 	}
-	if now.Before(s.list) {
-		return false
-	}
-	s.list = now.Add(steerList)
-	listed, _, err := s.members(ctx, own)
+	listed, _, err := s.members(ctx, own, 1)
 	return err == nil && !slices.Equal(listed, known)
 }
 
 // members lists the group in the network namespace of its sockets. It returns the inodes in
 // ascending order, and how many members other than own have a full queue. The kernel sends a
 // listing in several datagrams. If a listener joins or closes meanwhile, rows may be missing.
-// A listing is therefore accepted only if it has all of own and the next one is equal.
-func (s *Steering) members(ctx context.Context, own []*steered) (listed []uint32, full int, err error) {
+// A listing is therefore accepted only if it has all of own and times listings in a row are
+// equal.
+func (s *Steering) members(ctx context.Context, own []*steered, times int) (listed []uint32, full int, err error) {
 	where, err := netns.NamespaceOfSocket(s.Kernel, own[0].raw)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer where.Close()
 	err = where.In(func() error {
+		equal := 0
 		for range 4 {
 			rows, err := groupRows(s.Kernel, ctx, s.Key.family, s.Key.at.Port(), own[0].inode)
 			if err != nil {
@@ -353,7 +369,15 @@ func (s *Steering) members(ctx context.Context, own []*steered) (listed []uint32
 			}
 			slices.Sort(listed)
 			missing := slices.ContainsFunc(own, func(o *steered) bool { return !slices.Contains(listed, o.inode) })
-			if !missing && slices.Equal(before, listed) {
+			switch {
+			case missing:
+				equal = 0
+			case equal > 0 && slices.Equal(before, listed):
+				equal++
+			default:
+				equal = 1
+			}
+			if equal == times {
 				return nil
 			}
 		}
@@ -383,7 +407,7 @@ func (s *Steering) refresh(ctx context.Context) (end func()) {
 		return nil
 	})
 	s.asked = time.Now()
-	listed, full, err := s.members(ctx, own)
+	listed, full, err := s.members(ctx, own, 2)
 	if err != nil {
 		return end
 	}
@@ -402,8 +426,13 @@ func (s *Steering) refresh(ctx context.Context) (end func()) {
 		s.reattach()
 		return end
 	}
+	s.silenced = nil
+	for _, o := range own {
+		s.silenced = append(s.silenced, o.inode)
+	}
 	s.listed, s.full, s.answers, s.spare = listed, full, answers, 0
 	if len(listed) > len(own) && len(answers) == 0 {
+		s.silenced = nil
 		s.reattach() // nobody answers, so another program would not be better
 		return end
 	}
@@ -806,7 +835,7 @@ func Welcome(ctx context.Context, listeners []*Intake) {
 // welcome returns the program for a group that own has just joined.
 func (s *Steering) welcome(ctx context.Context) []unix.SockFilter {
 	for range 2 { // one answer may be late
-		listed, full, err := s.members(ctx, s.Own)
+		listed, full, err := s.members(ctx, s.Own, 2)
 		n := len(listed)
 		if err != nil || n == len(s.Own) {
 			return nil

@@ -700,16 +700,7 @@ func (b *busy) halt() {
 }
 
 // rollingRounds returns the factor of ACCEPTQ_ROUNDS: more than 1 asks for all rows.
-func rollingRounds(t *testing.T) int {
-	t.Helper()
-	text := os.Getenv("ACCEPTQ_ROUNDS")
-	if text == "" {
-		return 1
-	}
-	n, err := strconv.Atoi(text)
-	require.NoError(t, err)
-	return max(n, 1)
-}
+func rollingRounds(*testing.T) int { return testkit.Factor() }
 
 // shuffledGroup returns n members of a new group whose order in the kernel is random.
 func shuffledGroup(t *testing.T, network, address string, n int) (members []*Listener) {
@@ -873,7 +864,7 @@ func run(t *testing.T, p []unix.SockFilter) map[uint32]int {
 
 // Every member has the same share, except the excluded ones, which have none.
 func TestProgramPicksAllExceptTheExcluded(t *testing.T) {
-	for n := 1; n <= 10; n++ {
+	for n := 1; n <= min(6+rounds(10)/2, 10); n++ { // 7 by default
 		for set := range 1 << n {
 			var excluded, left []int
 			for i := range n {
@@ -1039,9 +1030,9 @@ func TestSteeredGenerations(t *testing.T) {
 				clients := newThrong(8, net.JoinHostPort(row.dial, strconv.Itoa(port)))
 				clients.answers(t, 50)
 				before := testkit.KernelCounter(t, "TCPSynRetrans")
-				generations := row.generations
-				if generations > 20 && way.filter == 0 || testing.Short() {
-					generations = min(generations, 10)
+				generations := rounds(row.generations)
+				if generations > 20 && way.filter == 0 {
+					generations = 10
 				}
 				for i := range generations {
 					next := newGeneration(t, &k, row.network, address, row.sizes[(i+1)%len(row.sizes)], row.opts...)
@@ -1053,7 +1044,7 @@ func TestSteeredGenerations(t *testing.T) {
 				again := testkit.KernelCounter(t, "TCPSynRetrans") - before
 				t.Logf("%d generations: %d answered, none lost, %d SYNs sent again", generations, answered, again)
 				if row.opts != nil {
-					require.Greater(t, again, int64(row.generations/2))
+					require.Greater(t, again, int64(generations/2))
 				} else {
 					require.LessOrEqual(t, again, row.most)
 				}
@@ -1584,7 +1575,7 @@ func TestRestartsUnderFaults(t *testing.T) {
 		runs := 0
 		t.Run("fault", func(t *testing.T) {
 			for name, breaks := range faults {
-				for _, errno := range []unix.Errno{unix.EPERM, unix.EINVAL, unix.ENOMEM} {
+				for _, errno := range []unix.Errno{unix.EPERM, unix.EINVAL, unix.ENOMEM}[:min(rounds(5), 3)] {
 					if name == "a row too short" && errno != unix.EPERM {
 						continue
 					}

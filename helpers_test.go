@@ -61,13 +61,9 @@ var most = saturate(math.MaxInt32 + 1)
 // beyond is a number whose lower 32 bits, which listen(2) uses, are 5; capped to int.
 var beyond = saturate(1<<32 + 5)
 
-// rounds returns n, or a fifth of it with -short.
-func rounds(n int) int {
-	if testing.Short() {
-		return max(n/5, 1)
-	}
-	return n
-}
+// rounds returns a fifth of n, at least 1. With ACCEPTQ_ROUNDS=5 it returns n, the number of
+// rounds that makes a test sure to find what it looks for.
+func rounds(n int) int { return max(n*testkit.Factor()/5, 1) }
 
 // dialed connects n clients, and waits until all of them are in the queue.
 func dialed(t *testing.T, ln *Listener, n int) (clients []net.Conn) {

@@ -346,13 +346,16 @@ func TestDrainBesidePollingLoops(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		ln := listen4(t, realKernel)
 		busy, proceed := make(chan struct{}), make(chan struct{})
-		var loops sync.WaitGroup
+		var loops, begun sync.WaitGroup
 		var once sync.Once
+		begun.Add(2)
 		for range 2 {
 			loops.Go(func() {
+				first := sync.OnceFunc(begun.Done)
 				for {
 					ln.SetDeadline(time.Now().Add(2 * time.Millisecond))
 					c, err := ln.Accept()
+					first() // a new loop could not be told apart from one that calls again
 					if errors.Is(err, net.ErrClosed) {
 						return
 					}
@@ -364,6 +367,7 @@ func TestDrainBesidePollingLoops(t *testing.T) {
 				}
 			})
 		}
+		begun.Wait()
 		c, err := net.Dial("tcp", ln.Addr().String())
 		require.NoError(t, err)
 		defer c.Close()

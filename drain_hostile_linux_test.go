@@ -134,6 +134,43 @@ func TestDrainNoticesWrap(t *testing.T) {
 	})
 }
 
+// Another holder removes the filter or minimum TTL of a drain on its own descriptor.
+func TestDrainNoticesARemoval(t *testing.T) {
+	t.Parallel()
+	forEachStop(t, func(t *testing.T, sys kernel, v4 way) {
+		ln := listen4(t, sys)
+		dialed(t, ln, 1)
+		drained := inBackground(t, ln, within(t, patience))
+		untilStopped(t, ln, v4)
+		require.NoError(t, ln.raw.Control(func(fd uintptr) {
+			require.NoError(t, sys.remove(int(fd), sys.state(int(fd)).stop()))
+		}))
+		go answerEach(ln, func() {})
+		err := received(t, drained)
+		require.ErrorIs(t, err, ErrStillOpen)
+		require.ErrorIs(t, err, ErrShared)
+	})
+}
+
+// Another process holds the turns of a group for ever: it is stopped, or its user wants to
+// delay others. A drain goes on without them.
+func TestDrainDoesNotWaitForTurns(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		l := listen4(t, realKernel, WithReusePort())
+		_, key, _, err := groupOf(t.Context(), []*Listener{l})
+		require.NoError(t, err)
+		dialed(t, l, 1)
+		for _, what := range []string{"drain", "question"} {
+			t.Cleanup(realKernel.takeTurn(t.Context(), what, key))
+		}
+		drained := inBackground(t, l, t.Context())
+		awaitStop(t, l)
+		go answerEach(l, func() {})
+		require.NoError(t, received(t, drained))
+	})
+}
+
 // With net.ipv4.tcp_migrate_req the kernel moves a queued connection to another process
 // when its listener closes. The connection must be able to receive there, although it has
 // inherited the minimum TTL of the drain.

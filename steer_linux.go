@@ -291,6 +291,10 @@ func (s *steering) look(ctx context.Context) {
 		return
 	}
 	before := s.known()
+	// If another process does not end its turn, the drain goes on, and the next look tries
+	// again.
+	ctx, cancel := context.WithTimeout(ctx, steerAsk)
+	defer cancel()
 	s.refresh(ctx)()
 	// Questions of other processes make own drop packets too. So the pause becomes longer
 	// while the answer does not change.
@@ -299,6 +303,7 @@ func (s *steering) look(ctx context.Context) {
 	} else {
 		s.pause = steerList
 	}
+	s.next = time.Now().Add(s.pause)
 }
 
 // known returns the indices that answered the last question.

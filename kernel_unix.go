@@ -19,14 +19,14 @@ import (
 //   - stats and limit, which read the accept queue
 //   - bounds and readSettings, which read the system's settings
 //   - boundsOf and [Listener].ceiling, which read the settings that apply to one socket
-//   - stop, stopIntake, lift, liftLeft, removeInherited, duplicated and stands, which a
-//     drain uses to keep new clients out
+//   - stop, stopIntake, lift, stands, removeInherited, removeMigrated, mayReusePort,
+//     duplicated and duplicates, which a drain uses to keep new clients out
 //   - flight, the handshakes that a drain waits for
-//   - steering and detachProgram, which a drain uses to direct new clients to other
-//     listeners
+//   - steering, place, welcome and leaveSteering, which a drain uses to direct new clients
+//     to other listeners
 //
 // The smallest port is for the systems on which package net makes the socket: see
-// socket_other.go, namespace_other.go, drain_other.go and steer_other.go.
+// the files named *_other.go.
 //
 // The systems of this file make the socket themselves. They share the files *_unix.go
 // and one table of system calls. Each of these systems provides:

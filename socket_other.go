@@ -10,8 +10,8 @@ import (
 	"syscall"
 )
 
-// This file, namespace_other.go, drain_other.go and steer_other.go are the smallest port.
-// See kernel_unix.go for what a port provides.
+// The files named *_other.go are the smallest port. See kernel_unix.go for what a port
+// provides.
 
 // kernel stands for a system on which package net makes the socket. Its rules are not
 // known, or it does not report the numbers.

@@ -296,7 +296,8 @@ func requireEven(t *testing.T, parts []float64) {
 }
 
 // A process was killed and left a BPF program that gives all clients to one listener. The
-// next listener removes the program; with WithoutSteering it stays.
+// next listener removes the program, because all members answer. With WithoutSteering it
+// stays.
 func TestListenHealsAGroup(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(t *testing.T) {

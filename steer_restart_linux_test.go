@@ -90,8 +90,8 @@ func TestSteeringDrainerIsKilled(t *testing.T) {
 	})
 }
 
-// Two members of a group drain at once, each as if it were the only one: some clients
-// may be stalled, and none is lost. The others have even shares afterwards.
+// Two members of a group drain at once, each by a call of its own: no client is lost. The
+// others have even shares afterwards.
 func TestTwoDrainersAtOnce(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, sys kernel, _ way) {
@@ -116,8 +116,8 @@ func TestTwoDrainersAtOnce(t *testing.T) {
 	})
 }
 
-// Members come and go while another one drains. The newcomers take the program off
-// the group, and the drain puts it back; in the end the one that drains is given nobody.
+// Members come and go while another one drains. In the end the member that drains gets no
+// clients.
 func TestMembersComeAndGo(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, sys kernel, _ way) {

@@ -381,8 +381,8 @@ func drainAndResume(t *testing.T, family string, spec replicaSpec) {
 	require.Equal(t, clients.answered, accepted, "accepted connections that are not of the clients")
 }
 
-// The clients with which a drain asks for the order of the group delay no other drain: it
-// does not wait until the members send SYN-ACKs to them again, which is after a second.
+// The clients with which a drain asks the group delay no other drain: it does not wait
+// until the members send SYN-ACKs to them again, which is after a second.
 func TestRollingDrainsDoNotDelay(t *testing.T) {
 	inSlot(t, func(t *testing.T) {
 		slowest := func(opts ...Option) (most time.Duration) {

@@ -101,8 +101,13 @@
 //   - The group gets no clients over the loopback interface. It is bound to a device, a
 //     firewall blocks the interface, or the group has the wildcard address and another
 //     listener has the loopback address with the same port.
-//   - The listeners have a minimum TTL of 128 or more.
+//   - The other listeners have a higher minimum TTL than the draining one.
 //   - The listeners send with a TTL of 255, and the process cannot attach socket filters.
+//
+// If the draining listener has a minimum TTL of 128 or more, the first question comes right
+// after it has begun to drop SYNs, and clients that connect in between stall. A listener
+// that joins asks with a TTL of 64. If the others demand more, it detaches the program of a
+// drain, which asks again within 250 ms.
 //
 // A question makes no connection. A listener that answers has a half-open handshake for some
 // microseconds. The kernel counts it in AttemptFails (/proc/net/snmp) and EmbryonicRsts

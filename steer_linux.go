@@ -37,6 +37,8 @@ type steering struct {
 	list  time.Time     // when to list the group again
 	asked time.Time     // when the kernel was asked last
 	drops uint32        // the packets that own had dropped after the last question
+	late  bool          // the turn of the last question did not come in time
+	stale bool          // the last question was not asked, or nobody answered it
 
 	mu      sync.Mutex
 	own     []*steered        // the listeners that drain and are not closed
@@ -66,6 +68,11 @@ const (
 	// steerWait is how long the begin of a drain, Resume and Close may wait for other
 	// processes that do the same.
 	steerWait = time.Second
+	// turnWait is how long a question may wait for those of other processes. A process that
+	// is stopped in a question, or that is hostile, ends it never. So the next question waits
+	// for lateWait only.
+	turnWait = steerWait / 2
+	lateWait = 20 * time.Millisecond
 )
 
 // A groupKey identifies a SO_REUSEPORT group.
@@ -273,6 +280,8 @@ func (s *steering) look(ctx context.Context) {
 		return
 	}
 	before := s.known()
+	ctx, cancel := context.WithTimeout(ctx, steerWait)
+	defer cancel()
 	s.refresh(ctx)()
 	// Questions of other processes make own drop packets too. So the pause becomes longer
 	// while the answer does not change.
@@ -350,7 +359,8 @@ func (s *steering) members(ctx context.Context, own []*steered) (listed []uint32
 }
 
 // refresh asks the kernel about the group and attaches the program for the answer. It must
-// be called in a turn of s. No other process asks the group until end is called.
+// be called in a turn of s. No other process asks the group until end is called, unless its
+// own question took longer than turnWait.
 //
 // If the group cannot be listed, the program stays. If the question fails, the kernel uses
 // its hash, as without steering.
@@ -366,7 +376,14 @@ func (s *steering) refresh(ctx context.Context) (end func()) {
 	}
 	defer where.close()
 	where.in(func() error {
+		wait := turnWait
+		if s.late {
+			wait = lateWait
+		}
+		ctx, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
 		end = s.kernel.takeTurn(ctx, "question", s.key)
+		s.late = ctx.Err() != nil
 		return nil
 	})
 	s.asked = time.Now()

@@ -1,0 +1,76 @@
+package acceptq
+
+import (
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// anotherProcess returns k as another process has it: with groups of its own.
+func anotherProcess(k kernel) *kernel {
+	k.groups = new(groups)
+	return &k
+}
+
+// holding makes k find the names of turns in use by another process.
+func holding(k *kernel, what string) (names *atomic.Int64) {
+	names = new(atomic.Int64)
+	k.reserve = func(fd int, name string) error {
+		if strings.HasPrefix(name, "@acceptq/"+what+"/") {
+			names.Add(1)
+			return unix.EADDRINUSE
+		}
+		return reserve(fd, name)
+	}
+	return names
+}
+
+// A process that never ends its turn, because it is stopped or hostile, must not keep the
+// drains of others from ending, even if they have no deadline.
+func TestDrainBesideAnEndlessTurn(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		k := anotherProcess(realKernel)
+		members := newMembers(t, k, "127.0.0.1:0", 1)
+		l := members[0].Listener
+		idle(t, l)
+		c := dialUntil(t, l)
+		defer c.Close()
+		held := holding(k, "question")
+		drained := inBackground(t, l, t.Context())
+		awaitStop(t, l)
+		newMembers(t, anotherProcess(realKernel), l.Addr().String(), 1) // so the drain asks again
+		before := held.Load()
+		require.Eventually(t, func() bool { return held.Load() > before }, patience, time.Millisecond)
+		require.NoError(t, l.SetDeadline(time.Time{}))
+		go answerEach(l, func() {})
+		require.NoError(t, received(t, drained))
+	})
+}
+
+// Listeners that close beside a process that never ends its turn wait for it once, and not
+// once for each listener.
+func TestCloseBesideAnEndlessTurn(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		k := anotherProcess(realKernel)
+		shards, err := k.shards(t.Context(), "tcp4", "127.0.0.1:0", 16, []Option{WithReusePort()})
+		require.NoError(t, err)
+		newMembers(t, anotherProcess(realKernel), shards.Addr().String(), 1)
+		held := holding(k, "question")
+		var waits []int64
+		require.NoError(t, shards.Drain(within(t, patience)))
+		for l := range shards.All() {
+			before := held.Load()
+			require.NoError(t, l.Close())
+			if n := held.Load() - before; n > 100 {
+				waits = append(waits, n)
+			}
+		}
+		require.LessOrEqual(t, len(waits), 1, "how often each Close that waited has asked for a turn: %v", waits)
+	})
+}

@@ -74,3 +74,34 @@ func TestCloseBesideAnEndlessTurn(t *testing.T) {
 		require.LessOrEqual(t, len(waits), 1, "how often each Close that waited has asked for a turn: %v", waits)
 	})
 }
+
+// The group cannot be asked when a listener closes, because there is no descriptor left. The
+// program that it leaves must not exclude a member that has joined since the drain.
+func TestCloseWithoutDescriptors(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		k := anotherProcess(realKernel)
+		l := newMembers(t, k, "127.0.0.1:0", 1)[0]
+		members := newMembers(t, anotherProcess(realKernel), l.Addr().String(), 1)
+		require.NoError(t, l.Drain(within(t, patience)))
+		members = append(members, newMembers(t, anotherProcess(realKernel), l.Addr().String(), 1)...)
+		k.unixSocket = func() (int, error) { return -1, unix.EMFILE }
+		k.clientSocket = func(unix.Sockaddr, int, bool) (int, uint16, error) { return -1, 0, unix.EMFILE }
+		require.NoError(t, l.Close())
+		requireEven(t, shares(t, members, 200))
+	})
+}
+
+// A listener that has joined while another one was drained has excluded it from new clients.
+// Resume must include it again, although its own drain has attached no program.
+func TestResumeAfterAnotherHasJoined(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		members := newMembers(t, anotherProcess(realKernel), "127.0.0.1:0", 1)
+		require.NoError(t, members[0].Drain(within(t, patience)))
+		members = append(members, newMembers(t, anotherProcess(realKernel), members[0].Addr().String(), 1)...)
+		require.Equal(t, []float64{0, 1}, shares(t, members, 20))
+		require.NoError(t, members[0].Resume())
+		requireEven(t, shares(t, members, 200))
+	})
+}

@@ -153,7 +153,8 @@ func (g *groups) of(key groupKey) *steering {
 }
 
 // forget removes listeners from s. If none is left, s is no longer the steering of its group.
-// If the listeners are still open, it then detaches the program.
+// If the listeners are still open, it then detaches the program, which another process that
+// has joined the group may have attached.
 func (g *groups) forget(s *steering, open bool, inodes ...uint32) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -161,7 +162,7 @@ func (g *groups) forget(s *steering, open bool, inodes ...uint32) {
 	defer s.mu.Unlock()
 	left := slices.DeleteFunc(slices.Clone(s.own), func(o *steered) bool { return slices.Contains(inodes, o.inode) })
 	if len(left) == 0 && open {
-		s.put(nil)
+		s.detach()
 	}
 	s.own = left
 	if len(left) > 0 {
@@ -366,6 +367,7 @@ func (s *steering) members(ctx context.Context, own []*steered) (listed []uint32
 // its hash, as without steering.
 func (s *steering) refresh(ctx context.Context) (end func()) {
 	end = func() {}
+	s.stale = true
 	own := s.draining()
 	if len(own) == 0 {
 		return end
@@ -411,6 +413,7 @@ func (s *steering) refresh(ctx context.Context) (end func()) {
 		s.reattach() // nobody answers, so another program would not be better
 		return end
 	}
+	s.stale = false
 	s.put(picks(answers, len(listed)))
 	return end
 }
@@ -455,6 +458,13 @@ func (s *steering) question(n, ttl int, own []*steered) question {
 func (s *steering) put(p []unix.SockFilter) {
 	s.program = p
 	s.reattach()
+}
+
+// detach leaves new clients to the hash of the kernel, also if another process has attached
+// the program. The caller holds mu.
+func (s *steering) detach() {
+	s.on = true
+	s.put(nil)
 }
 
 // reattach attaches the program that decides for new clients, in place of a question's. If
@@ -552,7 +562,10 @@ func (s *steering) prepare(ctx context.Context, inode uint32) (place int, end fu
 	end = s.refresh(ctx)
 	s.mu.Lock()
 	n, moves := len(s.listed), false
-	if len(s.answers) > 0 {
+	switch {
+	case len(s.own) == 1 && s.stale: // nobody would correct the program that this process leaves
+		s.detach()
+	case len(s.answers) > 0:
 		var p []unix.SockFilter
 		p, s.spare, moves = closing(n, s.answers, len(s.own), s.full)
 		s.put(p)

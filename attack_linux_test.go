@@ -2,6 +2,7 @@ package acceptq
 
 import (
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -103,5 +104,27 @@ func TestResumeAfterAnotherHasJoined(t *testing.T) {
 		require.Equal(t, []float64{0, 1}, shares(t, members, 20))
 		require.NoError(t, members[0].Resume())
 		requireEven(t, shares(t, members, 200))
+	})
+}
+
+// Resume and Close at the same time.
+func TestResumeDuringClose(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		k := anotherProcess(realKernel)
+		l := newMembers(t, k, "127.0.0.1:0", 1)[0]
+		address := l.Addr().String()
+		silent := newMembers(t, anotherProcess(realKernel), address, 1)[0]
+		newMembers(t, anotherProcess(realKernel), address, 1)
+		silent.steers = false
+		require.NoError(t, silent.Drain(within(t, patience)))
+		require.NoError(t, l.Drain(within(t, patience)))
+		var once sync.Once
+		k.disconnect = func(fd int, at unix.Sockaddr) error {
+			once.Do(func() { l.Resume() })
+			return disconnect(fd, at)
+		}
+		require.NoError(t, l.Close())
+		require.Empty(t, k.groups.all)
 	})
 }

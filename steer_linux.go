@@ -578,9 +578,9 @@ func (s *steering) prepare(ctx context.Context, inode uint32) (place int, end fu
 	}
 	own := s.own
 	s.mu.Unlock()
-	if moves {
-		o := own[slices.IndexFunc(own, func(o *steered) bool { return o.inode == inode })]
-		place = s.locate(ctx, n, o, silent)
+	// Resume may have removed the listener meanwhile.
+	if i := slices.IndexFunc(own, func(o *steered) bool { return o.inode == inode }); i >= 0 && moves {
+		place = s.locate(ctx, n, own[i], silent)
 	}
 	return place, end
 }

@@ -1,6 +1,8 @@
 package acceptq
 
 import (
+	"context"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -126,5 +128,45 @@ func TestResumeDuringClose(t *testing.T) {
 		}
 		require.NoError(t, l.Close())
 		require.Empty(t, k.groups.all)
+	})
+}
+
+// A listener is closed at the moment at which its drain joins the steering of its group. The
+// steering must forget it. Otherwise the process would hold the turn of its drain for ever.
+func TestCloseWhileTheDrainJoins(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		k := anotherProcess(realKernel)
+		members := newMembers(t, k, "127.0.0.1:0", 2)
+		l := members[0].Listener
+		var once sync.Once
+		k.dump = func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
+			rows, err := dump(ctx, r, keep)
+			if r.states == 1<<tcpListen {
+				once.Do(func() { l.Close() })
+			}
+			return rows, err
+		}
+		require.ErrorIs(t, l.Drain(within(t, patience)), net.ErrClosed)
+		require.Empty(t, k.groups.all)
+		require.NoError(t, members[1].Drain(within(t, patience)))
+	})
+}
+
+// Resume ends a drain that still waits for the drains of other processes.
+func TestResumeWhileADrainBegins(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		k := anotherProcess(realKernel)
+		members := newMembers(t, k, "127.0.0.1:0", 2)
+		l := members[0].Listener
+		held := holding(k, "drain")
+		drained := inBackground(t, l, within(t, patience))
+		require.Eventually(t, func() bool { return held.Load() > 0 }, patience, time.Millisecond)
+		require.NoError(t, l.Resume())
+		require.ErrorIs(t, received(t, drained), errResumed)
+		require.Nil(t, l.intake.steering.Load())
+		require.Empty(t, k.groups.all)
+		requireEven(t, shares(t, members, 200))
 	})
 }

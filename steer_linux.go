@@ -758,6 +758,13 @@ func leaveSteering(listeners []*Listener) {
 	}
 }
 
+// forgetSteering removes a listener that is closed, or that was shut down.
+func forgetSteering(l *Listener) {
+	if at := l.intake.steering.Load(); at != nil {
+		at.groups.forget(at.steering, false, at.inode)
+	}
+}
+
 // closeListener closes l.
 func (p *place) closeListener(l *Listener) error {
 	return p.close(p.inode, l.tcp.Close, func(f func()) { l.gate.alone(l.tcp, f) })

@@ -170,3 +170,27 @@ func TestResumeWhileADrainBegins(t *testing.T) {
 		requireEven(t, shares(t, members, 200))
 	})
 }
+
+// If Resume cannot let new clients in, they must not be directed to the listener.
+func TestFailedResumeKeepsSteering(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		k := anotherProcess(realKernel)
+		var fails atomic.Bool
+		set := k.setsockoptInt
+		k.setsockoptInt = func(fd, level, name, value int) error {
+			if fails.Load() && name == unix.SO_DETACH_FILTER {
+				return unix.EPERM
+			}
+			return set(fd, level, name, value)
+		}
+		members := newMembers(t, k, "127.0.0.1:0", 2)
+		require.NoError(t, members[0].Drain(within(t, patience)))
+		fails.Store(true)
+		require.ErrorIs(t, members[0].Resume(), unix.EPERM)
+		require.Equal(t, []float64{0, 1}, shares(t, members, 40))
+		fails.Store(false)
+		require.NoError(t, members[0].Resume())
+		requireEven(t, shares(t, members, 200))
+	})
+}

@@ -360,6 +360,7 @@ func (d *draining) stands() (yes bool) {
 // returns one error for each listener.
 func resume(listeners []*Listener) []error {
 	errs := make([]error, len(listeners))
+	var open []*Listener
 	for i, l := range listeners {
 		in := &l.intake
 		in.mu.Lock()
@@ -367,19 +368,22 @@ func resume(listeners []*Listener) []error {
 			errs[i] = l.opError("resume", err)
 		} else {
 			in.resumes++
+			open = append(open, l)
 		}
 		in.mu.Unlock()
 	}
-	leaveSteering(listeners)
+	leaveSteering(open)
 	return errs
 }
 
 // open lets new clients in again and stops steering them away from l. The caller holds
 // intake.mu.
 func (l *Listener) open() error {
-	err := l.lift()
+	if err := l.lift(); err != nil {
+		return err
+	}
 	leaveSteering([]*Listener{l})
-	return err
+	return nil
 }
 
 // lift lets new clients in again. If that fails, stop stays set, and the next call tries

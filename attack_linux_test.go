@@ -194,3 +194,17 @@ func TestFailedResumeKeepsSteering(t *testing.T) {
 		requireEven(t, shares(t, members, 200))
 	})
 }
+
+// A member that sends with a TTL of 255, unlike the listener that asks, must get no connection
+// from a question.
+func TestQuestionToAMemberWithAnotherTTL(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		other := newMembers(t, anotherProcess(realKernel), "127.0.0.1:0", 1, withInt(unix.IPPROTO_IP, unix.IP_TTL, maxTTL))[0]
+		l := newMembers(t, anotherProcess(realKernel), other.Addr().String(), 1)[0]
+		require.NoError(t, l.Drain(within(t, patience)))
+		require.NoError(t, l.Close())
+		require.NoError(t, ask(other.Addr().String())) // the connections before it were accepted too
+		require.EqualValues(t, 1, other.clients.Load())
+	})
+}

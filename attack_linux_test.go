@@ -208,3 +208,46 @@ func TestQuestionToAMemberWithAnotherTTL(t *testing.T) {
 		require.EqualValues(t, 1, other.clients.Load())
 	})
 }
+
+// Members with a minimum TTL of their own (GTSM, RFC 5082) do not answer the question of a
+// listener that joins. If it is such a member itself, it must not direct all clients to the
+// others.
+func TestJoinWithAMinimumTTL(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		members := newMembers(t, anotherProcess(realKernel), "127.0.0.1:0", 1)
+		setSysctl(t, "net.ipv4.ip_default_ttl", maxTTL)
+		members = append(members, newMembers(t, anotherProcess(realKernel), members[0].Addr().String(), 1,
+			withInt(unix.IPPROTO_IP, unix.IP_MINTTL, maxTTL))...)
+		requireEven(t, shares(t, members, 200))
+	})
+}
+
+// The last listener of a process that drains closes while another one joins. The program for
+// the close does not know the newcomer.
+func TestJoinWhileTheLastCloses(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		k := anotherProcess(realKernel)
+		members := newMembers(t, anotherProcess(realKernel), "127.0.0.1:0", 1)
+		old := newMembers(t, k, members[0].Addr().String(), 1)[0]
+		require.NoError(t, old.Drain(within(t, patience)))
+		// The next listing in this process is that of the newcomer.
+		s := k.groups.of(old.intake.steering.Load().key)
+		require.True(t, s.tryLock())
+		joining := *k
+		var once sync.Once
+		joining.dump = func(ctx context.Context, r diagRequest, keep func(row) bool) ([]row, error) {
+			rows, err := dump(ctx, r, keep)
+			once.Do(func() { // groupOf has asked for the key
+				k.groups.forget(s, false, old.intake.steering.Load().inode)
+				k.groups.all = map[groupKey]*steering{s.key: s}
+				s.unlock()
+			})
+			return rows, err
+		}
+		members = append(members, newMembers(t, &joining, members[0].Addr().String(), 1)...)
+		require.NoError(t, old.tcp.Close())
+		requireEven(t, shares(t, members, 200))
+	})
+}

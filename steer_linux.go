@@ -823,12 +823,13 @@ func welcome(ctx context.Context, listeners []*Listener) {
 	if err != nil {
 		return
 	}
-	if s := k.groups.of(key); s != nil { // this process drains other members
-		if s.lock(ctx) == nil {
-			defer s.unlock()
-			s.refresh(ctx)()
+	if s := k.groups.of(key); s != nil && s.lock(ctx) == nil { // this process drains other members
+		s.refresh(ctx)()
+		drains := len(s.draining()) > 0
+		s.unlock()
+		if drains {
+			return
 		}
-		return
 	}
 	s := &steering{kernel: k, groups: new(groups), key: key, own: own, on: true}
 	where, err := k.namespaceOfSocket(own[0].raw)
@@ -858,5 +859,13 @@ func (s *steering) welcome(ctx context.Context) []unix.SockFilter {
 		}
 		s.answers, s.listed = answers, listed
 	}
-	return picks(s.answers, len(s.listed))
+	// The newest members are the last. If they are silent, another member may serve too, for
+	// example if all have a minimum TTL.
+	n := len(s.listed)
+	for i := n - len(s.own); i < n; i++ {
+		if !slices.Contains(s.answers, i) {
+			return nil
+		}
+	}
+	return picks(s.answers, n)
 }

@@ -251,3 +251,32 @@ func TestJoinWhileTheLastCloses(t *testing.T) {
 		requireEven(t, shares(t, members, 200))
 	})
 }
+
+// A listener begins to drain while a question has marked it, because it could not wait longer
+// for its turn. The end of the question must not end the drain.
+func TestStopDuringAQuestion(t *testing.T) {
+	t.Parallel()
+	forEachStop(t, func(t *testing.T, sys kernel, v4 way) {
+		k := anotherProcess(sys)
+		members := newMembers(t, k, "127.0.0.1:0", 2)
+		l := members[0].Listener
+		_, key, own, err := groupOf(t.Context(), []*Listener{l})
+		require.NoError(t, err)
+		s := k.groups.join(k, key, own)
+		require.True(t, s.tryLock())
+		var drained chan error
+		k.connect = func(fd int, to unix.Sockaddr) error {
+			if drained == nil {
+				drained = inBackground(t, l, within(t, patience))
+				awaitStop(t, l)
+			}
+			return unix.Connect(fd, to)
+		}
+		s.ask(t.Context(), len(members), own)
+		s.unlock()
+		require.NoError(t, received(t, drained))
+		require.Equal(t, v4, wayOf(t, l.raw))
+		require.NoError(t, l.Resume())
+		require.Equal(t, way{0, 0, -1}, wayOf(t, l.raw))
+	})
+}

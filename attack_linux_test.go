@@ -280,3 +280,16 @@ func TestStopDuringAQuestion(t *testing.T) {
 		require.Equal(t, way{0, 0, -1}, wayOf(t, l.raw))
 	})
 }
+
+// A listener that joins beside a process that never ends its turn still asks the group.
+func TestJoinBesideAnEndlessTurn(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(t *testing.T) {
+		members := newMembers(t, anotherProcess(realKernel), "127.0.0.1:0", 1)
+		require.NoError(t, members[0].Drain(within(t, patience)))
+		k := anotherProcess(realKernel)
+		holding(k, "question")
+		members = append(members, newMembers(t, k, members[0].Addr().String(), 1)...)
+		require.Equal(t, []float64{0, 1}, shares(t, members, 20))
+	})
+}

@@ -838,7 +838,9 @@ func welcome(ctx context.Context, listeners []*Listener) {
 	}
 	defer where.close()
 	where.in(func() error {
-		defer k.takeTurn(ctx, "question", key)()
+		wait, cancel := context.WithTimeout(ctx, turnWait)
+		defer cancel()
+		defer k.takeTurn(wait, "question", key)()
 		s.put(s.welcome(ctx))
 		return nil
 	})

@@ -88,7 +88,7 @@ func checked(ctx context.Context, network string, opts []Option) (*options, erro
 }
 
 // errNilContext is the error of a call with a nil context.
-var errNilContext = errors.New("nil context")
+var errNilContext = fmt.Errorf("nil context: %w", syscall.EINVAL)
 
 // checkNetwork refuses the networks of net.Listen that are not TCP. Package net refuses
 // unknown names itself, with its own error.

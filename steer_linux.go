@@ -32,13 +32,14 @@ type steering struct {
 
 	entry sync.Mutex    // allows one wait for other processes at a time; taken before turn
 	turn  chan struct{} // holds a value while a question is asked; taken before mu
-	next  time.Time     // when to check for dropped packets again
-	pause time.Duration // how long to wait between two such checks
-	list  time.Time     // when to list the group again
+	next  time.Time     // when to check the group again
+	pause time.Duration // how long to wait between two checks
 	asked time.Time     // when the kernel was asked last
-	drops uint32        // the packets that own had dropped after the last question
 	late  bool          // the turn of the last question did not come in time
-	stale bool          // the last question was not asked, or nobody answered it
+	// silenced has the inodes of own when the kernel answered the last question. It is nil if
+	// the question was not asked, or if no member has answered.
+	silenced []uint32
+	drops    uint32 // the packets that own had dropped after the last question
 
 	mu      sync.Mutex
 	own     []*steered        // the listeners that drain and are not closed
@@ -129,7 +130,7 @@ func (g *groups) join(k *kernel, key groupKey, own []*steered) *steering {
 	defer g.mu.Unlock()
 	s := g.all[key]
 	if s == nil {
-		s = &steering{kernel: k, groups: g, key: key, turn: make(chan struct{}, 1), pause: drainLook}
+		s = &steering{kernel: k, groups: g, key: key, turn: make(chan struct{}, 1), pause: steerList}
 		if g.all == nil {
 			g.all = make(map[groupKey]*steering)
 		}
@@ -223,9 +224,26 @@ func (s *steering) begin(ctx context.Context, stop func()) {
 	defer cancel()
 	if s.lock(ctx) == nil {
 		defer s.unlock()
-		defer s.refresh(ctx)()
+		if !s.isRight() {
+			defer s.refresh(ctx)()
+		}
 	}
 	stop()
+}
+
+// isRight reports whether the program picks none of the listeners that drain: the last
+// question was a moment ago, and all of them had joined s then. That is so if many listeners
+// begin to drain at the same time, each by a call of its own.
+func (s *steering) isRight() bool {
+	if time.Since(s.asked) > steerList {
+		return false
+	}
+	for _, o := range s.draining() {
+		if !slices.Contains(s.silenced, o.inode) {
+			return false
+		}
+	}
+	return true
 }
 
 // awaitDrains waits until no other process drains a member of the group, but not longer than
@@ -289,7 +307,7 @@ func (s *steering) look(ctx context.Context) {
 	if slices.Equal(before, s.known()) {
 		s.pause = min(2*s.pause, steerAsk)
 	} else {
-		s.pause = drainLook
+		s.pause = steerList
 	}
 }
 
@@ -315,25 +333,23 @@ func (s *steering) suspect(ctx context.Context, own []*steered, now time.Time) b
 	if silent && now.Sub(s.asked) > steerAsk {
 		return true
 	}
-	if now.Before(s.list) {
-		return false
-	}
-	s.list = now.Add(steerList)
-	listed, _, err := s.members(ctx, own)
+	listed, _, err := s.members(ctx, own, 1)
 	return err == nil && !slices.Equal(listed, known)
 }
 
 // members lists the group in the network namespace of its sockets. It returns the inodes in
 // ascending order, and how many members other than own have a full queue. The kernel sends a
 // listing in several datagrams. If a listener joins or closes meanwhile, rows may be missing.
-// A listing is therefore accepted only if it has all of own and the next one is equal.
-func (s *steering) members(ctx context.Context, own []*steered) (listed []uint32, full int, err error) {
+// A listing is therefore accepted only if it has all of own and times listings in a row are
+// equal.
+func (s *steering) members(ctx context.Context, own []*steered, times int) (listed []uint32, full int, err error) {
 	where, err := s.kernel.namespaceOfSocket(own[0].raw)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer where.close()
 	err = where.in(func() error {
+		equal := 0
 		for range 4 {
 			rows, err := s.kernel.groupRows(ctx, s.key.family, s.key.at.Port(), own[0].inode)
 			if err != nil {
@@ -350,7 +366,15 @@ func (s *steering) members(ctx context.Context, own []*steered) (listed []uint32
 			}
 			slices.Sort(listed)
 			missing := slices.ContainsFunc(own, func(o *steered) bool { return !slices.Contains(listed, o.inode) })
-			if !missing && slices.Equal(before, listed) {
+			switch {
+			case missing:
+				equal = 0
+			case equal > 0 && slices.Equal(before, listed):
+				equal++
+			default:
+				equal = 1
+			}
+			if equal == times {
 				return nil
 			}
 		}
@@ -367,7 +391,7 @@ func (s *steering) members(ctx context.Context, own []*steered) (listed []uint32
 // its hash, as without steering.
 func (s *steering) refresh(ctx context.Context) (end func()) {
 	end = func() {}
-	s.stale = true
+	s.silenced = nil
 	own := s.draining()
 	if len(own) == 0 {
 		return end
@@ -389,7 +413,7 @@ func (s *steering) refresh(ctx context.Context) (end func()) {
 		return nil
 	})
 	s.asked = time.Now()
-	listed, full, err := s.members(ctx, own)
+	listed, full, err := s.members(ctx, own, 2)
 	if err != nil {
 		return end
 	}
@@ -413,7 +437,9 @@ func (s *steering) refresh(ctx context.Context) (end func()) {
 		s.reattach() // nobody answers, so another program would not be better
 		return end
 	}
-	s.stale = false
+	for _, o := range own {
+		s.silenced = append(s.silenced, o.inode)
+	}
 	s.put(picks(answers, len(listed)))
 	return end
 }
@@ -563,7 +589,7 @@ func (s *steering) prepare(ctx context.Context, inode uint32) (place int, end fu
 	s.mu.Lock()
 	n, moves := len(s.listed), false
 	switch {
-	case len(s.own) == 1 && s.stale: // nobody would correct the program that this process leaves
+	case len(s.own) == 1 && s.silenced == nil: // nobody would correct the program that this process leaves
 		s.detach()
 	case len(s.answers) > 0:
 		var p []unix.SockFilter
@@ -823,7 +849,10 @@ func welcome(ctx context.Context, listeners []*Listener) {
 	if err != nil {
 		return
 	}
-	if s := k.groups.of(key); s != nil && s.lock(ctx) == nil { // this process drains other members
+	if s := k.groups.of(key); s != nil { // this process drains other members
+		if s.lock(ctx) != nil {
+			return
+		}
 		s.refresh(ctx)()
 		drains := len(s.draining()) > 0
 		s.unlock()
@@ -849,7 +878,7 @@ func welcome(ctx context.Context, listeners []*Listener) {
 // welcome returns the program for a group that own has just joined.
 func (s *steering) welcome(ctx context.Context) []unix.SockFilter {
 	for range 2 { // one answer may be late
-		listed, full, err := s.members(ctx, s.own)
+		listed, full, err := s.members(ctx, s.own, 2)
 		n := len(listed)
 		if err != nil || n == len(s.own) {
 			return nil

@@ -40,7 +40,7 @@ func drain(ctx context.Context, listeners []*Listener) error {
 		case err == nil && s.Queued == unknown && !queuedIsCapped:
 			return fail(fmt.Errorf("this system does not report the length of the queue: %w", errors.ErrUnsupported))
 		}
-		drainings = append(drainings, &draining{l: l})
+		drainings = append(drainings, &draining{l: l, resumes: l.intake.timesResumed()})
 	}
 	if len(drainings) == 0 {
 		return fail(net.ErrClosed)
@@ -291,22 +291,23 @@ func (d *draining) begin(cookies bool) {
 	defer in.mu.Unlock()
 	if d.l.transport == multipathTCP {
 		d.why = fmt.Errorf("on an MPTCP socket: %w", errors.ErrUnsupported)
-	} else if in.stop == nil {
+	} else if in.stop == nil && in.resumes == d.resumes {
 		err := d.l.raw.Control(func(fd uintptr) { in.stop, d.why = d.l.kernel.stopIntake(int(fd), in, cookies) })
 		if err != nil {
 			d.why = cause(err)
 		}
 	}
-	d.stop, d.resumes = in.stop, in.resumes
+	d.stop = in.stop
 	in.running++
 }
 
 // resumed reports whether Resume was called since the drain began.
-func (d *draining) resumed() bool {
-	in := &d.l.intake
+func (d *draining) resumed() bool { return d.l.intake.timesResumed() != d.resumes }
+
+func (in *intake) timesResumed() int {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	return in.resumes != d.resumes
+	return in.resumes
 }
 
 // errResumed is the reason of a drain that Resume has ended.
@@ -322,9 +323,13 @@ func (d *draining) end(copied bool) error {
 	why := d.why
 	switch {
 	case d.failed != nil:
+		forgetSteering(d.l) // Close has not done it if it ran before the drain joined
 		return cause(d.failed)
 	case in.resumes != d.resumes:
 		why = errResumed
+		if in.running == 0 && in.stop == nil { // Resume has not done it, for the same reason
+			leaveSteering([]*Listener{d.l})
+		}
 	case in.shared || copied:
 		if why = ErrShared; d.why != nil {
 			why = joined{ErrShared, d.why}
@@ -355,6 +360,7 @@ func (d *draining) stands() (yes bool) {
 // returns one error for each listener.
 func resume(listeners []*Listener) []error {
 	errs := make([]error, len(listeners))
+	var open []*Listener
 	for i, l := range listeners {
 		in := &l.intake
 		in.mu.Lock()
@@ -362,19 +368,22 @@ func resume(listeners []*Listener) []error {
 			errs[i] = l.opError("resume", err)
 		} else {
 			in.resumes++
+			open = append(open, l)
 		}
 		in.mu.Unlock()
 	}
-	leaveSteering(listeners)
+	leaveSteering(open)
 	return errs
 }
 
 // open lets new clients in again and stops steering them away from l. The caller holds
 // intake.mu.
 func (l *Listener) open() error {
-	err := l.lift()
+	if err := l.lift(); err != nil {
+		return err
+	}
 	leaveSteering([]*Listener{l})
-	return err
+	return nil
 }
 
 // lift lets new clients in again. If that fails, stop stays set, and the next call tries

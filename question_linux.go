@@ -49,8 +49,8 @@ type question struct {
 	device uint32         // the zone of to
 	n      int            // the number of indices
 	ttl    int            // the TTL of a SYN
-	// deaf means that the members send with a TTL of 255, so that a client needs a filter to
-	// ignore them.
+	// deaf means that own sends with a TTL of 255, and other members probably too, so that a
+	// client needs a filter to ignore them.
 	deaf   bool
 	own    []*steered // the listeners that must be silent
 	attach func(p []unix.SockFilter) error
@@ -303,10 +303,11 @@ func (q *question) takeBack(c *questionClient) {
 // group sees a packet from behind its TCP header on.
 const (
 	bpfNetwork uint32 = 0xfff00000 // SKF_NET_OFF: the IP header
-	ipv4Source        = 12
-	ipv4End           = 20 // without options, which the SYN of a question does not have
-	ipv6Source        = 8
-	ipv6End           = 40
+
+	ipv4Source = 12
+	ipv4End    = 20 // without options, which the SYN of a question does not have
+	ipv6Source = 8
+	ipv6End    = 40
 )
 
 // program sends the SYN of each client to the index of that client, and all other SYNs to
@@ -372,8 +373,8 @@ func (k *kernel) dropsOfDescriptor(fd int) (uint32, error) {
 }
 
 // clientSocket makes a non-blocking socket that is bound to a free port of an address and
-// sends with the given TTL. It ignores packets with a TTL below 255, or all if deaf is true.
-// A kernel may permit the latter to privileged processes only.
+// sends with the given TTL. It ignores all packets. If the kernel refuses the filter for that,
+// and deaf is false, it ignores packets with a TTL below 255.
 func clientSocket(at unix.Sockaddr, ttl int, deaf bool) (fd int, port uint16, err error) {
 	domain, level, unicast, minimum := unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, unix.IPV6_MINHOPCOUNT
 	if _, v4 := at.(*unix.SockaddrInet4); v4 {
@@ -395,12 +396,10 @@ func clientSocket(at unix.Sockaddr, ttl int, deaf bool) (fd int, port uint16, er
 	if err := unix.SetsockoptInt(fd, level, minimum, maxTTL); err != nil {
 		return -1, 0, os.NewSyscallError("setsockopt", err)
 	}
-	if deaf {
-		drop := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
-		err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &drop})
-		if err != nil {
-			return -1, 0, os.NewSyscallError("setsockopt", err)
-		}
+	drop := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
+	err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &drop})
+	if err != nil && deaf {
+		return -1, 0, os.NewSyscallError("setsockopt", err)
 	}
 	if err := unix.Bind(fd, at); err != nil {
 		return -1, 0, os.NewSyscallError("bind", err)

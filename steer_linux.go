@@ -35,7 +35,9 @@ type steering struct {
 	next  time.Time     // when to check the group again
 	pause time.Duration // how long to wait between two checks
 	asked time.Time     // when the kernel was asked last
-	// silenced has the inodes of own when the kernel answered the last question
+	late  bool          // the turn of the last question did not come in time
+	// silenced has the inodes of own when the kernel answered the last question. It is nil if
+	// the question was not asked, or if no member has answered.
 	silenced []uint32
 	drops    uint32 // the packets that own had dropped after the last question
 
@@ -67,6 +69,11 @@ const (
 	// steerWait is how long the begin of a drain, Resume and Close may wait for other
 	// processes that do the same.
 	steerWait = time.Second
+	// turnWait is how long a question may wait for those of other processes. A process that
+	// is stopped in a question, or that is hostile, ends it never. So the next question waits
+	// for lateWait only.
+	turnWait = steerWait / 2
+	lateWait = 20 * time.Millisecond
 )
 
 // A groupKey identifies a SO_REUSEPORT group.
@@ -147,7 +154,8 @@ func (g *groups) of(key groupKey) *steering {
 }
 
 // forget removes listeners from s. If none is left, s is no longer the steering of its group.
-// If the listeners are still open, it then detaches the program.
+// If the listeners are still open, it then detaches the program, which another process that
+// has joined the group may have attached.
 func (g *groups) forget(s *steering, open bool, inodes ...uint32) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -155,7 +163,7 @@ func (g *groups) forget(s *steering, open bool, inodes ...uint32) {
 	defer s.mu.Unlock()
 	left := slices.DeleteFunc(slices.Clone(s.own), func(o *steered) bool { return slices.Contains(inodes, o.inode) })
 	if len(left) == 0 && open {
-		s.put(nil)
+		s.detach()
 	}
 	s.own = left
 	if len(left) > 0 {
@@ -379,12 +387,14 @@ func (s *steering) members(ctx context.Context, own []*steered, times int) (list
 }
 
 // refresh asks the kernel about the group and attaches the program for the answer. It must
-// be called in a turn of s. No other process asks the group until end is called.
+// be called in a turn of s. No other process asks the group until end is called, unless its
+// own question took longer than turnWait.
 //
 // If the group cannot be listed, the program stays. If the question fails, the kernel uses
 // its hash, as without steering.
 func (s *steering) refresh(ctx context.Context) (end func()) {
 	end = func() {}
+	s.silenced = nil
 	own := s.draining()
 	if len(own) == 0 {
 		return end
@@ -395,7 +405,14 @@ func (s *steering) refresh(ctx context.Context) (end func()) {
 	}
 	defer where.close()
 	where.in(func() error {
+		wait := turnWait
+		if s.late {
+			wait = lateWait
+		}
+		ctx, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
 		end = s.kernel.takeTurn(ctx, "question", s.key)
+		s.late = ctx.Err() != nil
 		return nil
 	})
 	s.asked = time.Now()
@@ -405,7 +422,7 @@ func (s *steering) refresh(ctx context.Context) (end func()) {
 	}
 	var answers []int
 	if len(listed) > len(own) { // there is somebody else to ask
-		err = where.in(func() (err error) {
+		where.in(func() (err error) {
 			answers, err = s.ask(ctx, len(listed), own)
 			return err
 		})
@@ -418,15 +435,13 @@ func (s *steering) refresh(ctx context.Context) (end func()) {
 		s.reattach()
 		return end
 	}
-	s.silenced = nil
-	for _, o := range own {
-		s.silenced = append(s.silenced, o.inode)
-	}
 	s.listed, s.full, s.answers, s.spare = listed, full, answers, 0
 	if len(listed) > len(own) && len(answers) == 0 {
-		s.silenced = nil
 		s.reattach() // nobody answers, so another program would not be better
 		return end
+	}
+	for _, o := range own {
+		s.silenced = append(s.silenced, o.inode)
 	}
 	s.put(picks(answers, len(listed)))
 	return end
@@ -472,6 +487,13 @@ func (s *steering) question(n, ttl int, own []*steered) question {
 func (s *steering) put(p []unix.SockFilter) {
 	s.program = p
 	s.reattach()
+}
+
+// detach leaves new clients to the hash of the kernel, also if another process has attached
+// the program. The caller holds mu.
+func (s *steering) detach() {
+	s.on = true
+	s.put(nil)
 }
 
 // reattach attaches the program that decides for new clients, in place of a question's. If
@@ -569,7 +591,10 @@ func (s *steering) prepare(ctx context.Context, inode uint32) (place int, end fu
 	end = s.refresh(ctx)
 	s.mu.Lock()
 	n, moves := len(s.listed), false
-	if len(s.answers) > 0 {
+	switch {
+	case len(s.own) == 1 && s.silenced == nil: // nobody would correct the program that this process leaves
+		s.detach()
+	case len(s.answers) > 0:
 		var p []unix.SockFilter
 		p, s.spare, moves = closing(n, s.answers, len(s.own), s.full)
 		s.put(p)
@@ -582,9 +607,9 @@ func (s *steering) prepare(ctx context.Context, inode uint32) (place int, end fu
 	}
 	own := s.own
 	s.mu.Unlock()
-	if moves {
-		o := own[slices.IndexFunc(own, func(o *steered) bool { return o.inode == inode })]
-		place = s.locate(ctx, n, o, silent)
+	// Resume may have removed the listener meanwhile.
+	if i := slices.IndexFunc(own, func(o *steered) bool { return o.inode == inode }); i >= 0 && moves {
+		place = s.locate(ctx, n, own[i], silent)
 	}
 	return place, end
 }
@@ -762,6 +787,13 @@ func leaveSteering(listeners []*Listener) {
 	}
 }
 
+// forgetSteering removes a listener that is closed, or that was shut down.
+func forgetSteering(l *Listener) {
+	if at := l.intake.steering.Load(); at != nil {
+		at.groups.forget(at.steering, false, at.inode)
+	}
+}
+
 // closeListener closes l.
 func (p *place) closeListener(l *Listener) error {
 	return p.close(p.inode, l.tcp.Close, func(f func()) { l.gate.alone(l.tcp, f) })
@@ -821,11 +853,15 @@ func welcome(ctx context.Context, listeners []*Listener) {
 		return
 	}
 	if s := k.groups.of(key); s != nil { // this process drains other members
-		if s.lock(ctx) == nil {
-			defer s.unlock()
-			s.refresh(ctx)()
+		if s.lock(ctx) != nil {
+			return
 		}
-		return
+		s.refresh(ctx)()
+		drains := len(s.draining()) > 0
+		s.unlock()
+		if drains {
+			return
+		}
 	}
 	s := &steering{kernel: k, groups: new(groups), key: key, own: own, on: true}
 	where, err := k.namespaceOfSocket(own[0].raw)
@@ -834,7 +870,9 @@ func welcome(ctx context.Context, listeners []*Listener) {
 	}
 	defer where.close()
 	where.in(func() error {
-		defer k.takeTurn(ctx, "question", key)()
+		wait, cancel := context.WithTimeout(ctx, turnWait)
+		defer cancel()
+		defer k.takeTurn(wait, "question", key)()
 		s.put(s.welcome(ctx))
 		return nil
 	})
@@ -855,5 +893,13 @@ func (s *steering) welcome(ctx context.Context) []unix.SockFilter {
 		}
 		s.answers, s.listed = answers, listed
 	}
-	return picks(s.answers, len(s.listed))
+	// The newest members are the last. If they are silent, another member may serve too, for
+	// example if all have a minimum TTL.
+	n := len(s.listed)
+	for i := n - len(s.own); i < n; i++ {
+		if !slices.Contains(s.answers, i) {
+			return nil
+		}
+	}
+	return picks(s.answers, n)
 }

@@ -15,6 +15,7 @@ func (*steering) look(context.Context)                 {}
 
 func welcome(context.Context, []*Listener) {}
 func leaveSteering([]*Listener)            {}
+func forgetSteering(*Listener)             {}
 
 // A place is that of a Listener in a steering.
 type place struct{}

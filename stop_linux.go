@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -198,6 +199,9 @@ func (s state) filterWay() (*stop, error) {
 // of the socket, or if the former value could not be restored. It also fails if every
 // handshake may use a SYN cookie, because a minimum TTL drops the final ACKs of those.
 func (s state) ttlWay(cookies bool) (*stop, error) {
+	if s.minimum == ours { // the mark of a question that is not over
+		s.ttl, s.hops = former(s.ttl), former(s.hops)
+	}
 	most := max(s.ttl, s.hops)
 	switch {
 	case cookies:
@@ -323,6 +327,7 @@ func (k *kernel) mayReusePort(fd int) bool {
 // undo is called inherit the mark.
 func (k *kernel) markListener(raw syscall.RawConn, in *intake, v4 bool) (ttl int, undo func(), err error) {
 	var set *stop
+	var marked *inheritance
 	cerr := raw.Control(func(fd uintptr) {
 		now := k.state(int(fd))
 		allows := stop{ttl: now.ttl, hops: now.hops} // the minimum without a drain
@@ -344,7 +349,8 @@ func (k *kernel) markListener(raw syscall.RawConn, in *intake, v4 bool) (ttl int
 			return
 		}
 		set = &allows
-		in.inherited.Store(&inheritance{stop: set})
+		marked = &inheritance{stop: set}
+		in.inherited.Store(marked)
 		if err = k.demand(int(fd), set, max(now.ttl, 1)+1, max(now.hops, 1)+1); err != nil {
 			set = nil
 		}
@@ -353,8 +359,13 @@ func (k *kernel) markListener(raw syscall.RawConn, in *intake, v4 bool) (ttl int
 		if set == nil {
 			return
 		}
-		raw.Control(func(fd uintptr) { k.remove(int(fd), set) })
-		in.lifted(set)
+		raw.Control(func(fd uintptr) {
+			// A drain that could not wait for the end of the question has replaced the mark.
+			if s := k.state(int(fd)).stop(); s == nil || s.filter {
+				k.remove(int(fd), set)
+			}
+		})
+		in.inherited.CompareAndSwap(marked, &inheritance{stop: set, lifted: time.Now()})
 	}, cmp.Or(cerr, err)
 }
 

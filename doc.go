@@ -53,30 +53,66 @@
 //     Kernels released before mid-2026 allow the filter without the capability.
 //   - Linux without the filter: a minimum TTL of 255 (IP_MINTTL, IPV6_MINHOPCOUNT) drops
 //     the packets of most clients. A client that sends with TTL 255 still gets in if no
-//     router is between it and the server. Data sent before Accept arrives with its
-//     retransmission.
+//     router is between it and the server. Data sent before Accept is dropped. It arrives
+//     when the client sends it again.
 //   - Other systems, and MPTCP sockets: the kernel has no way to keep clients out. As
 //     soon as the queue is empty, the drain ends with [ErrStillOpen].
 //
 // Drain does not replace settings of the caller. If the socket already has a filter, Drain
-// uses the minimum TTL. If the socket already has a minimum TTL above 128, Drain uses only
-// the filter. If Drain can use neither, it ends with ErrStillOpen.
+// uses the minimum TTL. If the socket already has a minimum TTL n (RFC 5082) of at most
+// 126, the drain sets 255 - n, and accepted connections have n again. Above 126 Drain uses
+// only the filter. If Drain can use neither, it ends with ErrStillOpen.
 //
 // In-flight handshakes. Linux lists them (sock_diag(7)). The drain waits for the
 // handshakes that it finds when it begins. It waits for at most 3 s, because some clients
-// never finish. The 3 s start again while an accept queue is full. If the kernel does not
-// list the handshakes, the drain waits for the whole 3 s. It also waits for at most 3 s for
-// connections that an accept filter holds back. NetBSD and DragonFly do not report their
-// number, so there a drain of a listener with a filter takes the whole 3 s.
+// never finish. The 3 s start again while an accept queue is full. The drain waits for the
+// whole 3 s if handshakes may be missing from the list:
+//   - The kernel has ever sent a SYN cookie in this network namespace (SyncookiesSent in
+//     /proc/net/netstat), or may have. It keeps no state for a handshake with a cookie.
+//   - The listener gets clients of other local ports: it has IP_TRANSPARENT (ip(7)), or
+//     Accept has returned such a client, which a BPF program of type sk_lookup sent.
+//   - The socket is in another network namespace, and the process does not have
+//     CAP_NET_ADMIN and CAP_SYS_ADMIN there.
+//
+// The drain also waits for at most 3 s for connections that an accept filter holds back.
+// NetBSD and DragonFly do not report their number, so there a drain of a listener with a
+// filter takes the whole 3 s.
 //
 // Accept loops. A server may call Accept in several goroutines. When the queue is empty,
 // the drain waits until each goroutine that got a connection has called Accept again. It
 // waits for at most 1 s.
 //
 // Steering. On Linux, listeners made with [WithReusePort] can share an address. While
-// one of them drains, a BPF program (SO_ATTACH_REUSEPORT_CBPF) directs new clients to
-// the others, so that these clients do not wait for a retransmission. The program is not
-// used after [WithoutSteering] or on a shared socket. The kernel then drops their SYNs.
+// some of them drain, a BPF program (SO_ATTACH_REUSEPORT_CBPF) directs new clients to the
+// others, so that these clients do not wait for a retransmission. No system call reports
+// which listeners serve. So the drain asks the kernel: it sends a SYN over the loopback
+// interface to each listener of the group and sees which ones answer. A listener that
+// drains, or whose queue is full, does not answer. The drain asks when it begins, when the
+// group may have changed, and when the listener closes.
+//
+// Drains in several processes take turns. The next one waits until the former listener is
+// closed, for at most 1 s and at most half of the time that its context has. Questions take
+// turns too. If another process does not end its turn, a drain, a Close after a drain, Resume
+// and a listener that joins go on without an answer after at most 1 s.
+//
+// There is no steering after [WithoutSteering], on a shared socket, and if no listener
+// answers. The kernel then drops the SYNs that it assigns to a draining listener. No
+// listener answers in these cases:
+//   - The group gets no clients over the loopback interface. It is bound to a device, a
+//     firewall blocks the interface, or the group has the wildcard address and another
+//     listener has the loopback address with the same port.
+//   - The other listeners have a higher minimum TTL than the draining one.
+//   - The listeners send with a TTL of 255, and the process cannot attach socket filters.
+//
+// If the draining listener has a minimum TTL of 128 or more, the first question comes right
+// after it has begun to drop SYNs, and clients that connect in between stall. A listener
+// that joins asks with a TTL of 64. If the others demand more, it detaches the program of a
+// drain, which asks again within 250 ms.
+//
+// A question makes no connection. A listener that answers has a half-open handshake for some
+// microseconds. The kernel counts it in AttemptFails (/proc/net/snmp) and EmbryonicRsts
+// (/proc/net/netstat). Each listener drops one packet, see [Stats]. While a process asks or
+// drains, it holds a unix socket with an abstract name that begins with @acceptq/.
 //
 // Accepted connections. On Linux a connection made during a drain inherits the filter or
 // the minimum TTL. Accept removes it.
@@ -86,25 +122,21 @@
 // The other holder must not lose its clients. The drain therefore lets new clients in
 // again when it ends, and returns ErrStillOpen. If a process is killed while it drains a
 // shared socket, the filter or the minimum TTL stays in force. It is removed when
-// another holder calls Wrap or when a drain by another holder ends.
+// another holder calls Wrap, Resume or File, or when a drain by another holder ends.
 //
 // Limitations:
 //
-//   - The kernel keeps no state for a handshake that uses a SYN cookie. It sends SYN
-//     cookies when the SYN queue overflows. If there may be such handshakes, the drain
-//     waits for 3 s. The minimum TTL drops their final ACKs. It is therefore not used if
-//     the kernel answers every SYN with a cookie (net.ipv4.tcp_syncookies is 2).
-//   - The drain gives up a connection that an accept filter or [WithDeferAccept] holds
-//     back for more than 3 s.
+//   - The minimum TTL drops the final ACKs of handshakes that use a SYN cookie. It is
+//     therefore not used if the kernel answers every SYN with a cookie
+//     (net.ipv4.tcp_syncookies is 2), or may do so.
+//   - Close resets a connection that an accept filter or [WithDeferAccept] has held back
+//     for the 3 s.
 //   - If another holder of the socket accepts a connection that was made during the
 //     drain, the connection keeps the filter or the minimum TTL. With the minimum TTL it
 //     receives nothing.
-//   - If the socket is in another network namespace, listing the in-flight handshakes
-//     requires CAP_NET_ADMIN and CAP_SYS_ADMIN there. Without them the drain waits for
-//     3 s.
-//   - No system call reports the order of the listeners in a group. Steering computes it
-//     from the changes since the listener joined. If the result is wrong, the kernel
-//     drops some SYNs. Those clients retry after a second and are not lost.
+//   - With net.ipv4.tcp_migrate_req the kernel moves what Close would reset to another
+//     listener of the group. If that listener belongs to a program without this package, a
+//     connection keeps the minimum TTL there and receives nothing.
 //
 // # Listeners on one address
 //
@@ -112,10 +144,12 @@
 // kernel spreads new connections over them. It does not look at the queues: one queue
 // can be full while another is empty.
 //
-// On Linux a drain attaches a BPF program to the group of the sockets. If the process is
-// killed, the program stays. A listener that joins the group therefore detaches the
-// program. The kernel does not report who attached a program, so a listener also detaches
-// the program of other code. [WithoutSteering] prevents that.
+// On Linux a drain attaches a BPF program to the group of the sockets. The program stays if
+// the process is killed, and also after the last Close. A listener that joins the group
+// therefore asks the kernel which listeners answer, see "Draining". If all do, it detaches
+// any program. Otherwise it attaches a program that picks those that answer. The kernel does
+// not report who attached a program, so the program of other code is replaced too.
+// [WithoutSteering] prevents that.
 //
 // On FreeBSD before 15 a socket joins the group at bind(2) and not at listen(2). The
 // kernel refuses the clients that it assigns to the socket between these two calls.

@@ -22,8 +22,9 @@ import (
 //   - [syscall.EINVAL]: l is a zero Listener, its socket was shut down, or ctx is nil.
 //
 // Unless the socket is shared, new clients stay out until [Listener.Close] or
-// [Listener.Resume], even if ctx ends. They retry after a second and reach the process
-// that listens by then. Drain may be called again and concurrently.
+// [Listener.Resume], even if ctx ends. With [WithReusePort] on Linux they go to the other
+// listeners of the address at once. Otherwise they retry after a second and reach the
+// process that listens by then. Drain may be called again and concurrently.
 //
 // Where new clients cannot be kept out, as on the BSDs and macOS, Drain returns at the first
 // moment at which the queue is empty. Under load there may be none, so give ctx a deadline:

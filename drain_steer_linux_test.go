@@ -1031,7 +1031,8 @@ func requireEven(t *testing.T, parts []float64) {
 }
 
 // A process was killed and left a BPF program that gives all clients to one listener. The
-// next listener removes the program; with WithoutSteering it stays.
+// next listener removes the program, because all members answer. With WithoutSteering it
+// stays.
 func TestListenHealsAGroup(t *testing.T) {
 	t.Parallel()
 	testkit.InNamespace(t, func(t *testing.T) {
@@ -1240,8 +1241,8 @@ func TestSteeringDrainerIsKilled(t *testing.T) {
 	})
 }
 
-// Two members of a group drain at once, each as if it were the only one: some clients
-// may be stalled, and none is lost. The others have even shares afterwards.
+// Two members of a group drain at once, each by a call of its own: no client is lost. The
+// others have even shares afterwards.
 func TestTwoDrainersAtOnce(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, calls sys.Calls, _ way) {
@@ -1266,8 +1267,8 @@ func TestTwoDrainersAtOnce(t *testing.T) {
 	})
 }
 
-// Members come and go while another one drains. The newcomers take the program off
-// the group, and the drain puts it back; in the end the one that drains is given nobody.
+// Members come and go while another one drains. In the end the member that drains gets no
+// clients.
 func TestMembersComeAndGo(t *testing.T) {
 	t.Parallel()
 	forEachStop(t, func(t *testing.T, calls sys.Calls, _ way) {
@@ -1903,8 +1904,8 @@ func drainAndResume(t *testing.T, family string, spec replicaSpec) {
 	require.Equal(t, clients.answered, accepted, "accepted connections that are not of the clients")
 }
 
-// The clients with which a drain asks for the order of the group delay no other drain: it
-// does not wait until the members send SYN-ACKs to them again, which is after a second.
+// The clients with which a drain asks the group delay no other drain: it does not wait
+// until the members send SYN-ACKs to them again, which is after a second.
 func TestRollingDrainsDoNotDelay(t *testing.T) {
 	inSlot(t, func(t *testing.T) {
 		slowest := func(opts ...Option) (most time.Duration) {

@@ -116,6 +116,7 @@ func WithStrictBacklog() Option {
 // Every socket on the address needs the option. The kernel spreads new connections over
 // the sockets by a hash of the addresses and ports, even if a queue is full.
 //   - Linux: SO_REUSEPORT, socket(7). Processes of the same user can join the address.
+//     While a socket drains, new clients go to the others, see [Listener.Drain].
 //   - FreeBSD: SO_REUSEPORT_LB, setsockopt(2). Processes of the same user can join.
 //     Before FreeBSD 15 every user can join a wildcard address whose port is not
 //     reserved. The kernel assigns connections to a maximum of 256 sockets on one
@@ -140,8 +141,8 @@ func WithReusePort() Option {
 }
 
 // WithoutSteering keeps this package from changing the BPF program of a SO_REUSEPORT
-// group. Use it if the group has a program of its own. Every listener of the group needs
-// the option.
+// group, and from asking the kernel which listeners of the group answer. Use it if the
+// group has a program of its own. Every listener of the group needs the option.
 //
 // During a drain the kernel still assigns clients to the draining listener and drops
 // their SYNs. These clients retry after a second. The option has no effect without

@@ -40,9 +40,10 @@ type Stats struct {
 	Capacity int
 	// Drops is the number of packets of handshakes that this socket has dropped since it
 	// was made. It does not count clients: each retry counts, and a final ACK that meets
-	// a full queue counts twice. If Drops rises, clients are delayed or lost. The
-	// exceptions are SYNs that [Listener.Drain] drops and final ACKs that
-	// [WithDeferAccept] ignores.
+	// a full queue counts twice. If Drops rises, clients are usually delayed or lost. The
+	// exceptions are SYNs that [Listener.Drain] drops, final ACKs that [WithDeferAccept]
+	// ignores and, on Linux with [WithReusePort], questions: when a listener of the address
+	// drains, closes after a drain or joins, each listener drops a packet.
 	//   - Linux: SK_MEMINFO_DROPS of SO_MEMINFO, which wraps at 32 bits. It is unknown
 	//     on an MPTCP socket, where the kernel does not update it.
 	//   - Other systems: unknown.

@@ -45,7 +45,7 @@ func Drain(ctx context.Context, listeners []*Intake, report func(Left) error) er
 		case err == nil && s.Queued == sys.Unknown && !queuedIsCapped:
 			return fmt.Errorf("this system does not report the length of the queue: %w", errors.ErrUnsupported)
 		}
-		drainings = append(drainings, &Draining{L: l})
+		drainings = append(drainings, &Draining{L: l, resumes: l.timesResumed()})
 	}
 	if len(drainings) == 0 {
 		return net.ErrClosed
@@ -322,22 +322,23 @@ func (d *Draining) Begin(cookies bool) {
 	defer in.Mu.Unlock()
 	if d.L.mptcp {
 		d.why = fmt.Errorf("on an MPTCP socket: %w", errors.ErrUnsupported)
-	} else if in.Stop == nil {
+	} else if in.Stop == nil && in.resumes == d.resumes {
 		err := d.L.Raw.Control(func(fd uintptr) { in.Stop, d.why = stopFor(d.L.Kernel, int(fd), in, cookies) })
 		if err != nil {
 			d.why = sys.Cause(err)
 		}
 	}
-	d.stop, d.resumes = in.Stop, in.resumes
+	d.stop = in.Stop
 	in.Running++
 }
 
 // resumed reports whether Resume was called since the drain began.
-func (d *Draining) resumed() bool {
-	in := d.L
+func (d *Draining) resumed() bool { return d.L.timesResumed() != d.resumes }
+
+func (in *Intake) timesResumed() int {
 	in.Mu.Lock()
 	defer in.Mu.Unlock()
-	return in.resumes != d.resumes
+	return in.resumes
 }
 
 // errResumed is the reason of a drain that Resume has ended.
@@ -353,9 +354,13 @@ func (d *Draining) end(copied bool) error {
 	why := d.why
 	switch {
 	case d.failed != nil:
+		forgetSteering(d.L) // Close has not done it if it ran before the drain joined
 		return sys.Cause(d.failed)
 	case in.resumes != d.resumes:
 		why = errResumed
+		if in.Running == 0 && in.Stop == nil { // Resume has not done it, for the same reason
+			leaveSteering([]*Intake{d.L})
+		}
 	case in.Shared || copied:
 		if why = ErrShared; d.why != nil {
 			why = joined{ErrShared, d.why}
@@ -386,6 +391,7 @@ func (d *Draining) stands() (yes bool) {
 // returns one error for each listener.
 func Resume(listeners []*Intake) []error {
 	errs := make([]error, len(listeners))
+	var open []*Intake
 	for i, l := range listeners {
 		in := l
 		in.Mu.Lock()
@@ -393,19 +399,22 @@ func Resume(listeners []*Intake) []error {
 			errs[i] = err
 		} else {
 			in.resumes++
+			open = append(open, l)
 		}
 		in.Mu.Unlock()
 	}
-	leaveSteering(listeners)
+	leaveSteering(open)
 	return errs
 }
 
 // open lets new clients in again and stops steering them away from l. The caller holds
 // intake.mu.
 func (l *Intake) open() error {
-	err := l.lift()
+	if err := l.lift(); err != nil {
+		return err
+	}
 	leaveSteering([]*Intake{l})
-	return err
+	return nil
 }
 
 // lift lets new clients in again. If that fails, stop stays set, and the next call tries

@@ -23,6 +23,7 @@ func (*Steering) look(context.Context)                 {}
 
 func Welcome(context.Context, []*Intake) {}
 func leaveSteering([]*Intake)            {}
+func forgetSteering(*Intake)             {}
 
 // A place is that of a Listener in a steering.
 type place struct{}

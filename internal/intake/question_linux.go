@@ -49,8 +49,8 @@ type question struct {
 	device uint32         // the zone of to
 	n      int            // the number of indices
 	ttl    int            // the TTL of a SYN
-	// deaf means that the members send with a TTL of 255, so that a client needs a filter to
-	// ignore them.
+	// deaf means that own sends with a TTL of 255, and other members probably too, so that a
+	// client needs a filter to ignore them.
 	deaf   bool
 	own    []*steered // the listeners that must be silent
 	attach func(p []unix.SockFilter) error
@@ -303,10 +303,11 @@ func (q *question) takeBack(c *questionClient) {
 // group sees a packet from behind its TCP header on.
 const (
 	bpfNetwork uint32 = 0xfff00000 // SKF_NET_OFF: the IP header
-	ipv4Source        = 12
-	ipv4End           = 20 // without options, which the SYN of a question does not have
-	ipv6Source        = 8
-	ipv6End           = 40
+
+	ipv4Source = 12
+	ipv4End    = 20 // without options, which the SYN of a question does not have
+	ipv6Source = 8
+	ipv6End    = 40
 )
 
 // program sends the SYN of each client to the index of that client, and all other SYNs to

@@ -40,7 +40,9 @@ type Steering struct {
 	next  time.Time     // when to check the group again
 	pause time.Duration // how long to wait between two checks
 	asked time.Time     // when the kernel was asked last
-	// silenced has the inodes of own when the kernel answered the last question
+	late  bool          // the turn of the last question did not come in time
+	// silenced has the inodes of own when the kernel answered the last question. It is nil if
+	// the question was not asked, or if no member has answered.
 	silenced []uint32
 	drops    uint32 // the packets that own had dropped after the last question
 
@@ -72,6 +74,11 @@ const (
 	// steerWait is how long the begin of a drain, Resume and Close may wait for other
 	// processes that do the same.
 	steerWait = time.Second
+	// turnWait is how long a question may wait for those of other processes. A process that
+	// is stopped in a question, or that is hostile, ends it never. So the next question waits
+	// for lateWait only.
+	turnWait = steerWait / 2
+	lateWait = 20 * time.Millisecond
 )
 
 // A groupKey identifies a SO_REUSEPORT group.
@@ -160,7 +167,8 @@ func (g *Groups) of(key groupKey) *Steering {
 }
 
 // forget removes listeners from s. If none is left, s is no longer the steering of its group.
-// If the listeners are still open, it then detaches the program.
+// If the listeners are still open, it then detaches the program, which another process that
+// has joined the group may have attached.
 func (g *Groups) forget(s *Steering, open bool, inodes ...uint32) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -168,7 +176,7 @@ func (g *Groups) forget(s *Steering, open bool, inodes ...uint32) {
 	defer s.Mu.Unlock()
 	left := slices.DeleteFunc(slices.Clone(s.Own), func(o *steered) bool { return slices.Contains(inodes, o.inode) })
 	if len(left) == 0 && open {
-		s.put(nil)
+		s.detach()
 	}
 	s.Own = left
 	if len(left) > 0 {
@@ -304,6 +312,10 @@ func (s *Steering) look(ctx context.Context) {
 		return
 	}
 	before := s.known()
+	// If another process does not end its turn, the drain goes on, and the next look tries
+	// again.
+	ctx, cancel := context.WithTimeout(ctx, steerAsk)
+	defer cancel()
 	s.refresh(ctx)()
 	// Questions of other processes make own drop packets too. So the pause becomes longer
 	// while the answer does not change.
@@ -312,6 +324,7 @@ func (s *Steering) look(ctx context.Context) {
 	} else {
 		s.pause = steerList
 	}
+	s.next = time.Now().Add(s.pause)
 }
 
 // known returns the indices that answered the last question.
@@ -387,12 +400,14 @@ func (s *Steering) members(ctx context.Context, own []*steered, times int) (list
 }
 
 // refresh asks the kernel about the group and attaches the program for the answer. It must
-// be called in a turn of s. No other process asks the group until end is called.
+// be called in a turn of s. No other process asks the group until end is called, unless its
+// own question took longer than turnWait.
 //
 // If the group cannot be listed, the program stays. If the question fails, the kernel uses
 // its hash, as without steering.
 func (s *Steering) refresh(ctx context.Context) (end func()) {
 	end = func() {}
+	s.silenced = nil
 	own := s.draining()
 	if len(own) == 0 {
 		return end
@@ -403,7 +418,14 @@ func (s *Steering) refresh(ctx context.Context) (end func()) {
 	}
 	defer where.Close()
 	where.In(func() error {
+		wait := turnWait
+		if s.late {
+			wait = lateWait
+		}
+		ctx, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
 		end = takeTurn(s.Kernel, ctx, "question", s.Key)
+		s.late = ctx.Err() != nil
 		return nil
 	})
 	s.asked = time.Now()
@@ -413,7 +435,7 @@ func (s *Steering) refresh(ctx context.Context) (end func()) {
 	}
 	var answers []int
 	if len(listed) > len(own) { // there is somebody else to ask
-		err = where.In(func() (err error) {
+		where.In(func() (err error) {
 			answers, err = s.Ask(ctx, len(listed), own)
 			return err
 		})
@@ -426,15 +448,13 @@ func (s *Steering) refresh(ctx context.Context) (end func()) {
 		s.reattach()
 		return end
 	}
-	s.silenced = nil
-	for _, o := range own {
-		s.silenced = append(s.silenced, o.inode)
-	}
 	s.listed, s.full, s.answers, s.spare = listed, full, answers, 0
 	if len(listed) > len(own) && len(answers) == 0 {
-		s.silenced = nil
 		s.reattach() // nobody answers, so another program would not be better
 		return end
+	}
+	for _, o := range own {
+		s.silenced = append(s.silenced, o.inode)
 	}
 	s.put(picks(answers, len(listed)))
 	return end
@@ -480,6 +500,13 @@ func (s *Steering) question(n, ttl int, own []*steered) question {
 func (s *Steering) put(p []unix.SockFilter) {
 	s.program = p
 	s.reattach()
+}
+
+// detach leaves new clients to the hash of the kernel, also if another process has attached
+// the program. The caller holds mu.
+func (s *Steering) detach() {
+	s.On = true
+	s.put(nil)
 }
 
 // reattach attaches the program that decides for new clients, in place of a question's. If
@@ -577,7 +604,10 @@ func (s *Steering) prepare(ctx context.Context, inode uint32) (place int, end fu
 	end = s.refresh(ctx)
 	s.Mu.Lock()
 	n, moves := len(s.listed), false
-	if len(s.answers) > 0 {
+	switch {
+	case len(s.Own) == 1 && s.silenced == nil: // nobody would correct the program that this process leaves
+		s.detach()
+	case len(s.answers) > 0:
 		var p []unix.SockFilter
 		p, s.spare, moves = closing(n, s.answers, len(s.Own), s.full)
 		s.put(p)
@@ -590,9 +620,9 @@ func (s *Steering) prepare(ctx context.Context, inode uint32) (place int, end fu
 	}
 	own := s.Own
 	s.Mu.Unlock()
-	if moves {
-		o := own[slices.IndexFunc(own, func(o *steered) bool { return o.inode == inode })]
-		place = s.locate(ctx, n, o, silent)
+	// Resume may have removed the listener meanwhile.
+	if i := slices.IndexFunc(own, func(o *steered) bool { return o.inode == inode }); i >= 0 && moves {
+		place = s.locate(ctx, n, own[i], silent)
 	}
 	return place, end
 }
@@ -754,6 +784,13 @@ func leaveSteering(listeners []*Intake) {
 	}
 }
 
+// forgetSteering removes a listener that is closed, or that was shut down.
+func forgetSteering(l *Intake) {
+	if at := l.Steering.Load(); at != nil {
+		at.Groups.forget(at.Steering, false, at.inode)
+	}
+}
+
 // CloseListener closes l.
 func (p *place) CloseListener(l *Intake) error {
 	return p.close(p.inode, l.Tcp.Close, func(f func()) { l.Gate.alone(l.Tcp, f) })
@@ -813,11 +850,15 @@ func Welcome(ctx context.Context, listeners []*Intake) {
 		return
 	}
 	if s := groupsOf(k).of(key); s != nil { // this process drains other members
-		if s.lock(ctx) == nil {
-			defer s.unlock()
-			s.refresh(ctx)()
+		if s.lock(ctx) != nil {
+			return
 		}
-		return
+		s.refresh(ctx)()
+		drains := len(s.draining()) > 0
+		s.unlock()
+		if drains {
+			return
+		}
 	}
 	s := &Steering{Kernel: k, Groups: new(Groups), Key: key, Own: own, On: true}
 	where, err := netns.NamespaceOfSocket(k, own[0].raw)
@@ -826,7 +867,9 @@ func Welcome(ctx context.Context, listeners []*Intake) {
 	}
 	defer where.Close()
 	where.In(func() error {
-		defer takeTurn(k, ctx, "question", key)()
+		wait, cancel := context.WithTimeout(ctx, turnWait)
+		defer cancel()
+		defer takeTurn(k, wait, "question", key)()
 		s.put(s.welcome(ctx))
 		return nil
 	})
@@ -847,5 +890,13 @@ func (s *Steering) welcome(ctx context.Context) []unix.SockFilter {
 		}
 		s.answers, s.listed = answers, listed
 	}
-	return picks(s.answers, len(s.listed))
+	// The newest members are the last. If they are silent, another member may serve too, for
+	// example if all have a minimum TTL.
+	n := len(s.listed)
+	for i := n - len(s.Own); i < n; i++ {
+		if !slices.Contains(s.answers, i) {
+			return nil
+		}
+	}
+	return picks(s.answers, n)
 }

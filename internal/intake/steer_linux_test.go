@@ -1,14 +1,21 @@
 package intake
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/acceptq/acceptq/internal/sys"
 	"github.com/acceptq/acceptq/internal/testkit"
 )
 
@@ -143,4 +150,176 @@ func TestProgramIsRightWhileListenersClose(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A serving is a listener that accepts and closes connections.
+type serving struct {
+	Intake
+	clients atomic.Int64
+}
+
+// newServing makes a member of a SO_REUSEPORT group.
+func newServing(t *testing.T, k *sys.Calls, address string) *serving {
+	t.Helper()
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) })
+		return errors.Join(cerr, err)
+	}}
+	lc.SetMultipathTCP(false)
+	ln, err := lc.Listen(t.Context(), "tcp4", address)
+	require.NoError(t, err)
+	raw, err := ln.(*net.TCPListener).SyscallConn()
+	require.NoError(t, err)
+	s := new(serving)
+	s.Init(k, ln.(*net.TCPListener), raw, false, func() (Queue, error) { return Queue{0, sys.Unknown, 128, 129}, nil })
+	s.ReusePort, s.Steers = true, true
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			s.clients.Add(1)
+			c.Close()
+		}
+	}()
+	t.Cleanup(func() { ln.Close(); <-done })
+	return s
+}
+
+// The last listener of a process that drains closes while another one joins. The program for
+// the close does not know the newcomer.
+func TestJoinWhileTheLastCloses(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		k := sys.Real
+		k.Memory = new(sync.Map)
+		stays := newServing(t, &sys.Real, "127.0.0.1:0")
+		address := stays.Tcp.Addr().String()
+		old := newServing(t, &k, address)
+		require.NoError(t, Drain(testkit.Within(t, testkit.Patience), []*Intake{&old.Intake}, func(l Left) error { return l.Err }))
+		// The next listing in this process is that of the newcomer.
+		at := old.Steering.Load()
+		s := at.Steering
+		require.True(t, s.tryLock())
+		joining := k
+		var once sync.Once
+		joining.Diag = func(request []byte) (sys.DiagAnswer, error) {
+			answer, err := sys.Real.Diag(request)
+			once.Do(func() { // GroupOf asks for the key
+				s.Groups.forget(s, false, at.inode)
+				s.Groups.all = map[groupKey]*Steering{s.Key: s}
+				old.Tcp.Close()
+				s.unlock()
+			})
+			return answer, err
+		}
+		newcomer := newServing(t, &joining, address)
+		Welcome(t.Context(), []*Intake{&newcomer.Intake})
+		for range 200 {
+			c, err := net.Dial("tcp", address)
+			require.NoError(t, err)
+			c.Close()
+		}
+		require.Eventually(t, func() bool { return stays.clients.Load()+newcomer.clients.Load() == 200 }, testkit.Patience, time.Millisecond)
+		require.InDelta(t, 100, newcomer.clients.Load(), 60)
+	})
+}
+
+// A listener begins to drain while a question has marked it, because it could not wait longer
+// for its turn. The end of the question must not end the drain.
+func TestStopDuringAQuestion(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		for _, refused := range []error{nil, unix.EPERM} { // the filter, and the minimum TTL
+			k := sys.Real
+			k.Memory = new(sync.Map)
+			if refused != nil {
+				k.AttachFilter = func(int, *unix.SockFprog) error { return refused }
+			}
+			l := newServing(t, &k, "127.0.0.1:0")
+			newServing(t, &sys.Real, l.Tcp.Addr().String())
+			_, key, own, err := GroupOf(t.Context(), []*Intake{&l.Intake})
+			require.NoError(t, err)
+			s := groupsOf(&k).join(&k, key, own)
+			require.True(t, s.tryLock())
+			drained := make(chan error, 1)
+			var once sync.Once
+			k.Connect = func(fd int, to unix.Sockaddr) error {
+				once.Do(func() {
+					go func() {
+						drained <- Drain(testkit.Within(t, testkit.Patience), []*Intake{&l.Intake}, func(l Left) error { return l.Err })
+					}()
+					require.Eventually(t, func() bool {
+						l.Mu.Lock()
+						defer l.Mu.Unlock()
+						return l.Stop != nil
+					}, testkit.Patience, time.Millisecond)
+				})
+				return unix.Connect(fd, to)
+			}
+			s.Ask(t.Context(), 2, own)
+			s.unlock()
+			require.NoError(t, testkit.Received(t, drained))
+			stops := func() (on bool) {
+				require.NoError(t, l.Raw.Control(func(fd uintptr) { on = stateOf(&k, int(fd)).stop() != nil }))
+				return on
+			}
+			require.True(t, stops())
+			require.NoError(t, Resume([]*Intake{&l.Intake})[0])
+			require.False(t, stops())
+		}
+	})
+}
+
+// Another holder removes the filter or the minimum TTL of a drain on its own descriptor.
+func TestDrainNoticesARemoval(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		for _, refused := range []error{nil, unix.EPERM} { // the filter, and the minimum TTL
+			k := sys.Real
+			if refused != nil {
+				k.AttachFilter = func(int, *unix.SockFprog) error { return refused }
+			}
+			l := newServing(t, &k, "127.0.0.1:0")
+			var queued atomic.Int64
+			queued.Store(1)
+			l.queue = func() (Queue, error) { return Queue{int(queued.Load()), sys.Unknown, 128, 129}, nil }
+			drained := make(chan error, 1)
+			go func() {
+				drained <- Drain(testkit.Within(t, testkit.Patience), []*Intake{&l.Intake}, func(l Left) error { return l.Err })
+			}()
+			require.Eventually(t, func() bool {
+				l.Mu.Lock()
+				defer l.Mu.Unlock()
+				return l.Stop != nil
+			}, testkit.Patience, time.Millisecond)
+			require.NoError(t, l.Raw.Control(func(fd uintptr) {
+				require.NoError(t, removeStop(&k, int(fd), stateOf(&k, int(fd)).stop()))
+			}))
+			queued.Store(0)
+			err := testkit.Received(t, drained)
+			require.ErrorIs(t, err, ErrStillOpen)
+			require.ErrorIs(t, err, ErrShared)
+		}
+	})
+}
+
+// Another process holds the turns of a group for ever: it is stopped, or its user wants to
+// delay others. A drain goes on without them.
+func TestDrainDoesNotWaitForTurns(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		l := newServing(t, &sys.Real, "127.0.0.1:0")
+		_, key, _, err := GroupOf(t.Context(), []*Intake{&l.Intake})
+		require.NoError(t, err)
+		for _, what := range []string{"drain", "question"} {
+			t.Cleanup(takeTurn(&sys.Real, t.Context(), what, key))
+		}
+		drained := make(chan error, 1)
+		go func() { drained <- Drain(t.Context(), []*Intake{&l.Intake}, func(l Left) error { return l.Err }) }()
+		require.NoError(t, testkit.Received(t, drained))
+	})
 }

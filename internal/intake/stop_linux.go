@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -200,6 +201,9 @@ func (s state) filterWay() (*Stop, error) {
 // of the socket, or if the former value could not be restored. It also fails if every
 // handshake may use a SYN cookie, because a minimum TTL drops the final ACKs of those.
 func (s state) ttlWay(cookies bool) (*Stop, error) {
+	if s.minimum == ours { // the mark of a question that is not over
+		s.ttl, s.hops = former(s.ttl), former(s.hops)
+	}
 	most := max(s.ttl, s.hops)
 	switch {
 	case cookies:
@@ -325,6 +329,7 @@ func MayReusePort(k *sys.Calls, fd int) bool {
 // undo is called inherit the mark.
 func markListener(k *sys.Calls, raw syscall.RawConn, in *Intake, v4 bool) (ttl int, undo func(), err error) {
 	var set *Stop
+	var marked *inheritance
 	cerr := raw.Control(func(fd uintptr) {
 		now := stateOf(k, int(fd))
 		allows := Stop{ttl: now.ttl, hops: now.hops} // the minimum without a drain
@@ -346,7 +351,8 @@ func markListener(k *sys.Calls, raw syscall.RawConn, in *Intake, v4 bool) (ttl i
 			return
 		}
 		set = &allows
-		in.Inherited.Store(&inheritance{Stop: set})
+		marked = &inheritance{Stop: set}
+		in.Inherited.Store(marked)
 		if err = demand(k, int(fd), set, max(now.ttl, 1)+1, max(now.hops, 1)+1); err != nil {
 			set = nil
 		}
@@ -355,8 +361,13 @@ func markListener(k *sys.Calls, raw syscall.RawConn, in *Intake, v4 bool) (ttl i
 		if set == nil {
 			return
 		}
-		raw.Control(func(fd uintptr) { removeStop(k, int(fd), set) })
-		in.Lifted(set)
+		raw.Control(func(fd uintptr) {
+			// A drain that could not wait for the end of the question has replaced the mark.
+			if s := stateOf(k, int(fd)).stop(); s == nil || s.Filter {
+				removeStop(k, int(fd), set)
+			}
+		})
+		in.Inherited.CompareAndSwap(marked, &inheritance{Stop: set, lifted: time.Now()})
 	}, cmp.Or(cerr, err)
 }
 

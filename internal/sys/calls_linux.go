@@ -150,8 +150,8 @@ func namespaceFile(fd int) (*os.File, error) {
 }
 
 // ClientSocket makes a non-blocking socket that is bound to a free port of an address and
-// sends with the given TTL. It ignores packets with a TTL below 255, or all if deaf is true.
-// A kernel may permit the latter to privileged processes only.
+// sends with the given TTL. It ignores all packets. If the kernel refuses the filter for that,
+// and deaf is false, it ignores packets with a TTL below 255.
 func clientSocket(at unix.Sockaddr, ttl int, deaf bool) (fd int, port uint16, err error) {
 	domain, level, unicast, minimum := unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, unix.IPV6_MINHOPCOUNT
 	if _, v4 := at.(*unix.SockaddrInet4); v4 {
@@ -173,12 +173,10 @@ func clientSocket(at unix.Sockaddr, ttl int, deaf bool) (fd int, port uint16, er
 	if err := unix.SetsockoptInt(fd, level, minimum, math.MaxUint8); err != nil {
 		return -1, 0, os.NewSyscallError("setsockopt", err)
 	}
-	if deaf {
-		drop := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
-		err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &drop})
-		if err != nil {
-			return -1, 0, os.NewSyscallError("setsockopt", err)
-		}
+	drop := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
+	err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &drop})
+	if err != nil && deaf {
+		return -1, 0, os.NewSyscallError("setsockopt", err)
 	}
 	if err := unix.Bind(fd, at); err != nil {
 		return -1, 0, os.NewSyscallError("bind", err)

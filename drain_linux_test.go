@@ -2061,6 +2061,7 @@ func TestDrainOfAnOverflow(t *testing.T) {
 // Calling Fd on a copy of the descriptor, as os/exec does, makes the socket blocking. A
 // drain cannot interrupt Accept then. It still ends with ctx, and Accept continues.
 func TestDrainOfABlockingSocket(t *testing.T) {
+	t.Parallel()
 	ln := drainable(t)
 	f, err := ln.File()
 	require.NoError(t, err)

@@ -864,6 +864,7 @@ func run(t *testing.T, p []unix.SockFilter) map[uint32]int {
 
 // Every member has the same share, except the excluded ones, which have none.
 func TestProgramPicksAllExceptTheExcluded(t *testing.T) {
+	t.Parallel()
 	for n := 1; n <= min(6+rounds(10)/2, 10); n++ { // 7 by default
 		for set := range 1 << n {
 			var excluded, left []int

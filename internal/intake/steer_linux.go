@@ -31,7 +31,7 @@ import (
 //
 // All listeners of a group that drain in this process share one steering.
 type Steering struct {
-	Kernel *sys.Calls
+	Calls  *sys.Calls
 	Groups *Groups
 	Key    groupKey
 
@@ -135,7 +135,7 @@ func (g *Groups) join(k *sys.Calls, key groupKey, own []*steered) *Steering {
 	defer g.mu.Unlock()
 	s := g.all[key]
 	if s == nil {
-		s = &Steering{Kernel: k, Groups: g, Key: key, turn: make(chan struct{}, 1), pause: DrainLook}
+		s = &Steering{Calls: k, Groups: g, Key: key, turn: make(chan struct{}, 1), pause: DrainLook}
 		if g.all == nil {
 			g.all = make(map[groupKey]*Steering)
 		}
@@ -252,13 +252,13 @@ func (s *Steering) awaitDrains(ctx context.Context) {
 	if !waits {
 		return
 	}
-	where, err := netns.NamespaceOfSocket(s.Kernel, own[0].raw)
+	where, err := netns.NamespaceOfSocket(s.Calls, own[0].raw)
 	if err != nil {
 		return
 	}
 	defer where.Close()
 	where.In(func() error {
-		release := takeTurn(s.Kernel, ctx, "drain", s.Key)
+		release := takeTurn(s.Calls, ctx, "drain", s.Key)
 		s.Mu.Lock()
 		defer s.Mu.Unlock()
 		if s.release = release; len(s.Own) == 0 { // all have closed meanwhile
@@ -307,7 +307,7 @@ func (s *Steering) known() []int {
 // was silent a while ago, or own has dropped packets, which may be the SYNs of clients. One
 // such packet may come from the question of another process.
 func (s *Steering) suspect(ctx context.Context, own []*steered, now time.Time) bool {
-	q := question{kernel: s.Kernel, own: own}
+	q := question{calls: s.Calls, own: own}
 	if drops, err := q.drops(); err == nil && drops-s.drops >= steerDrops {
 		return true
 	}
@@ -331,14 +331,14 @@ func (s *Steering) suspect(ctx context.Context, own []*steered, now time.Time) b
 // listing in several datagrams. If a listener joins or closes meanwhile, rows may be missing.
 // A listing is therefore accepted only if it has all of own and the next one is equal.
 func (s *Steering) members(ctx context.Context, own []*steered) (listed []uint32, full int, err error) {
-	where, err := netns.NamespaceOfSocket(s.Kernel, own[0].raw)
+	where, err := netns.NamespaceOfSocket(s.Calls, own[0].raw)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer where.Close()
 	err = where.In(func() error {
 		for range 4 {
-			rows, err := groupRows(s.Kernel, ctx, s.Key.family, s.Key.at.Port(), own[0].inode)
+			rows, err := groupRows(s.Calls, ctx, s.Key.family, s.Key.at.Port(), own[0].inode)
 			if err != nil {
 				return err
 			}
@@ -373,13 +373,13 @@ func (s *Steering) refresh(ctx context.Context) (end func()) {
 	if len(own) == 0 {
 		return end
 	}
-	where, err := netns.NamespaceOfSocket(s.Kernel, own[0].raw)
+	where, err := netns.NamespaceOfSocket(s.Calls, own[0].raw)
 	if err != nil {
 		return end
 	}
 	defer where.Close()
 	where.In(func() error {
-		end = takeTurn(s.Kernel, ctx, "question", s.Key)
+		end = takeTurn(s.Calls, ctx, "question", s.Key)
 		return nil
 	})
 	s.asked = time.Now()
@@ -389,12 +389,12 @@ func (s *Steering) refresh(ctx context.Context) (end func()) {
 	}
 	var answers []int
 	if len(listed) > len(own) { // there is somebody else to ask
-		err = where.In(func() (err error) {
+		where.In(func() (err error) { // without answers, the hash of the kernel decides
 			answers, err = s.Ask(ctx, len(listed), own)
 			return err
 		})
 	}
-	q := question{kernel: s.Kernel, own: own}
+	q := question{calls: s.Calls, own: own}
 	s.drops, _ = q.drops()
 	s.Mu.Lock()
 	defer s.Mu.Unlock()
@@ -436,8 +436,8 @@ func (s *Steering) question(n, ttl int, own []*steered) question {
 	}
 	to := s.Key.address()
 	return question{
-		kernel: s.Kernel, to: to, device: s.Key.device, n: n, ttl: ttl, own: own, rest: rest,
-		deaf: len(s.Own) > 0 && sendsWith(s.Kernel, s.Own[0].raw, to.Addr().Is4()) == MaxTTL,
+		calls: s.Calls, to: to, device: s.Key.device, n: n, ttl: ttl, own: own, rest: rest,
+		deaf: len(s.Own) > 0 && sendsWith(s.Calls, s.Own[0].raw, to.Addr().Is4()) == MaxTTL,
 		attach: func(p []unix.SockFilter) error {
 			s.Mu.Lock()
 			defer s.Mu.Unlock()
@@ -464,7 +464,7 @@ func (s *Steering) reattach() {
 	}
 	s.program = nil
 	for _, o := range s.Own {
-		if s.On && detachFrom(s.Kernel, o.raw) == nil {
+		if s.On && detachFrom(s.Calls, o.raw) == nil {
 			s.On = false
 		}
 	}
@@ -474,7 +474,7 @@ func (s *Steering) reattach() {
 func (s *Steering) attach(p []unix.SockFilter) error {
 	err := error(net.ErrClosed)
 	for _, o := range s.Own {
-		if err = AttachTo(s.Kernel, o.raw, p); err == nil {
+		if err = AttachTo(s.Calls, o.raw, p); err == nil {
 			s.On = true
 			return nil
 		}
@@ -570,7 +570,7 @@ func (s *Steering) prepare(ctx context.Context, inode uint32) (place int, end fu
 
 // locate returns the index of a listener that drains, one of silent, or -1.
 func (s *Steering) locate(ctx context.Context, n int, o *steered, silent []int) (place int) {
-	where, err := netns.NamespaceOfSocket(s.Kernel, o.raw)
+	where, err := netns.NamespaceOfSocket(s.Calls, o.raw)
 	if err != nil {
 		return -1
 	}
@@ -727,7 +727,7 @@ func leaveSteering(listeners []*Intake) {
 
 // CloseListener closes l.
 func (p *place) CloseListener(l *Intake) error {
-	return p.close(p.inode, l.Tcp.Close, func(f func()) { l.Gate.alone(l.Tcp, f) })
+	return p.close(p.inode, l.TCP.Close, func(f func()) { l.Gate.alone(l.TCP, f) })
 }
 
 // GroupOf returns the group of listeners, and the listeners as a steering needs them.
@@ -741,11 +741,11 @@ func GroupOf(ctx context.Context, listeners []*Intake) (k *sys.Calls, key groupK
 			return nil, key, nil, err
 		}
 		own = append(own, &steered{l.Raw, uint32(inode), func(v4 bool) (int, func(), error) {
-			return markListener(l.Kernel, l.Raw, l, v4)
+			return markListener(l.Calls, l.Raw, l, v4)
 		}})
 	}
-	k = listeners[0].Kernel
-	key, err = groupKeyOf(k, ctx, own[0], listeners[0].Tcp.Addr().(*net.TCPAddr))
+	k = listeners[0].Calls
+	key, err = groupKeyOf(k, ctx, own[0], listeners[0].TCP.Addr().(*net.TCPAddr))
 	return k, key, own, err
 }
 
@@ -790,7 +790,7 @@ func Welcome(ctx context.Context, listeners []*Intake) {
 		}
 		return
 	}
-	s := &Steering{Kernel: k, Groups: new(Groups), Key: key, Own: own, On: true}
+	s := &Steering{Calls: k, Groups: new(Groups), Key: key, Own: own, On: true}
 	where, err := netns.NamespaceOfSocket(k, own[0].raw)
 	if err != nil {
 		return

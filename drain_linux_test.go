@@ -482,7 +482,7 @@ func TestInheritanceIsKeptLongEnough(t *testing.T) {
 		c := client.connected(t)
 		require.ErrorAs(t, testkit.Received(t, drained), new(*DrainError))
 		before := ln.intake.Inherited.Load()
-		s, err := ln.intake.Tcp.AcceptTCP() // the first step of Accept, whose goroutine then does not run for a while
+		s, err := ln.intake.TCP.AcceptTCP() // the first step of Accept, whose goroutine then does not run for a while
 		require.NoError(t, err)
 		defer s.Close()
 		require.NoError(t, ln.Resume())
@@ -626,12 +626,12 @@ func TestDrainThatCannotSeeTheQueueChangesNothing(t *testing.T) {
 			}
 			return k.Getsockopt(fd, level, name, p)
 		}
-		ln.intake.Kernel = &blind
+		ln.intake.Calls = &blind
 		err := ln.Drain(testkit.Within(t, testkit.Patience))
 		require.ErrorIs(t, err, errors.ErrUnsupported)
 		require.NotErrorIs(t, err, ErrStillOpen)
 		require.Equal(t, way{0, 0, -1}, wayOf(t, ln.intake.Raw))
-		ln.intake.Kernel = &k
+		ln.intake.Calls = &k
 		dialed(t, ln, 1)
 	})
 }
@@ -1142,7 +1142,7 @@ func TestSteeringWhileListenersOpenAndClose(t *testing.T) {
 						}
 					}
 				})
-				err = s.Drain(testkit.Within(t, testkit.Patience))
+				s.Drain(testkit.Within(t, testkit.Patience))
 				close(stop)
 				wait.Wait()
 				func() {
@@ -1154,7 +1154,7 @@ func TestSteeringWhileListenersOpenAndClose(t *testing.T) {
 					s.Close()
 				}()
 				for l := range s.All() {
-					l.intake.Tcp.Close()
+					l.intake.TCP.Close()
 				}
 			}()
 		}
@@ -1873,7 +1873,7 @@ func TestStopIsAtomic(t *testing.T) {
 		}
 		return unix.SetsockoptInt(fd, level, name, value)
 	}
-	ln.intake.Kernel = &k
+	ln.intake.Calls = &k
 	err = ln.Drain(testkit.Within(t, testkit.Patience))
 	requireStillOpen(t, err)
 	require.ErrorIs(t, err, unix.EPERM, "the error of the filter")
@@ -1941,7 +1941,7 @@ func TestStopIsLiftedAsFarAsPossible(t *testing.T) {
 		}
 		return unix.SetsockoptInt(fd, level, name, value)
 	}
-	ln.intake.Kernel = &k
+	ln.intake.Calls = &k
 	require.NoError(t, ln.Drain(testkit.Within(t, testkit.Patience)))
 	require.Equal(t, way{0, intake.MaxTTL, intake.MaxTTL}, wayOf(t, ln.intake.Raw))
 	require.ErrorIs(t, ln.intake.MarkShared(), unix.ENOMEM)
@@ -2065,6 +2065,7 @@ func TestDrainOfAnOverflow(t *testing.T) {
 // Calling Fd on a copy of the descriptor, as os/exec does, makes the socket blocking. A
 // drain cannot interrupt Accept then. It still ends with ctx, and Accept continues.
 func TestDrainOfABlockingSocket(t *testing.T) {
+	t.Parallel()
 	ln := drainable(t)
 	f, err := ln.File()
 	require.NoError(t, err)

@@ -792,7 +792,7 @@ func TestQuestion(t *testing.T) {
 						own.intake.Steers = true
 						k, key, as, err := intake.GroupOf(t.Context(), intakes([]*Listener{own}))
 						require.NoError(t, err)
-						s := &intake.Steering{Kernel: k, Groups: new(intake.Groups), Key: key, Own: as}
+						s := &intake.Steering{Calls: k, Groups: new(intake.Groups), Key: key, Own: as}
 						former := wayOf(t, own.intake.Raw)
 						began := time.Now()
 						answers, err := s.Ask(t.Context(), n, as)

@@ -360,6 +360,7 @@ func TestDrainConcurrently(t *testing.T) {
 // that Close could reset. A drain waits a second for the loop, and counts its connection
 // in that time.
 func TestDrainOfLoopsThatDoNotReturn(t *testing.T) {
+	t.Parallel()
 	t.Run("a loop that has ended", func(t *testing.T) {
 		ln := drainable(t)
 		dialed(t, ln, 2)

@@ -20,30 +20,11 @@ import (
 )
 
 var (
-	_ testkit.TcpListener = (*net.TCPListener)(nil)
-	_ testkit.TcpListener = (*Listener)(nil)
+	_ testkit.TCPListener = (*net.TCPListener)(nil)
+	_ testkit.TCPListener = (*Listener)(nil)
 )
 
-var (
-	netMaker  = testkit.Maker{Name: "net.Listen", Listen: net.Listen}
-	tcpMaker  = testkit.Maker{Name: "net.ListenConfig without MPTCP", Listen: testkit.ListenTCPOnly(nil)}
-	ourMaker  = testkit.Maker{Name: "acceptq.Listen", Listen: listenOurs()}
-	wrapMaker = testkit.Maker{Name: "acceptq.Wrap", Listen: wrapNets}
-	allMakers = []testkit.Maker{netMaker, tcpMaker, ourMaker, wrapMaker}
-)
-
-func wrapNets(network, address string) (net.Listener, error) {
-	ln, err := net.Listen(network, address)
-	if err != nil {
-		return nil, err
-	}
-	l, err := Wrap(ln)
-	if err != nil {
-		ln.Close()
-		return nil, err
-	}
-	return l, nil
-}
+var ourMaker = testkit.Maker{Name: "acceptq.Listen", Listen: listenOurs()}
 
 func listenOurs(opts ...Option) func(network, address string) (net.Listener, error) {
 	return func(network, address string) (net.Listener, error) {

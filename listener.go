@@ -184,7 +184,7 @@ func (l *Listener) socket() *net.TCPListener {
 	if l == nil {
 		return nil
 	}
-	return l.intake.Tcp
+	return l.intake.TCP
 }
 
 // ok reports whether l has a socket. A closed Listener has one, as in package net.
@@ -196,7 +196,7 @@ func (l *Listener) Addr() net.Addr {
 	if !l.ok() {
 		return nil
 	}
-	return l.intake.Tcp.Addr()
+	return l.intake.TCP.Addr()
 }
 
 // Close stops listening, as [net.TCPListener.Close] does: the kernel resets the
@@ -250,7 +250,7 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 	for again := false; ; again = true {
 		epoch := l.intake.Gate.Enter(again)
 		inherited := l.intake.Inherited.Load()
-		c, err := l.intake.Tcp.AcceptTCP()
+		c, err := l.intake.TCP.AcceptTCP()
 		if err == nil {
 			l.intake.RemoveStop(c, inherited)
 			l.noteLocal(c)
@@ -275,7 +275,7 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 // noteLocal notes whether l gets clients of other local ports or addresses than its own,
 // as a BPF program of type sk_lookup can arrange. It makes no system call.
 func (l *Listener) noteLocal(c *net.TCPConn) {
-	own, ok1 := l.intake.Tcp.Addr().(*net.TCPAddr)
+	own, ok1 := l.intake.TCP.Addr().(*net.TCPAddr)
 	local, ok2 := c.LocalAddr().(*net.TCPAddr)
 	if ok1 && ok2 && (local.Port != own.Port || !own.IP.IsUnspecified() && !local.IP.Equal(own.IP)) {
 		l.intake.Elsewhere.Store(true)
@@ -287,7 +287,7 @@ func (l *Listener) SetDeadline(t time.Time) error {
 	if !l.ok() {
 		return l.socket().SetDeadline(t) // net's error
 	}
-	return l.intake.Gate.SetDeadline(l.intake.Tcp, t)
+	return l.intake.Gate.SetDeadline(l.intake.TCP, t)
 }
 
 // SetBacklog changes the backlog of the listening socket to n connections by calling
@@ -323,7 +323,7 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 	account := l.account()
 	var operr error
 	err := l.intake.Raw.Control(func(fd uintptr) {
-		account, operr = setBacklog(l.intake.Kernel, int(fd), n, l.strict, l.fastOpen, account)
+		account, operr = setBacklog(l.intake.Calls, int(fd), n, l.strict, l.fastOpen, account)
 	})
 	l.granted.Store(&account)
 	current := account
@@ -439,7 +439,7 @@ func (l *Listener) Backlog() Backlog {
 // reports it, and stores it for EffectiveBacklog. l.resize must be locked.
 func (l *Listener) account() Backlog {
 	l.intake.Raw.Control(func(fd uintptr) { // fails on a closed listener
-		if limit, ok := readLimit(l.intake.Kernel, int(fd)); ok {
+		if limit, ok := readLimit(l.intake.Calls, int(fd)); ok {
 			r := hostRule()
 			account := r.account(l.granted.Load().Requested, unknown, limit, true)
 			l.granted.Store(&account)
@@ -452,9 +452,9 @@ func (l *Listener) account() Backlog {
 // network namespace of a closed socket is not known. For it, ceiling uses that of the
 // calling thread.
 func (l *Listener) ceiling() (ceiling int) {
-	err := l.intake.Raw.Control(func(fd uintptr) { ceiling, _, _ = readBoundsOf(l.intake.Kernel, int(fd)) })
+	err := l.intake.Raw.Control(func(fd uintptr) { ceiling, _, _ = readBoundsOf(l.intake.Calls, int(fd)) })
 	if err != nil {
-		ceiling, _, _ = readBounds(l.intake.Kernel)
+		ceiling, _, _ = readBounds(l.intake.Calls)
 	}
 	return ceiling
 }

@@ -42,9 +42,9 @@ func TestLateAcceptKeepsWaiting(t *testing.T) {
 	g.Mu.Lock()
 	g.Epoch++
 	g.Accepted = 1 // another loop is busy with a connection
-	require.NoError(t, ln.intake.Tcp.SetDeadline(time.Unix(1, 0)))
+	require.NoError(t, ln.intake.TCP.SetDeadline(time.Unix(1, 0)))
 	<-time.After(20 * time.Millisecond)
-	require.NoError(t, ln.intake.Tcp.SetDeadline(time.Time{}))
+	require.NoError(t, ln.intake.TCP.SetDeadline(time.Time{}))
 	g.Mu.Unlock()
 	c, err := net.DialTimeout("tcp", ln.Addr().String(), testkit.Patience)
 	require.NoError(t, err)

@@ -43,7 +43,7 @@ func queueTimeOf(k *sys.Calls, c net.Conn) (time.Duration, error) {
 func readQueueTime(k *sys.Calls, c net.Conn) (time.Duration, error) {
 	r := readers.Get().(*reader)
 	defer readers.Put(r)
-	r.kernel = k
+	r.calls = k
 	if err := onConn(c, r.readTime); err != nil {
 		return unknown, err
 	}

@@ -85,7 +85,7 @@ func write(t *testing.T, c net.Conn) {
 // awaitState waits until the peer of c is in the given TCP state.
 func awaitState(t *testing.T, s *net.TCPConn, state uint8) {
 	t.Helper()
-	require.Eventually(t, func() bool { return testkit.TcpInfo(t, s).State == state }, testkit.Patience, time.Millisecond)
+	require.Eventually(t, func() bool { return testkit.TCPInfo(t, s).State == state }, testkit.Patience, time.Millisecond)
 }
 
 // QueueTime returns the wait, whatever the client does while it waits.
@@ -242,7 +242,7 @@ func TestQueueTimeOfFastOpen(t *testing.T) {
 		s, err := ln.AcceptTCP()
 		require.NoError(t, err)
 		defer s.Close()
-		require.EqualValues(t, tcpinfo.SynRecv, testkit.TcpInfo(t, s).State)
+		require.EqualValues(t, tcpinfo.SynRecv, testkit.TCPInfo(t, s).State)
 		w.requireTime(t, s)
 
 		ends := now()

@@ -140,7 +140,7 @@ func (l *Listener) Stats() (Stats, error) {
 	if !l.ok() {
 		return noStats, l.opError("stats", sys.ErrNotListening)
 	}
-	s, err := readStats(l.intake.Kernel, l.intake.Raw, l.transport)
+	s, err := readStats(l.intake.Calls, l.intake.Raw, l.transport)
 	if err != nil {
 		return noStats, l.opError("stats", err)
 	}
@@ -190,7 +190,7 @@ const (
 // A reader holds what Stats and QueueTime need besides the descriptor. It is reused, and
 // its functions are made only once, so that a reading does not allocate.
 type reader struct {
-	kernel *sys.Calls
+	calls  *sys.Calls
 	buffer [256]byte // for an answer of the kernel
 	err    error
 
@@ -204,15 +204,15 @@ type reader struct {
 
 var readers = sync.Pool{New: func() any {
 	r := new(reader)
-	r.readStats = func(fd uintptr) { r.stats, r.err = readStatsOf(r.kernel, int(fd), r.transport, r.buffer[:64]) }
-	r.readTime = func(fd uintptr) { r.waited, r.err = timeInQueue(r.kernel, int(fd), r.buffer[:]) }
+	r.readStats = func(fd uintptr) { r.stats, r.err = readStatsOf(r.calls, int(fd), r.transport, r.buffer[:64]) }
+	r.readTime = func(fd uintptr) { r.waited, r.err = timeInQueue(r.calls, int(fd), r.buffer[:]) }
 	return r
 }}
 
 func readStats(k *sys.Calls, raw syscall.RawConn, tr transport) (Stats, error) {
 	r := readers.Get().(*reader)
 	defer readers.Put(r)
-	r.kernel, r.transport = k, tr
+	r.calls, r.transport = k, tr
 	if err := raw.Control(r.readStats); err != nil {
 		return noStats, err
 	}

@@ -93,7 +93,7 @@ func waiting(ctx context.Context, listeners []*Listener) ([]Waiting, error) {
 	if ctx == nil {
 		return nil, first.opError("waiting", errNilContext)
 	}
-	all, err := listWaiting(first.intake.Kernel, ctx, listeners)
+	all, err := listWaiting(first.intake.Calls, ctx, listeners)
 	if err != nil {
 		return nil, first.opError("waiting", err)
 	}

@@ -450,7 +450,7 @@ func TestWaitingInAnotherNamespace(t *testing.T) {
 		// list.
 		k := sys.Real
 		k.NamespaceFile = func(int) (*os.File, error) { return nil, unix.EPERM }
-		ln.intake.Kernel = &k
+		ln.intake.Calls = &k
 		_, err := ln.Waiting(t.Context())
 		testkit.RequireOp(t, err, "waiting")
 		require.ErrorIs(t, err, errors.ErrUnsupported)
@@ -523,7 +523,7 @@ func TestWaitingObeysContext(t *testing.T) {
 
 	k := sys.Real
 	k.Diag = testkit.Answered(func([]byte) (int, error) { return 0, unix.EAGAIN })
-	ln.intake.Kernel = &k
+	ln.intake.Calls = &k
 	_, err = ln.Waiting(testkit.Within(t, 20*time.Millisecond))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 }
@@ -602,7 +602,7 @@ func TestWaitingOfOtherAnswers(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			k := sys.Real
 			k.Diag = testkit.Listing(row.rows...)
-			ln.intake.Kernel = &k
+			ln.intake.Calls = &k
 			all, err := ln.Waiting(t.Context())
 			require.ErrorIs(t, err, row.err)
 			require.Len(t, all, len(row.want))

@@ -54,7 +54,7 @@ func listenOurs(opts ...acceptq.Option) func(network, address string) (net.Liste
 func TestBehavesAsNetListen(t *testing.T) {
 	for _, rule := range []struct {
 		name    string
-		check   func(t *testing.T, ln testkit.TcpListener)
+		check   func(t *testing.T, ln testkit.TCPListener)
 		sockets bool // needs a descriptor
 	}{
 		{name: "a client is accepted and talked with", check: acceptsAClient},
@@ -77,7 +77,7 @@ func TestBehavesAsNetListen(t *testing.T) {
 	}
 }
 
-func acceptsAClient(t *testing.T, ln testkit.TcpListener) {
+func acceptsAClient(t *testing.T, ln testkit.TCPListener) {
 	client := testkit.Connect(t, "tcp", ln.Addr().String())
 	server := accept(t, ln)
 	require.Equal(t, client.LocalAddr().String(), server.RemoteAddr().String())
@@ -89,7 +89,7 @@ func acceptsAClient(t *testing.T, ln testkit.TcpListener) {
 	require.Equal(t, "hello", string(got))
 }
 
-func closeEndsAccept(t *testing.T, ln testkit.TcpListener) {
+func closeEndsAccept(t *testing.T, ln testkit.TCPListener) {
 	ended := make(chan error)
 	go func() {
 		_, err := ln.Accept()
@@ -99,12 +99,12 @@ func closeEndsAccept(t *testing.T, ln testkit.TcpListener) {
 	require.ErrorIs(t, <-ended, net.ErrClosed)
 }
 
-func secondCloseFails(t *testing.T, ln testkit.TcpListener) {
+func secondCloseFails(t *testing.T, ln testkit.TCPListener) {
 	require.NoError(t, ln.Close())
 	require.ErrorIs(t, ln.Close(), net.ErrClosed)
 }
 
-func deadlineEndsAccept(t *testing.T, ln testkit.TcpListener) {
+func deadlineEndsAccept(t *testing.T, ln testkit.TCPListener) {
 	require.NoError(t, ln.SetDeadline(time.Now()))
 	_, err := ln.Accept()
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
@@ -112,7 +112,7 @@ func deadlineEndsAccept(t *testing.T, ln testkit.TcpListener) {
 	accept(t, ln)
 }
 
-func fileIsIndependent(t *testing.T, ln testkit.TcpListener) {
+func fileIsIndependent(t *testing.T, ln testkit.TCPListener) {
 	first, err := ln.File()
 	require.NoError(t, err)
 	require.NoError(t, first.Close())
@@ -127,10 +127,10 @@ func fileIsIndependent(t *testing.T, ln testkit.TcpListener) {
 	require.NoError(t, err)
 	defer heir.Close()
 	testkit.Connect(t, "tcp", heir.Addr().String())
-	accept(t, heir.(testkit.TcpListener))
+	accept(t, heir.(testkit.TCPListener))
 }
 
-func syscallConnShowsDescriptor(t *testing.T, ln testkit.TcpListener) {
+func syscallConnShowsDescriptor(t *testing.T, ln testkit.TCPListener) {
 	raw, err := ln.SyscallConn()
 	require.NoError(t, err)
 	called := 0
@@ -143,7 +143,7 @@ func syscallConnShowsDescriptor(t *testing.T, ln testkit.TcpListener) {
 	require.Equal(t, 1, called)
 }
 
-func eightAccept(t *testing.T, ln testkit.TcpListener) {
+func eightAccept(t *testing.T, ln testkit.TCPListener) {
 	const n = 8
 	require.NoError(t, ln.SetDeadline(time.Now().Add(20*time.Second)))
 	accepted := make(chan string)
@@ -168,7 +168,7 @@ func eightAccept(t *testing.T, ln testkit.TcpListener) {
 	require.ElementsMatch(t, clients, servers)
 }
 
-func addrHasPort(t *testing.T, ln testkit.TcpListener) {
+func addrHasPort(t *testing.T, ln testkit.TCPListener) {
 	addr := ln.Addr().(*net.TCPAddr)
 	require.Equal(t, "tcp", addr.Network())
 	require.NotZero(t, addr.Port)
@@ -181,20 +181,20 @@ func TestMethodErrorsMatchNet(t *testing.T) {
 	if testkit.OnFakeNet {
 		t.Skip("net's own listener does not fail here")
 	}
-	shut := func(ln testkit.TcpListener) error { return ln.Close() }
-	late := func(ln testkit.TcpListener) error { return ln.SetDeadline(time.Now()) }
+	shut := func(ln testkit.TCPListener) error { return ln.Close() }
+	late := func(ln testkit.TCPListener) error { return ln.SetDeadline(time.Now()) }
 	for _, tc := range []struct {
 		name   string
-		before func(ln testkit.TcpListener) error
-		call   func(ln testkit.TcpListener) error
+		before func(ln testkit.TCPListener) error
+		call   func(ln testkit.TCPListener) error
 	}{
-		{"Accept, late", late, func(ln testkit.TcpListener) error { _, err := ln.Accept(); return err }},
-		{"Accept", shut, func(ln testkit.TcpListener) error { _, err := ln.Accept(); return err }},
-		{"AcceptTCP", shut, func(ln testkit.TcpListener) error { _, err := ln.AcceptTCP(); return err }},
-		{"Close", shut, func(ln testkit.TcpListener) error { return ln.Close() }},
-		{"SetDeadline", shut, func(ln testkit.TcpListener) error { return ln.SetDeadline(time.Now()) }},
-		{"File", shut, func(ln testkit.TcpListener) error { _, err := ln.File(); return err }},
-		{"SyscallConn", shut, func(ln testkit.TcpListener) error {
+		{"Accept, late", late, func(ln testkit.TCPListener) error { _, err := ln.Accept(); return err }},
+		{"Accept", shut, func(ln testkit.TCPListener) error { _, err := ln.Accept(); return err }},
+		{"AcceptTCP", shut, func(ln testkit.TCPListener) error { _, err := ln.AcceptTCP(); return err }},
+		{"Close", shut, func(ln testkit.TCPListener) error { return ln.Close() }},
+		{"SetDeadline", shut, func(ln testkit.TCPListener) error { return ln.SetDeadline(time.Now()) }},
+		{"File", shut, func(ln testkit.TCPListener) error { _, err := ln.File(); return err }},
+		{"SyscallConn", shut, func(ln testkit.TCPListener) error {
 			raw, err := ln.SyscallConn()
 			if err == nil {
 				err = raw.Control(func(uintptr) {})
@@ -320,7 +320,7 @@ func TestFamiliesMatchNet(t *testing.T) {
 
 // reaches reports whether a connection to the port reaches ln. In the other family the port
 // may belong to another program.
-func reaches(t *testing.T, ln testkit.TcpListener, host, port string) bool {
+func reaches(t *testing.T, ln testkit.TCPListener, host, port string) bool {
 	t.Helper()
 	client, err := net.Dial("tcp", net.JoinHostPort(host, port))
 	if err != nil {

@@ -232,13 +232,3 @@ func TestControlsRunInOrderUntilOneFails(t *testing.T) {
 	testkit.RequireSameError(t, want, got)
 	require.Equal(t, []string{"first"}, order)
 }
-
-func TestControlIsUnsupported(t *testing.T) {
-	if hasControl {
-		t.Skip("WithControl is supported here")
-	}
-	err := testkit.Refused(t, func() (*acceptq.Listener, error) {
-		return acceptq.ListenTCP("127.0.0.1:0", acceptq.WithControl(func(string, string, syscall.RawConn) error { return nil }))
-	})
-	require.ErrorIs(t, err, errors.ErrUnsupported)
-}

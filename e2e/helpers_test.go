@@ -13,7 +13,7 @@ import (
 )
 
 // accept returns the next connection of ln. It has a time limit.
-func accept(t *testing.T, ln testkit.TcpListener) *net.TCPConn {
+func accept(t *testing.T, ln testkit.TCPListener) *net.TCPConn {
 	t.Helper()
 	require.NoError(t, ln.SetDeadline(time.Now().Add(20*time.Second)))
 	c, err := ln.AcceptTCP()
@@ -40,16 +40,6 @@ func dialed(t *testing.T, ln *acceptq.Listener, n int) (clients []net.Conn) {
 		return err == nil && s.Queued == before+n
 	}, testkit.Patience, time.Millisecond)
 	return clients
-}
-
-// requireListenError checks the form of the error of a failed Listen.
-func requireListenError(t *testing.T, ln *acceptq.Listener, err error) {
-	t.Helper()
-	require.Nil(t, ln)
-	var op *net.OpError
-	require.ErrorAs(t, err, &op)
-	require.Equal(t, "listen", op.Op)
-	require.Equal(t, "tcp", op.Net)
 }
 
 // listenForStats listens on loopback until the test ends.

@@ -115,3 +115,13 @@ func listenAndAccept(t *testing.T, opts ...acceptq.Option) (*acceptq.Listener, *
 	testkit.Dial(t, ln.Addr())
 	return ln, testkit.AcceptBy(t, ln, ln.Accept)
 }
+
+// requireListenError checks the form of the error of a failed Listen.
+func requireListenError(t *testing.T, ln *acceptq.Listener, err error) {
+	t.Helper()
+	require.Nil(t, ln)
+	var op *net.OpError
+	require.ErrorAs(t, err, &op)
+	require.Equal(t, "listen", op.Op)
+	require.Equal(t, "tcp", op.Net)
+}

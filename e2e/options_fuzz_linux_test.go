@@ -185,7 +185,7 @@ func FuzzOptions(f *testing.F) {
 		require.Equal(t, acceptq.Backlog{
 			Requested: max(a.backlog, -1), Ceiling: b.Ceiling, Limit: limit, Effective: limit, Capacity: limit + 1, Measured: true,
 		}, ln.Backlog())
-		require.EqualValues(t, limit, testkit.TcpInfo(t, ln.TCPListener()).Sacked)
+		require.EqualValues(t, limit, testkit.TCPInfo(t, ln.TCPListener()).Sacked)
 		if a.strict {
 			require.LessOrEqual(t, a.backlog, b.Ceiling)
 		}

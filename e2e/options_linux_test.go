@@ -44,7 +44,7 @@ func intOption(level, name int) func(*testing.T, syscall.Conn) int {
 func effects() []effect {
 	return []effect{
 		{"WithBacklog", acceptq.WithBacklog(7), func(t *testing.T, c syscall.Conn) int {
-			return int(testkit.TcpInfo(t, c).Sacked) // the limit on a listener, 0 on a connection
+			return int(testkit.TCPInfo(t, c).Sacked) // the limit on a listener, 0 on a connection
 		}, 7, unchanged},
 		{"WithReusePort", acceptq.WithReusePort(), intOption(unix.SOL_SOCKET, unix.SO_REUSEPORT), 1, 1},
 		{"WithControl", acceptq.WithControl(freeBind), intOption(unix.IPPROTO_IP, unix.IP_FREEBIND), 1, 1},
@@ -225,7 +225,7 @@ func TestFastOpenActs(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, data, string(p))
 			const synData = 1 << 5 // TCPI_OPT_SYN_DATA, linux/tcp.h
-			return testkit.TcpInfo(t, c).Options&synData != 0
+			return testkit.TCPInfo(t, c).Options&synData != 0
 		}
 
 		ln, plain := listen(t, acceptq.WithFastOpen(5)), listen(t)

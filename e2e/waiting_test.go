@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"errors"
 	"net"
 	"net/netip"
 	"runtime"
@@ -39,17 +38,6 @@ func TestWaitingWithoutASocket(t *testing.T) {
 	if runtime.GOOS == "linux" {
 		require.ErrorIs(t, err, net.ErrClosed)
 	}
-}
-
-func TestWaitingElsewhere(t *testing.T) {
-	if runtime.GOOS == "linux" || runtime.GOOS == "android" {
-		t.Skip("this system supports Waiting")
-	}
-	ln := listenForStats(t)
-	all, err := ln.Waiting(t.Context())
-	require.Nil(t, all)
-	testkit.RequireOp(t, err, "waiting")
-	require.ErrorIs(t, err, errors.ErrUnsupported)
 }
 
 func TestWaitingString(t *testing.T) {

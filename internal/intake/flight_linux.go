@@ -22,7 +22,7 @@ import (
 // The kernel does not report the listener of a handshake. So the flight includes those of
 // other listeners on the same address and port.
 type flight struct {
-	kernel    *sys.Calls
+	calls     *sys.Calls
 	where     netns.Namespace
 	lost      error // why the listeners' namespace cannot be used
 	port      uint16
@@ -43,8 +43,8 @@ type flight struct {
 // NewFlight returns a flight for listeners that share one port.
 func NewFlight(ctx context.Context, drainings []*Draining) *flight {
 	l := drainings[0].L
-	f := &flight{kernel: l.Kernel, until: time.Now().Add(DrainFlight), cookies: sys.Unknown, setting: sys.Unknown}
-	addr := l.Tcp.Addr().(*net.TCPAddr)
+	f := &flight{calls: l.Calls, until: time.Now().Add(DrainFlight), cookies: sys.Unknown, setting: sys.Unknown}
+	addr := l.TCP.Addr().(*net.TCPAddr)
 	f.port, f.families = uint16(addr.Port), Families(addr)
 	f.where, f.lost = l.namespace(ctx)
 	for _, d := range drainings {
@@ -54,13 +54,13 @@ func NewFlight(ctx context.Context, drainings []*Draining) *flight {
 		}
 		f.limit = sum(f.limit, s.Limit)
 		f.unseen = f.unseen || d.L.ServesOtherPorts()
-		f.addresses = append(f.addresses, d.L.Tcp.Addr().(*net.TCPAddr).AddrPort().Addr().Unmap().WithZone(""))
+		f.addresses = append(f.addresses, d.L.TCP.Addr().(*net.TCPAddr).AddrPort().Addr().Unmap().WithZone(""))
 	}
 	if slices.ContainsFunc(f.addresses, func(a netip.Addr) bool { return !a.IsValid() || a.IsUnspecified() }) {
 		f.addresses = nil
 	}
 	f.ask(func() error {
-		f.setting = l.Kernel.IPv4Setting("tcp_syncookies")
+		f.setting = l.Calls.IPv4Setting("tcp_syncookies")
 		f.cookies = f.sentCookies()
 		return nil
 	})
@@ -71,7 +71,7 @@ func NewFlight(ctx context.Context, drainings []*Draining) *flight {
 }
 
 // sentCookies returns how many SYN cookies the kernel has sent.
-func (f *flight) sentCookies() int64 { return f.kernel.TCPCounters()("SyncookiesSent") }
+func (f *flight) sentCookies() int64 { return f.calls.TCPCounters()("SyncookiesSent") }
 
 // mayUseCookies reports whether the kernel answers every SYN with a cookie, or may do so:
 // net.ipv4.tcp_syncookies is 2, or cannot be read and the kernel has sent cookies.
@@ -83,14 +83,14 @@ func (f *flight) mayUseCookies() bool {
 // There it is the namespace of the calling thread, if l is listed in it.
 func (l *Intake) namespace(ctx context.Context) (ns netns.Namespace, err error) {
 	var compared bool
-	cerr := l.Raw.Control(func(fd uintptr) { ns, compared, err = netns.Of(l.Kernel, int(fd)) })
+	cerr := l.Raw.Control(func(fd uintptr) { ns, compared, err = netns.Of(l.Calls, int(fd)) })
 	if err := cmp.Or(cerr, err); err != nil || compared {
 		return ns, err
 	}
 	inode, err := l.inode()
 	if err == nil {
-		addr := l.Tcp.Addr().(*net.TCPAddr)
-		_, err = groupRows(l.Kernel, ctx, familyOf(addr), uint16(addr.Port), uint32(inode))
+		addr := l.TCP.Addr().(*net.TCPAddr)
+		_, err = groupRows(l.Calls, ctx, familyOf(addr), uint16(addr.Port), uint32(inode))
 	}
 	return ns, err
 }
@@ -138,7 +138,7 @@ func (f *flight) Handshakes(ctx context.Context) (map[sockdiag.SocketID]struct{}
 	found := make(map[sockdiag.SocketID]struct{})
 	for _, family := range f.families {
 		r := sockdiag.Request{Family: family, Port: f.port, States: 1<<tcpinfo.SynRecv | 1<<tcpinfo.NewSynRecv}
-		_, err := drainDump(f.kernel, ctx, r, func(r sockdiag.Row) bool {
+		_, err := drainDump(f.calls, ctx, r, func(r sockdiag.Row) bool {
 			if f.addresses == nil || slices.Contains(f.addresses, r.Local.Addr()) {
 				found[r.SocketID] = struct{}{}
 			}
@@ -216,8 +216,8 @@ func (l *Intake) OtherPorts() (err error) {
 		return errOtherPorts
 	}
 	l.Raw.Control(func(fd uintptr) { // fails on a closed listener, which has no clients
-		err = cmp.Or(opaque(l.Kernel, int(fd), unix.IPPROTO_IP, unix.IP_TRANSPARENT),
-			opaque(l.Kernel, int(fd), unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT))
+		err = cmp.Or(opaque(l.Calls, int(fd), unix.IPPROTO_IP, unix.IP_TRANSPARENT),
+			opaque(l.Calls, int(fd), unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT))
 	})
 	return err
 }

@@ -135,6 +135,7 @@ func (g *gate) Unreturned() int {
 	return g.Accepted
 }
 
+// SetDeadline sets the deadline that the caller of the library has asked for.
 func (g *gate) SetDeadline(ln *net.TCPListener, t time.Time) error {
 	g.Mu.Lock()
 	defer g.Mu.Unlock()

@@ -14,7 +14,7 @@ import (
 // duplicated reports for each listener whether this process has a second descriptor of
 // its socket. If that cannot be determined, the result is true.
 func duplicated(listeners []*Intake) map[*Intake]bool {
-	counts, err := listeners[0].Kernel.Descriptors()
+	counts, err := listeners[0].Calls.Descriptors()
 	found := make(map[*Intake]bool)
 	for _, l := range listeners {
 		inode, statErr := l.inode()

@@ -17,7 +17,7 @@ import (
 
 // Init prepares in for a socket.
 func (in *Intake) Init(k *sys.Calls, ln *net.TCPListener, raw syscall.RawConn, mptcp bool, read func() (Queue, error)) {
-	in.Kernel, in.Tcp, in.Raw, in.mptcp, in.queue = k, ln, raw, mptcp, read
+	in.Calls, in.TCP, in.Raw, in.mptcp, in.queue = k, ln, raw, mptcp, read
 	in.Gate.moved.L = &in.Gate.Mu
 }
 
@@ -172,6 +172,7 @@ func (j joined) Unwrap() []error { return j }
 // A Queue is the state of an accept queue. -1 means unknown.
 type Queue struct{ Queued, Incomplete, Limit, Capacity int }
 
+// NoQueue is a Queue without a known number.
 var NoQueue = Queue{sys.Unknown, sys.Unknown, sys.Unknown, sys.Unknown}
 
 // A Left is what a drain was still waiting for when its context ended. -1 means unknown.
@@ -265,7 +266,7 @@ func (d *Draining) settled(ctx context.Context) bool {
 	if d.stuck {
 		wait = DrainLook
 	}
-	settled := d.L.Gate.settled(d.L.Tcp, max(wait, DrainLook))
+	settled := d.L.Gate.settled(d.L.TCP, max(wait, DrainLook))
 	d.stuck = !settled && d.L.Gate.Unreturned() == 0
 	return settled
 }
@@ -291,8 +292,8 @@ func (d *Draining) looks() int {
 // An Intake holds what a drain has changed on the socket of a Listener. No other code
 // changes these settings.
 type Intake struct {
-	Kernel    *sys.Calls
-	Tcp       *net.TCPListener
+	Calls     *sys.Calls
+	TCP       *net.TCPListener
 	Raw       syscall.RawConn
 	mptcp     bool // the kernel has no way to keep clients from it
 	ReusePort bool // the socket has SO_REUSEPORT
@@ -323,7 +324,7 @@ func (d *Draining) Begin(cookies bool) {
 	if d.L.mptcp {
 		d.why = fmt.Errorf("on an MPTCP socket: %w", errors.ErrUnsupported)
 	} else if in.Stop == nil && in.resumes == d.resumes {
-		err := d.L.Raw.Control(func(fd uintptr) { in.Stop, d.why = stopFor(d.L.Kernel, int(fd), in, cookies) })
+		err := d.L.Raw.Control(func(fd uintptr) { in.Stop, d.why = stopFor(d.L.Calls, int(fd), in, cookies) })
 		if err != nil {
 			d.why = sys.Cause(err)
 		}
@@ -383,7 +384,7 @@ func (d *Draining) end(copied bool) error {
 // stands reports whether the socket still keeps new clients out. It is true for a closed
 // socket.
 func (d *Draining) stands() (yes bool) {
-	err := d.L.Raw.Control(func(fd uintptr) { yes = stands(d.L.Kernel, int(fd)) })
+	err := d.L.Raw.Control(func(fd uintptr) { yes = stands(d.L.Calls, int(fd)) })
 	return yes || err != nil
 }
 
@@ -425,7 +426,7 @@ func (l *Intake) lift() error {
 		lifted *Stop
 		operr  error
 	)
-	err := l.Raw.Control(func(fd uintptr) { lifted, operr = Lift(l.Kernel, int(fd), in.Stop) })
+	err := l.Raw.Control(func(fd uintptr) { lifted, operr = Lift(l.Calls, int(fd), in.Stop) })
 	if err != nil { // the socket is closed
 		return sys.Cause(err)
 	}
@@ -483,12 +484,12 @@ func (l *Intake) RemoveStop(c *net.TCPConn, before *inheritance) {
 	now := l.Inherited.Load()
 	if now == nil || now.Over && before == now {
 		if l.ReusePort { // c may come from another listener of the group, see tcp_migrate_req
-			removeMigrated(l.Kernel, c)
+			removeMigrated(l.Calls, c)
 		}
 		return
 	}
 	if raw, err := c.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) { removeInherited(l.Kernel, int(fd)) })
+		raw.Control(func(fd uintptr) { removeInherited(l.Calls, int(fd)) })
 	}
 	if now.Over || now.lifted.IsZero() || time.Since(now.lifted) < InheritanceLast {
 		return

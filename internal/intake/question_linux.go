@@ -44,7 +44,7 @@ var errNotAsked = errors.New("the listener did not get the SYN of a question")
 // A question asks a SO_REUSEPORT group. Its methods must be called in the network namespace
 // of the group.
 type question struct {
-	kernel *sys.Calls
+	calls  *sys.Calls
 	to     netip.AddrPort // where the group listens, on the loopback interface
 	device uint32         // the zone of to
 	n      int            // the number of indices
@@ -64,7 +64,7 @@ type question struct {
 func (q *question) ask(ctx context.Context) (answers []int, err error) {
 	before := make([]uint32, len(q.own))
 	for i, o := range q.own {
-		if before[i], err = dropsOf(q.kernel, o.raw); err != nil {
+		if before[i], err = dropsOf(q.calls, o.raw); err != nil {
 			return nil, err
 		}
 	}
@@ -85,7 +85,7 @@ func (q *question) ask(ctx context.Context) (answers []int, err error) {
 	}
 	slices.Sort(answers)
 	for i, o := range q.own {
-		if now, err := dropsOf(q.kernel, o.raw); err != nil || now == before[i] {
+		if now, err := dropsOf(q.calls, o.raw); err != nil || now == before[i] {
 			return nil, errors.Join(errNotAsked, err)
 		}
 	}
@@ -176,7 +176,7 @@ func (q *question) read(c *questionClient) error {
 	if c.answered {
 		return nil
 	}
-	n, err := dropsOfDescriptor(q.kernel, c.fd)
+	n, err := dropsOfDescriptor(q.calls, c.fd)
 	c.answered = n > 0
 	return err
 }
@@ -185,7 +185,7 @@ func (q *question) read(c *questionClient) error {
 // them: the number wraps.
 func (q *question) drops() (sum uint32, err error) {
 	for _, o := range q.own {
-		n, err := dropsOf(q.kernel, o.raw)
+		n, err := dropsOf(q.calls, o.raw)
 		if err != nil {
 			return 0, err
 		}
@@ -253,7 +253,7 @@ func (q *question) reaches(ctx context.Context, indices []int) (bool, error) {
 // an error.
 func (q *question) clients(indices []int) (all []*questionClient, err error) {
 	for _, i := range indices {
-		fd, port, err := q.kernel.ClientSocket(q.sockaddr(0), q.ttl, q.deaf)
+		fd, port, err := q.calls.ClientSocket(q.sockaddr(0), q.ttl, q.deaf)
 		if err != nil {
 			return all, err
 		}
@@ -274,7 +274,7 @@ func (q *question) end(clients []*questionClient) {
 
 // connect sends the SYN of a client.
 func (q *question) connect(c *questionClient) error {
-	err := q.kernel.Connect(c.fd, q.sockaddr(q.to.Port()))
+	err := q.calls.Connect(c.fd, q.sockaddr(q.to.Port()))
 	if errors.Is(err, unix.EINPROGRESS) {
 		return nil
 	}
@@ -294,16 +294,16 @@ func (q *question) sockaddr(port uint16) unix.Sockaddr {
 // gets a reset. The second SYN has a number within the window of the first, which ends a
 // handshake: tcp_check_req in net/ipv4/tcp_minisocks.c.
 func (q *question) takeBack(c *questionClient) {
-	if q.kernel.Disconnect(c.fd, q.sockaddr(c.port)) == nil {
-		q.kernel.Connect(c.fd, q.sockaddr(q.to.Port()))
+	if q.calls.Disconnect(c.fd, q.sockaddr(c.port)) == nil {
+		q.calls.Connect(c.fd, q.sockaddr(q.to.Port()))
 	}
 }
 
 // Offsets in a packet for a classic BPF program, linux/filter.h. A program of a SO_REUSEPORT
 // group sees a packet from behind its TCP header on.
-const (
-	bpfNetwork uint32 = 0xfff00000 // SKF_NET_OFF: the IP header
+const bpfNetwork uint32 = 0xfff00000 // SKF_NET_OFF: the IP header
 
+const (
 	ipv4Source = 12
 	ipv4End    = 20 // without options, which the SYN of a question does not have
 	ipv6Source = 8

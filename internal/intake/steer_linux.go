@@ -31,7 +31,7 @@ import (
 //
 // All listeners of a group that drain in this process share one steering.
 type Steering struct {
-	Kernel *sys.Calls
+	Calls  *sys.Calls
 	Groups *Groups
 	Key    groupKey
 
@@ -143,7 +143,7 @@ func (g *Groups) join(k *sys.Calls, key groupKey, own []*steered) *Steering {
 	defer g.mu.Unlock()
 	s := g.all[key]
 	if s == nil {
-		s = &Steering{Kernel: k, Groups: g, Key: key, turn: make(chan struct{}, 1), pause: steerList}
+		s = &Steering{Calls: k, Groups: g, Key: key, turn: make(chan struct{}, 1), pause: steerList}
 		if g.all == nil {
 			g.all = make(map[groupKey]*Steering)
 		}
@@ -278,13 +278,13 @@ func (s *Steering) awaitDrains(ctx context.Context) {
 	if !waits {
 		return
 	}
-	where, err := netns.NamespaceOfSocket(s.Kernel, own[0].raw)
+	where, err := netns.NamespaceOfSocket(s.Calls, own[0].raw)
 	if err != nil {
 		return
 	}
 	defer where.Close()
 	where.In(func() error {
-		release := takeTurn(s.Kernel, ctx, "drain", s.Key)
+		release := takeTurn(s.Calls, ctx, "drain", s.Key)
 		s.Mu.Lock()
 		defer s.Mu.Unlock()
 		if s.release = release; len(s.Own) == 0 { // all have closed meanwhile
@@ -338,7 +338,7 @@ func (s *Steering) known() []int {
 // was silent a while ago, or own has dropped packets, which may be the SYNs of clients. One
 // such packet may come from the question of another process.
 func (s *Steering) suspect(ctx context.Context, own []*steered, now time.Time) bool {
-	q := question{kernel: s.Kernel, own: own}
+	q := question{calls: s.Calls, own: own}
 	if drops, err := q.drops(); err == nil && drops-s.drops >= steerDrops {
 		return true
 	}
@@ -359,7 +359,7 @@ func (s *Steering) suspect(ctx context.Context, own []*steered, now time.Time) b
 // A listing is therefore accepted only if it has all of own and times listings in a row are
 // equal.
 func (s *Steering) members(ctx context.Context, own []*steered, times int) (listed []uint32, full int, err error) {
-	where, err := netns.NamespaceOfSocket(s.Kernel, own[0].raw)
+	where, err := netns.NamespaceOfSocket(s.Calls, own[0].raw)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -367,7 +367,7 @@ func (s *Steering) members(ctx context.Context, own []*steered, times int) (list
 	err = where.In(func() error {
 		equal := 0
 		for range 4 {
-			rows, err := groupRows(s.Kernel, ctx, s.Key.family, s.Key.at.Port(), own[0].inode)
+			rows, err := groupRows(s.Calls, ctx, s.Key.family, s.Key.at.Port(), own[0].inode)
 			if err != nil {
 				return err
 			}
@@ -412,7 +412,7 @@ func (s *Steering) refresh(ctx context.Context) (end func()) {
 	if len(own) == 0 {
 		return end
 	}
-	where, err := netns.NamespaceOfSocket(s.Kernel, own[0].raw)
+	where, err := netns.NamespaceOfSocket(s.Calls, own[0].raw)
 	if err != nil {
 		return end
 	}
@@ -424,7 +424,7 @@ func (s *Steering) refresh(ctx context.Context) (end func()) {
 		}
 		ctx, cancel := context.WithTimeout(ctx, wait)
 		defer cancel()
-		end = takeTurn(s.Kernel, ctx, "question", s.Key)
+		end = takeTurn(s.Calls, ctx, "question", s.Key)
 		s.late = ctx.Err() != nil
 		return nil
 	})
@@ -440,7 +440,7 @@ func (s *Steering) refresh(ctx context.Context) (end func()) {
 			return err
 		})
 	}
-	q := question{kernel: s.Kernel, own: own}
+	q := question{calls: s.Calls, own: own}
 	s.drops, _ = q.drops()
 	s.Mu.Lock()
 	defer s.Mu.Unlock()
@@ -485,8 +485,8 @@ func (s *Steering) question(n, ttl int, own []*steered) question {
 	}
 	to := s.Key.address()
 	return question{
-		kernel: s.Kernel, to: to, device: s.Key.device, n: n, ttl: ttl, own: own, rest: rest,
-		deaf: len(s.Own) > 0 && sendsWith(s.Kernel, s.Own[0].raw, to.Addr().Is4()) == MaxTTL,
+		calls: s.Calls, to: to, device: s.Key.device, n: n, ttl: ttl, own: own, rest: rest,
+		deaf: len(s.Own) > 0 && sendsWith(s.Calls, s.Own[0].raw, to.Addr().Is4()) == MaxTTL,
 		attach: func(p []unix.SockFilter) error {
 			s.Mu.Lock()
 			defer s.Mu.Unlock()
@@ -520,7 +520,7 @@ func (s *Steering) reattach() {
 	}
 	s.program = nil
 	for _, o := range s.Own {
-		if s.On && detachFrom(s.Kernel, o.raw) == nil {
+		if s.On && detachFrom(s.Calls, o.raw) == nil {
 			s.On = false
 		}
 	}
@@ -530,7 +530,7 @@ func (s *Steering) reattach() {
 func (s *Steering) attach(p []unix.SockFilter) error {
 	err := error(net.ErrClosed)
 	for _, o := range s.Own {
-		if err = AttachTo(s.Kernel, o.raw, p); err == nil {
+		if err = AttachTo(s.Calls, o.raw, p); err == nil {
 			s.On = true
 			return nil
 		}
@@ -629,7 +629,7 @@ func (s *Steering) prepare(ctx context.Context, inode uint32) (place int, end fu
 
 // locate returns the index of a listener that drains, one of silent, or -1.
 func (s *Steering) locate(ctx context.Context, n int, o *steered, silent []int) (place int) {
-	where, err := netns.NamespaceOfSocket(s.Kernel, o.raw)
+	where, err := netns.NamespaceOfSocket(s.Calls, o.raw)
 	if err != nil {
 		return -1
 	}
@@ -793,7 +793,7 @@ func forgetSteering(l *Intake) {
 
 // CloseListener closes l.
 func (p *place) CloseListener(l *Intake) error {
-	return p.close(p.inode, l.Tcp.Close, func(f func()) { l.Gate.alone(l.Tcp, f) })
+	return p.close(p.inode, l.TCP.Close, func(f func()) { l.Gate.alone(l.TCP, f) })
 }
 
 // GroupOf returns the group of listeners, and the listeners as a steering needs them.
@@ -807,11 +807,11 @@ func GroupOf(ctx context.Context, listeners []*Intake) (k *sys.Calls, key groupK
 			return nil, key, nil, err
 		}
 		own = append(own, &steered{l.Raw, uint32(inode), func(v4 bool) (int, func(), error) {
-			return markListener(l.Kernel, l.Raw, l, v4)
+			return markListener(l.Calls, l.Raw, l, v4)
 		}})
 	}
-	k = listeners[0].Kernel
-	key, err = groupKeyOf(k, ctx, own[0], listeners[0].Tcp.Addr().(*net.TCPAddr))
+	k = listeners[0].Calls
+	key, err = groupKeyOf(k, ctx, own[0], listeners[0].TCP.Addr().(*net.TCPAddr))
 	return k, key, own, err
 }
 
@@ -860,7 +860,7 @@ func Welcome(ctx context.Context, listeners []*Intake) {
 			return
 		}
 	}
-	s := &Steering{Kernel: k, Groups: new(Groups), Key: key, Own: own, On: true}
+	s := &Steering{Calls: k, Groups: new(Groups), Key: key, Own: own, On: true}
 	where, err := netns.NamespaceOfSocket(k, own[0].raw)
 	if err != nil {
 		return

@@ -197,7 +197,7 @@ func TestJoinWhileTheLastCloses(t *testing.T) {
 		k := sys.Real
 		k.Memory = new(sync.Map)
 		stays := newServing(t, &sys.Real, "127.0.0.1:0")
-		address := stays.Tcp.Addr().String()
+		address := stays.TCP.Addr().String()
 		old := newServing(t, &k, address)
 		require.NoError(t, Drain(testkit.Within(t, testkit.Patience), []*Intake{&old.Intake}, func(l Left) error { return l.Err }))
 		// The next listing in this process is that of the newcomer.
@@ -211,7 +211,7 @@ func TestJoinWhileTheLastCloses(t *testing.T) {
 			once.Do(func() { // GroupOf asks for the key
 				s.Groups.forget(s, false, at.inode)
 				s.Groups.all = map[groupKey]*Steering{s.Key: s}
-				old.Tcp.Close()
+				old.TCP.Close()
 				s.unlock()
 			})
 			return answer, err
@@ -240,7 +240,7 @@ func TestStopDuringAQuestion(t *testing.T) {
 				k.AttachFilter = func(int, *unix.SockFprog) error { return refused }
 			}
 			l := newServing(t, &k, "127.0.0.1:0")
-			newServing(t, &sys.Real, l.Tcp.Addr().String())
+			newServing(t, &sys.Real, l.TCP.Addr().String())
 			_, key, own, err := GroupOf(t.Context(), []*Intake{&l.Intake})
 			require.NoError(t, err)
 			s := groupsOf(&k).join(&k, key, own)

@@ -21,6 +21,7 @@ import (
 // calling thread.
 type Namespace struct{ File *os.File }
 
+// Close closes the file of the namespace.
 func (ns Namespace) Close() {
 	if ns.File != nil {
 		ns.File.Close()

@@ -37,6 +37,7 @@ type groupFacts struct {
 // A release is a value of kern.osreldate.
 type release int
 
+// String returns the number, or "unknown".
 func (r release) String() string {
 	if r == sys.Unknown {
 		return "unknown"

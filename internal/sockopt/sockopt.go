@@ -20,6 +20,7 @@ type Options struct {
 	KeepAlive     *net.KeepAliveConfig
 }
 
+// An AcceptFilter is the name of an accept filter and its argument, see accept_filter(9).
 type AcceptFilter struct{ Name, Arg string }
 
 // Unsupported returns the error of an option that this system does not support.

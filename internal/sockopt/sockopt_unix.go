@@ -56,6 +56,7 @@ func SetBeforeBind(k *sys.Calls, fd int, ep endpoint.Endpoint, o *Options) error
 	return SetBeforeListen(k, fd, o)
 }
 
+// SetReusePort sets the option of ReusePort.
 func SetReusePort(k *sys.Calls, fd int) error {
 	name, err := ReusePort()
 	if err != nil {
@@ -174,6 +175,7 @@ func ReusePort() (name int, err error) {
 	return 0, Unsupported("WithReusePort")
 }
 
+// BoolInt returns 1 for true and 0 for false.
 func BoolInt(b bool) int {
 	if b {
 		return 1

@@ -39,6 +39,7 @@ type ownCalls struct {
 	SetsockoptString func(fd, level, name int, value string) error
 }
 
+// RealOwnCalls are the own calls of the running kernel.
 var RealOwnCalls = ownCalls{
 	Sysctl:           sysctlUnsigned,
 	Readable:         Readable,
@@ -61,6 +62,7 @@ func sysctlUnsigned(name string) (uint32, error) {
 	return 0, unix.EIO
 }
 
+// ReadSysctl reads a number of sysctl(3) by its name.
 func (k *Calls) ReadSysctl(name string) (int, error) {
 	n, err := k.Sysctl(name)
 	if err != nil {

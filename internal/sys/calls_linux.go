@@ -63,6 +63,7 @@ type ownCalls struct {
 	Reserve       func(fd int, name string) error
 }
 
+// RealOwnCalls are the own calls of the running kernel.
 var RealOwnCalls = ownCalls{
 	Getsockopt: Getsockopt,
 	AttachFilter: func(fd int, prog *unix.SockFprog) error {

@@ -39,10 +39,12 @@ var Real = Calls{
 	ownCalls:      RealOwnCalls,
 }
 
+// SetInt calls setsockopt(2).
 func (k *Calls) SetInt(fd, level, name, value int) error {
 	return os.NewSyscallError("setsockopt", k.SetsockoptInt(fd, level, name, value))
 }
 
+// GetInt calls getsockopt(2).
 func (k *Calls) GetInt(fd, level, name int) (int, error) {
 	n, err := k.GetsockoptInt(fd, level, name)
 	return n, os.NewSyscallError("getsockopt", err)

@@ -26,10 +26,10 @@ func ListenTCPOnly(hook func(network, address string, c syscall.RawConn) error) 
 }
 
 // Open opens a listener that is closed when the test ends.
-func (m Maker) Open(t *testing.T, network, address string) TcpListener {
+func (m Maker) Open(t *testing.T, network, address string) TCPListener {
 	t.Helper()
 	ln, err := m.Listen(network, address)
 	require.NoError(t, err)
 	t.Cleanup(func() { ln.Close() })
-	return ln.(TcpListener)
+	return ln.(TCPListener)
 }

@@ -18,8 +18,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// A TcpListener has the methods of a *net.TCPListener.
-type TcpListener interface {
+// A TCPListener has the methods of a *net.TCPListener.
+type TCPListener interface {
 	net.Listener
 	syscall.Conn
 	AcceptTCP() (*net.TCPConn, error)

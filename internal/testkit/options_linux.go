@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TcpInfo(t *testing.T, c syscall.Conn) (info *unix.TCPInfo) {
+func TCPInfo(t *testing.T, c syscall.Conn) (info *unix.TCPInfo) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	require.NoError(t, err)

@@ -3,22 +3,25 @@ package graceful
 import "fmt"
 
 // An Error reports what a stop has cut off. It unwraps to the reasons:
-//   - [context.DeadlineExceeded]: a time limit ended a phase.
+//   - [context.DeadlineExceeded]: the time of [WithTimeout] ended, or nothing moved for a
+//     while, see the package comment.
 //   - The cause of the context of [WithAbort]: that context ended.
 //   - [context.Canceled]: a signal of [WithAbortSignal] arrived.
 //   - [*acceptq.DrainError]: a drain did not end.
+//   - [http.ErrServerClosed]: other code closed the server during the stop.
 type Error struct {
 	// Queued is the number of connections in the accept queues that the kernel has
 	// reset.
 	Queued int
-	// BeforeFirstAnswer is the number of connections that were closed before a request
-	// had arrived. It includes connections on which the client would not have sent
-	// anything. It does not include HTTP/2 connections after their handshake, because
-	// GOAWAY tells the client that no request was served.
+	// BeforeFirstAnswer is the number of connections that were closed after a part of
+	// their first request had arrived. It does not include connections on which nothing
+	// had arrived, if the system reports that, as Linux does. It includes a connection
+	// that the Accept method of a wrapping listener has not returned.
 	BeforeFirstAnswer int
-	// Active is the number of connections that were closed while a request was being
-	// answered. It includes hijacked connections whose handler has not returned, which
-	// Serve does not close.
+	// Active is the number of connections that were closed while a request arrived or was
+	// being answered. With [Run] and [ServeGRPC] it is the number of connections that
+	// were still open. It includes those whose handler has not returned though they are
+	// hijacked, which Serve does not close, or closed by the client.
 	Active int
 
 	err error

@@ -165,6 +165,8 @@ func (cs *conns) look(linger time.Duration) (n counts) {
 		switch {
 		case c.running.Load() > 0:
 			n.active++
+		case c.closing.Load() && state == idle:
+			n.idle++
 		case c.closing.Load() || state == gone:
 		case cs.unanswered(c):
 			n.fresh++
@@ -200,7 +202,13 @@ func (cs *conns) atRest(c *conn, n *counts, long bool) {
 		n.arriving++
 	default:
 		c.closing.Store(true)
-		go c.Close()
+		go func() {
+			if !c.hasMore() { // it may have come since
+				c.Close()
+				return
+			}
+			c.closing.Store(false)
+		}()
 	}
 }
 

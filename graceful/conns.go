@@ -221,11 +221,8 @@ func (cs *conns) unanswered(c *conn) bool {
 	return !c.answered && c.answers.Load() < 2
 }
 
-// silent reports whether c waits for its client, which has sent nothing.
-func (cs *conns) silent(c *conn) bool {
-	state := c.state.Load()
-	return state != busy && (!cs.raw || state == fresh) && !c.owed()
-}
+// silent reports whether c is new and its client has sent nothing.
+func (cs *conns) silent(c *conn) bool { return c.state.Load() == fresh && !c.owed() }
 
 // close closes the connections that which selects. It returns how many of them had sent
 // something that was not answered, or may have.

@@ -18,7 +18,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -44,15 +43,6 @@ const programEnv = "ACCEPTQ_TEST_GRACEFUL"
 
 // patience is how long a test waits for an event that must happen.
 const patience = 20 * time.Second
-
-// rounds is how many times a test repeats what it needs often to show something. The
-// environment variable ACCEPTQ_ROUNDS multiplies it.
-func rounds(n int) int {
-	if factor, err := strconv.Atoi(os.Getenv("ACCEPTQ_ROUNDS")); err == nil && factor > 1 {
-		return n * factor
-	}
-	return n
-}
 
 // A running server, and how to stop it.
 type running struct {

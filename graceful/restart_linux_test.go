@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -195,6 +196,15 @@ func visitors(protocol, addr string, keepAlive bool, pause time.Duration) func()
 			return err
 		}, tr.CloseIdleConnections
 	}
+}
+
+// rounds is how many times a test repeats what it needs often to show something. The
+// environment variable ACCEPTQ_ROUNDS multiplies it.
+func rounds(n int) int {
+	if factor, err := strconv.Atoi(os.Getenv("ACCEPTQ_ROUNDS")); err == nil && factor > 1 {
+		return n * factor
+	}
+	return n
 }
 
 // Restarts in which the successor listens before the old process stops lose nothing

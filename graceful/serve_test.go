@@ -262,10 +262,12 @@ func TestSilentHTTP2(t *testing.T) {
 	r := begin(t, ln, func(ctx context.Context) error {
 		return serve(ctx, srv, ln, part(100*time.Millisecond))
 	})
+	r.srv = srv
 	c := dial(t, r.addr)
 	c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00") // preface, empty SETTINGS
 	_, err := c.r.Peek(9)
 	require.NoError(t, err)
+	until(t, "the preface", func() bool { return r.counts().greeted == 1 })
 	r.stop()
 	require.NoError(t, r.wait())
 	frames, err := io.ReadAll(c.r)
@@ -577,7 +579,6 @@ func (d door1) Addr() net.Addr            { return d.inner.Addr() }
 func (d door1) Close() error              { return d.inner.Close() }
 
 func TestListeners(t *testing.T) {
-	t.Parallel()
 	shards := func(t *testing.T) *acceptq.Shards {
 		s, err := acceptq.ListenTCPShards("127.0.0.1:0", 4)
 		if errors.Is(err, errors.ErrUnsupported) {
@@ -705,9 +706,11 @@ func (l late) Close() error {
 
 func TestConnectionAcceptedAfterClose(t *testing.T) {
 	log := new(journal)
-	r := start(t, &http.Server{Handler: hello}, &struct{ late }{late{door1{hidden{listen(t)}}, make(chan bool), log, new(sync.Once)}}, log.option())
+	ln := listen(t)
+	r := start(t, &http.Server{Handler: hello}, &struct{ late }{late{door1{hidden{ln}}, make(chan bool), log, new(sync.Once)}}, log.option())
 	c := dial(t, r.addr)
 	c.send(get)
+	until(t, "Accept", func() bool { s, err := ln.Stats(); return err != nil || s.Queued <= 0 })
 	r.stop()
 	_, body := c.answer()
 	require.Equal(t, "hello", body)

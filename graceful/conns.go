@@ -152,6 +152,10 @@ func (cs *conns) look(linger time.Duration) (n counts) {
 	stopping := cs.stopping.Load()
 	for _, v := range cs.all.Range {
 		c := v.(*conn)
+		if cs.raw && stopping != 0 && hasClosed(c.Conn) {
+			cs.forget(c) // not with the method of the watched connection
+			continue
+		}
 		state := c.state.Load()
 		if state == idle || cs.raw && state == fresh && c.hasSent() {
 			c.answered = true
@@ -197,13 +201,15 @@ func (cs *conns) atRest(c *conn, n *counts, long bool) {
 		n.idle++
 	case !http1:
 		n.rested++
-	case c.hasMore():
+	case c.hasMore(c.first):
 		c.arriving = true
 		n.arriving++
 	default:
 		c.closing.Store(true)
+		n.idle++
+		first := c.first
 		go func() {
-			if !c.hasMore() { // it may have come since
+			if !c.hasMore(first) { // it may have come since
 				c.Close()
 				return
 			}
@@ -267,12 +273,13 @@ func (c *conn) owed() bool {
 }
 
 // hasMore reports whether a part of the next request has arrived on a connection at rest.
+// first is what had arrived when the stop first saw it.
 // The kernel counts the time in milliseconds or coarser, so it also compares numbers of
 // bytes. After a request with a body only they tell: net/http may read the rest of the
 // body after the answer.
-func (c *conn) hasMore() bool {
+func (c *conn) hasMore(first traffic) bool {
 	t, known := trafficOf(c.Conn)
-	return known && (t.unread || t.received > c.first.received || t.newer && !c.body.Load())
+	return known && (t.unread || t.received > first.received || t.newer && !c.body.Load())
 }
 
 // hasSent reports whether the server has sent something without the methods of the

@@ -187,6 +187,28 @@ func TestRunKeepsMethods(t *testing.T) {
 	}
 }
 
+// A server may close the socket of a connection, and not the connection that it got.
+func TestRunKnowsOtherCloses(t *testing.T) {
+	ln := listen(t)
+	closed := make(chan bool)
+	r := begin(t, tls.NewListener(ln, tlsConfig()), func(ctx context.Context) error {
+		return Run(ctx, tls.NewListener(ln, tlsConfig()), func(ln net.Listener) error {
+			for {
+				nc, err := ln.Accept()
+				if err != nil {
+					return err
+				}
+				nc.(interface{ NetConn() net.Conn }).NetConn().Close()
+				close(closed)
+			}
+		}, nil, WithTimeout(time.Hour), part(time.Minute))
+	})
+	dial(t, r.addr)
+	<-closed
+	r.stop()
+	require.NoError(t, r.wait())
+}
+
 // A server that writes without the method Write has answered too.
 func TestRunKnowsOtherWrites(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "answer")

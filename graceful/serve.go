@@ -371,5 +371,7 @@ func (s *server) log(ctx context.Context, level slog.Level, text string, attrs .
 		slog.Int("before_first_answer", n.fresh),
 		slog.Int("active", n.active+n.finishing+n.arriving),
 		slog.Int("idle", n.idle+n.rested+n.greeted))
-	call(ctx, func() { s.logger.LogAttrs(ctx, level, "graceful: "+text, attrs...) })
+	short, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
+	call(short, func() { s.logger.LogAttrs(ctx, level, "graceful: "+text, attrs...) })
 }

@@ -23,7 +23,7 @@ func TestFunctionsThatHang(t *testing.T) {
 	t.Parallel()
 	forever := make(chan bool)
 	t.Cleanup(func() { close(forever) })
-	const total = 200 * time.Millisecond
+	const total = 100 * time.Millisecond
 	hang := func() { <-forever }
 	for name, test := range map[string]struct {
 		srv  *http.Server

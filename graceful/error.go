@@ -15,13 +15,13 @@ type Error struct {
 	Queued int
 	// BeforeFirstAnswer is the number of connections that were closed after a part of
 	// their first request had arrived. It does not include connections on which nothing
-	// had arrived, if the system reports that, as Linux does. It includes a connection
-	// that the Accept method of a wrapping listener has not returned.
+	// had arrived, if the system reports that, as Linux does. It includes a listener
+	// whose Accept method has not returned, because it may hold a connection.
 	BeforeFirstAnswer int
 	// Active is the number of connections that were closed while a request arrived or was
-	// being answered. With [Run] and [ServeGRPC] it is the number of connections that
-	// were still open. It includes those whose handler has not returned though they are
-	// hijacked, which Serve does not close, or closed by the client.
+	// being answered. If the handler has not returned, it includes hijacked connections,
+	// which Serve does not close, and HTTP/2 connections whose client has gone. With [Run]
+	// and [ServeGRPC] it is the number of answered connections that were still open.
 	Active int
 
 	err error

@@ -249,7 +249,7 @@ func TestProtocolOfTheUser(t *testing.T) {
 // A drain goes on while the queue shrinks or requests are being answered.
 func TestDrainGoesOnWhileItMoves(t *testing.T) {
 	t.Parallel()
-	const wait = 250 * time.Millisecond
+	const wait = 160 * time.Millisecond
 	for name, test := range map[string]struct {
 		clients int
 		slow    time.Duration // accepting each client takes this time

@@ -228,13 +228,17 @@ func TestRunKnowsOtherWrites(t *testing.T) {
 			ln := listen(t)
 			r := begin(t, ln, func(ctx context.Context) error {
 				return Run(ctx, ln, func(ln net.Listener) error {
-					nc, err := ln.Accept()
-					if err == nil {
-						write(nc)
-						<-down
-						nc.Close()
+					for {
+						nc, err := ln.Accept()
+						if err != nil {
+							return err
+						}
+						go func() {
+							write(nc)
+							<-down
+							nc.Close()
+						}()
 					}
-					return err
 				}, func(context.Context) error { close(down); return nil }, WithTimeout(time.Hour), part(time.Minute))
 			})
 			c := dial(t, r.addr)
@@ -306,7 +310,7 @@ func TestServeGRPC(t *testing.T) {
 			ln := listen(t)
 			log := new(journal)
 			r := begin(t, ln, func(ctx context.Context) error {
-				return ServeGRPC(ctx, srv, ln, WithTimeout(2*time.Second), log.option())
+				return ServeGRPC(ctx, srv, ln, WithTimeout(time.Second), log.option())
 			})
 			c := dial(t, r.addr)
 			if hang {

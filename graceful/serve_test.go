@@ -886,7 +886,7 @@ func TestDelay(t *testing.T) {
 	stopped := make(chan bool)
 	log := new(journal)
 	r := start(t, &http.Server{Handler: hello}, listen(t), log.option(),
-		WithOnStop(func() { close(stopped) }), WithDelay(200*time.Millisecond))
+		WithOnStop(func() { close(stopped) }), WithDelay(200*time.Millisecond), WithLinger(0))
 	c := dial(t, r.addr)
 	r.stop()
 	<-stopped

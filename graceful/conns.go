@@ -227,8 +227,16 @@ func (cs *conns) unanswered(c *conn) bool {
 	return !c.answered && c.answers.Load() < 2
 }
 
-// silent reports whether c is new and its client has sent nothing.
-func (cs *conns) silent(c *conn) bool { return c.state.Load() == fresh && !c.owed() }
+// silent reports whether c is new and its client has sent nothing, or whether it is an HTTP/2
+// connection that has been at rest since the stop first saw it.
+func (cs *conns) silent(c *conn) bool {
+	state := c.state.Load()
+	if state == fresh {
+		return !c.owed()
+	}
+	t, known := trafficOf(c.Conn)
+	return state == idle && c.http2.Load() && known && c.noted && !t.unread && t.received == c.first.received
+}
 
 // close closes the connections that which selects. It returns how many of them had sent
 // something that was not answered, or may have.

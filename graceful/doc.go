@@ -39,8 +39,9 @@
 //  3. Serve drains the listeners, see [acceptq.Listener.Drain], and closes them. New
 //     clients are kept out, and the server accepts every connection in the queue. The
 //     drain goes on while the queue shrinks or a request is being answered. If neither is
-//     so for 5 s, Serve closes the connections whose clients are silent. After another
-//     5 s it gives up.
+//     so for 5 s, Serve closes new connections whose clients are silent, and HTTP/2
+//     connections at rest, because Accept may wait for their end. After another 5 s it
+//     gives up.
 //  4. Serve waits for the first request on new connections, for at most 5 s.
 //  5. [http.Server.Shutdown] closes the idle connections and calls the functions of
 //     [http.Server.RegisterOnShutdown]. Serve waits for the requests that are being

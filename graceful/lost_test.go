@@ -86,16 +86,17 @@ func (c *limitedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// Idle connections are closed when the linger ends, and silent ones when nothing else moves:
-// Accept may wait for their end.
+// Idle connections of HTTP/1 are closed when the linger ends. Silent connections and those of
+// HTTP/2 are when nothing else moves: Accept may wait for their end.
 func TestConnectionsAtRestDoNotBlockTheDrain(t *testing.T) {
 	t.Parallel()
 	for name, first := range map[string]func(c *client){
 		"idle":   func(c *client) { c.send(get); c.answer() },
 		"silent": func(*client) {},
+		"HTTP/2": nil,
 	} {
 		t.Run(name, func(t *testing.T) {
-			if name == "silent" && runtime.GOOS != "linux" {
+			if name != "idle" && runtime.GOOS != "linux" {
 				t.Skip("the system does not tell whether a client is silent")
 			}
 			ln := listen(t)
@@ -103,9 +104,20 @@ func TestConnectionsAtRestDoNotBlockTheDrain(t *testing.T) {
 				t.Skip(err)
 			}
 			require.NoError(t, ln.Resume())
-			r := start(t, &http.Server{Handler: hello}, limit(ln, 2), WithLinger(10*time.Millisecond), part(200*time.Millisecond))
+			srv, _ := serverOf("h2c", hello)
+			r := start(t, srv, limit(ln, 2), WithLinger(10*time.Millisecond), part(200*time.Millisecond))
 			for range 2 {
-				first(dial(t, r.addr))
+				if first != nil {
+					first(dial(t, r.addr))
+					continue
+				}
+				tr, _ := transportOf("h2c")
+				defer tr.CloseIdleConnections()
+				resp, err := (&http.Client{Transport: tr}).Get("http://" + r.addr)
+				require.NoError(t, err)
+				_, err = io.Copy(io.Discard, resp.Body)
+				require.NoError(t, err)
+				resp.Body.Close()
 			}
 			until(t, "two connections", func() bool { return r.counts().open() == 2 })
 			var queued []*client

@@ -310,3 +310,9 @@ func (s *Shards) Close() error {
 	}
 	return first
 }
+
+// DrainAll drains listeners of one address together, as [Shards.Drain] does. It is for
+// listeners that were wrapped one by one. The numbers in a [DrainError] are sums.
+func DrainAll(ctx context.Context, listeners ...*Listener) error {
+	return (&Shards{listeners: listeners}).Drain(ctx)
+}

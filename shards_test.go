@@ -419,3 +419,19 @@ func requireAllClosed(t *testing.T, s *Shards) {
 		require.ErrorIs(t, err, net.ErrClosed)
 	}
 }
+
+// DrainAll drains listeners that something else keeps apart.
+func TestDrainAll(t *testing.T) {
+	require.ErrorIs(t, DrainAll(t.Context()), sys.ErrNotListening)
+	s, err := ListenTCPShards("127.0.0.1:0", 1)
+	require.NoError(t, err)
+	defer s.Close()
+	go s.Serve(func(ln net.Listener) error { return http.Serve(ln, nil) })
+	var each []*Listener
+	for l := range s.All() {
+		each = append(each, l)
+	}
+	if err := DrainAll(t.Context(), each...); !errors.Is(err, ErrStillOpen) && !errors.Is(err, errors.ErrUnsupported) {
+		require.NoError(t, err)
+	}
+}

@@ -1,71 +1,58 @@
 package graceful
 
 import (
+	"bufio"
+	"cmp"
 	"io"
+	"net"
 	"net/http"
+	"sync"
 	"time"
 )
 
 // ServeHTTP is the Handler of the server while Serve runs.
-func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	c, _ := r.Context().Value(s).(*conn)
-	s.conns.begin(c, r.ProtoMajor == 1)
-	defer s.conns.end(c)
-
-	handler := s.user.handler
+func (h *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c, _ := r.Context().Value(h).(*conn)
+	if c != nil {
+		if body := r.ContentLength != 0; c.body.Load() != body {
+			c.body.Store(body)
+		}
+		if r.ProtoMajor > 1 && !c.http2.Load() {
+			c.http2.Store(true)
+		}
+		defer h.conns.end(h.conns.begin(c))
+	}
+	handler := h.user.handler
 	if handler == nil {
 		handler = http.DefaultServeMux
 	}
-	if !s.user.noOptions && r.RequestURI == "*" && r.Method == http.MethodOptions {
+	if !h.user.noOptions && r.RequestURI == "*" && r.Method == http.MethodOptions {
 		handler = http.HandlerFunc(generalOptions)
 	}
-	turn := turnAway{w: w, s: s}
 	switch w := w.(type) {
 	case http1Writer:
-		a := &http1Answer{http1Writer: w, turnAway: turn}
+		a := &http1Answer{answer{w, h, c, false}, w}
 		handler.ServeHTTP(a, r)
 		a.header()
 	case http2Writer:
-		a := &http2Answer{http2Writer: w, turnAway: turn}
+		a := &http2Answer{answer{w, h, c, false}, w}
 		handler.ServeHTTP(a, r)
 		a.header()
 	default: // not a ResponseWriter of the current net/http
-		turn.header()
+		if h.turnsAway() {
+			w.Header().Set("Connection", "close")
+		}
 		handler.ServeHTTP(w, r)
 	}
 }
+
+func (h *httpServer) turnsAway() bool { return h.conns.stopping.Load() != 0 }
 
 // generalOptions answers OPTIONS with the target "*" as net/http does.
 func generalOptions(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Length", "0")
 	if r.ContentLength != 0 {
 		io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, 4<<10))
-	}
-}
-
-// turnAway marks an answer so that net/http closes the connection after it. On HTTP/2 the
-// same header makes net/http send a GOAWAY frame.
-type turnAway struct {
-	w    http.ResponseWriter
-	s    *server
-	done bool // the header has been sent and can no longer be changed
-}
-
-func (t *turnAway) header() {
-	if t.done {
-		return
-	}
-	t.done = true
-	if t.s.stopping.Load() {
-		t.w.Header().Set("Connection", "close")
-	}
-}
-
-// status calls header, except for an informational answer, which precedes the header. An
-// answer with status 101 needs its own "Connection: Upgrade".
-func (t *turnAway) status(code int) {
-	if code >= 200 {
-		t.header()
 	}
 }
 
@@ -94,71 +81,96 @@ type (
 	}
 )
 
+// An answer marks the answer of a handler so that net/http closes the connection after it.
+// On HTTP/2 the same header makes net/http send a GOAWAY frame.
+type answer struct {
+	commonWriter
+	h    *httpServer
+	c    *conn // nil if the request did not come from the server
+	done bool  // net/http has read the header
+}
+
+func (a *answer) header() {
+	if a.done {
+		return
+	}
+	a.done = true
+	if a.h.turnsAway() {
+		a.Header().Set("Connection", "close")
+		if a.c != nil {
+			a.c.leaving.Store(true)
+		}
+	}
+}
+
+func (a *answer) Unwrap() http.ResponseWriter { return a.commonWriter }
+
+// WriteHeader calls header, except for an informational answer, which precedes the header.
+// An answer with status 101 needs its own "Connection: Upgrade".
+func (a *answer) WriteHeader(code int) {
+	if code >= 200 {
+		a.header()
+	}
+	a.commonWriter.WriteHeader(code)
+}
+
+func (a *answer) Write(p []byte) (int, error) {
+	a.header()
+	return a.commonWriter.Write(p)
+}
+
+func (a *answer) WriteString(p string) (int, error) {
+	a.header()
+	return a.commonWriter.WriteString(p)
+}
+
+func (a *answer) Flush() {
+	a.header()
+	a.commonWriter.Flush()
+}
+
+func (a *answer) FlushError() error {
+	a.header()
+	return a.commonWriter.FlushError()
+}
+
 type http1Answer struct {
-	http1Writer
-	turnAway
+	answer
+	http1 http1Writer
 }
 
-func (a *http1Answer) Unwrap() http.ResponseWriter { return a.http1Writer }
+// firstLen is as many bytes as net/http reads to detect the type of the content.
+const firstLen = 512
 
-func (a *http1Answer) WriteHeader(code int) {
-	a.status(code)
-	a.http1Writer.WriteHeader(code)
+var firsts = sync.Pool{New: func() any { return new([firstLen]byte) }}
+
+// ReadFrom waits for the first bytes before it calls header: the source may be slow.
+func (a *http1Answer) ReadFrom(r io.Reader) (n int64, err error) {
+	if !a.done {
+		first := firsts.Get().(*[firstLen]byte)
+		defer firsts.Put(first)
+		for n == 0 && err == nil {
+			var read int
+			if read, err = r.Read(first[:]); read > 0 {
+				written, werr := a.Write(first[:read])
+				n, err = int64(written), cmp.Or(werr, err)
+			}
+		}
+		a.header()
+	}
+	if err != nil && err != io.EOF {
+		return n, err
+	}
+	rest, err := a.http1.ReadFrom(r)
+	return n + rest, err
 }
 
-func (a *http1Answer) Write(p []byte) (int, error) {
-	a.header()
-	return a.http1Writer.Write(p)
-}
-
-func (a *http1Answer) WriteString(p string) (int, error) {
-	a.header()
-	return a.http1Writer.WriteString(p)
-}
-
-func (a *http1Answer) ReadFrom(r io.Reader) (int64, error) {
-	a.header()
-	return a.http1Writer.ReadFrom(r)
-}
-
-func (a *http1Answer) Flush() {
-	a.header()
-	a.http1Writer.Flush()
-}
-
-func (a *http1Answer) FlushError() error {
-	a.header()
-	return a.http1Writer.FlushError()
+func (a *http1Answer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	nc, rw, err := a.http1.Hijack()
+	return unkeyed(nc), rw, err
 }
 
 type http2Answer struct {
-	http2Writer
-	turnAway
-}
-
-func (a *http2Answer) Unwrap() http.ResponseWriter { return a.http2Writer }
-
-func (a *http2Answer) WriteHeader(code int) {
-	a.status(code)
-	a.http2Writer.WriteHeader(code)
-}
-
-func (a *http2Answer) Write(p []byte) (int, error) {
-	a.header()
-	return a.http2Writer.Write(p)
-}
-
-func (a *http2Answer) WriteString(p string) (int, error) {
-	a.header()
-	return a.http2Writer.WriteString(p)
-}
-
-func (a *http2Answer) Flush() {
-	a.header()
-	a.http2Writer.Flush()
-}
-
-func (a *http2Answer) FlushError() error {
-	a.header()
-	return a.http2Writer.FlushError()
+	answer
+	http.Pusher
 }

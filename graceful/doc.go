@@ -20,25 +20,39 @@
 //   - It closes a kept-alive connection while the client sends the next request on it.
 //   - It sends GOAWAY on an HTTP/2 connection before the first request has arrived.
 //
+// [ServeGRPC] does the same for a gRPC server, and [Run] for a server of any other kind.
+//
 // # How the server stops
 //
-// When ctx ends, [Serve] stops the server in these phases. Each phase has a time limit.
-// [WithTimeout] limits all of them together.
+// When ctx ends, [Serve] stops the server in these phases. [WithTimeout] limits all of them
+// together, and each phase gets what is left of that time. The last fifth of the time, or
+// 5 s, is reserved for phases 3 to 5.
 //
 //  1. Serve calls the function of [WithOnStop]. The server then continues as before for
 //     the time of [WithDelay].
 //  2. From now on every answer closes its connection. An HTTP/1 answer has the header
 //     "Connection: close", even if the handler has set another. An HTTP/2 connection
 //     gets a GOAWAY frame with the answer. An idle kept-alive connection stays open for
-//     the time of [WithLinger], and a request on it is still answered. New connections
-//     are served.
+//     the time of [WithLinger], and a request on it is still answered. Then an HTTP/1
+//     connection is closed, unless a part of a request has arrived. New connections are
+//     served.
 //  3. Serve drains the listeners, see [acceptq.Listener.Drain], and closes them. New
-//     clients are kept out, and the server accepts every connection in the queue.
-//  4. Serve waits for the first request on new connections, see
-//     [WithFirstAnswerTimeout].
+//     clients are kept out, and the server accepts every connection in the queue. The
+//     drain goes on while the queue shrinks or a request is being answered. If neither is
+//     so for 5 s, Serve closes new connections whose clients are silent, and HTTP/2
+//     connections at rest, because Accept may wait for their end. After another 5 s it
+//     gives up.
+//  4. Serve waits for the first request on new connections, for at most 5 s.
 //  5. [http.Server.Shutdown] closes the idle connections and calls the functions of
-//     [http.Server.RegisterOnShutdown]. It waits for the requests that are being
-//     answered, including HTTP/2 streams.
+//     [http.Server.RegisterOnShutdown]. Serve waits for the requests that are being
+//     answered, including HTTP/2 streams whose client has gone.
+//
+// If [WithTimeout] is below 25 s, a fifth of it takes the place of each 5 s. An ordinary
+// stop returns nil. A client that has connected and has sent nothing makes it last 5 s
+// longer, and is no error on Linux, which tells such clients from others.
+//
+// All functions of the caller run in the background, and so does closing a connection. If
+// one hangs, the stop still ends in time.
 //
 // If no other process listens on the port by then, the kernel refuses new clients. Start
 // the new process before the old one stops, and let both listen with
@@ -47,9 +61,9 @@
 // # The server and its handler
 //
 // All fields of the server work while Serve runs, including Handler, ConnState,
-// ConnContext and BaseContext. Serve replaces some of them and restores them before it
-// returns, even if a handler hangs. The methods of the server work too, such as
-// RegisterOnShutdown and SetKeepAlivesEnabled.
+// ConnContext and BaseContext. Serve replaces some of them and does not restore them,
+// because a server that was shut down cannot serve again. The methods of the server work
+// too, such as RegisterOnShutdown and SetKeepAlivesEnabled.
 //
 // The handler gets an [http.ResponseWriter] with the same methods as that of net/http.
 // [http.ResponseController] works with it. [http.MaxBytesReader] works too, but it cannot
@@ -67,14 +81,22 @@
 // more time, use [WithOnStop]. Answers that do not end by themselves, such as server-sent
 // events, need such a function too.
 //
+// The same is true of h2c.NewHandler of golang.org/x/net, which hijacks each connection: it
+// does not send GOAWAY, and the stop waits until its clients leave. Use
+// [http.Protocols.SetUnencryptedHTTP2] instead. http2.ConfigureServer of golang.org/x/net
+// loses requests in a stop. net/http needs neither.
+//
 // # Limitations
 //
-//   - If the header of an HTTP/1 answer was sent before the stop, it cannot contain
+//   - net/http reads the header of an HTTP/1 answer when the handler calls WriteHeader or
+//     Write for the first time. If that was before the stop, the answer cannot contain
 //     "Connection: close". When the answer ends, the connection stays open for the linger.
 //     If the answer lasts until phase 5, the connection is closed right after it. A
-//     request that the client sends at that moment is lost.
+//     request that the client sends at that moment is lost. So is one that the client has
+//     sent before the answer to the former request, which is called pipelining.
 //   - A kept-alive connection that is idle for longer than the linger is closed. A
-//     request that is on its way at that moment is lost, as with any server.
+//     request that is on its way at that moment is lost, as with any server. On Linux a
+//     request of which a part has arrived is not.
 //   - If an HTTP/2 client opens a stream at the moment of the GOAWAY, the stream is not
 //     answered. The frame says so. The client then repeats the request on a new
 //     connection.

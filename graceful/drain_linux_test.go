@@ -34,6 +34,7 @@ func lateClient(t *testing.T, addr string) *client {
 
 // A client whose handshake is in flight when the stop begins gets its answer.
 func TestHandshakesInFlight(t *testing.T) {
+	t.Parallel()
 	for range 10 {
 		log := new(journal)
 		r := start(t, &http.Server{Handler: hello}, listen(t), log.option(), WithLinger(0))
@@ -55,15 +56,16 @@ func TestHandshakesInFlight(t *testing.T) {
 // hangs. Its time limit or the second context ends it, and the error counts the queued
 // connections.
 func TestDrainThatHangs(t *testing.T) {
+	t.Parallel()
 	for name, abort := range map[string]bool{"time limit": false, "abort": true} {
 		t.Run(name, func(t *testing.T) {
 			going, hanging := make(chan bool), make(chan bool, 1)
 			log, reason := new(journal), errors.New("enough")
 			now, cancel := context.WithCancelCause(context.Background())
 			defer cancel(nil)
-			opts := []Option{log.option(), WithAbort(now), WithTimeout(time.Hour), WithDrainTimeout(time.Hour)}
+			opts := []Option{log.option(), WithAbort(now), WithTimeout(time.Hour), part(time.Minute)}
 			if !abort {
-				opts = append(opts, WithDrainTimeout(50*time.Millisecond), WithFirstAnswerTimeout(0), WithRequestTimeout(0))
+				opts = append(opts, WithTimeout(250*time.Millisecond), part(0))
 			}
 			ln := listen(t)
 			r := start(t, &http.Server{Handler: hello, ConnContext: func(ctx context.Context, _ net.Conn) context.Context {

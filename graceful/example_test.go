@@ -7,6 +7,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -88,8 +89,44 @@ func ExampleWithDelay() {
 		graceful.WithLogger(slog.Default()))
 	var cut *graceful.Error
 	if errors.As(err, &cut) {
-		log.Printf("%d requests were cut off", cut.Active)
+		log.Printf("%d connections were cut off during a request", cut.Active)
 	}
+}
+
+// A server of any kind, here an accept loop, is told to stop while it answers a client.
+func ExampleRun() {
+	ctx, stop := context.WithCancel(context.Background())
+	serve := func(ln net.Listener) error {
+		for {
+			nc, err := ln.Accept()
+			if err != nil {
+				return err
+			}
+			go func() {
+				defer nc.Close()
+				stop()
+				io.WriteString(nc, "hello")
+			}()
+		}
+	}
+
+	ln, err := acceptq.ListenTCP("127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	answer := make(chan string)
+	go func() {
+		nc, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			log.Fatal(err)
+		}
+		defer nc.Close()
+		text, _ := io.ReadAll(nc)
+		answer <- string(text)
+	}()
+	err = graceful.Run(ctx, ln, serve, nil)
+	fmt.Println(<-answer, err)
+	// Output: hello <nil>
 }
 
 // Several sockets on one port have several accept queues.

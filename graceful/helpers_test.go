@@ -47,6 +47,7 @@ const patience = 20 * time.Second
 // A running server, and how to stop it.
 type running struct {
 	t      *testing.T
+	srv    *http.Server
 	addr   string
 	stop   context.CancelFunc
 	result chan error
@@ -64,7 +65,27 @@ func listen(t *testing.T) *acceptq.Listener {
 // start serves srv on ln until the test stops it.
 func start(t *testing.T, srv *http.Server, ln Listener, opts ...Option) *running {
 	t.Helper()
-	return begin(t, ln, func(ctx context.Context) error { return Serve(ctx, srv, ln, opts...) })
+	r := begin(t, ln, func(ctx context.Context) error { return Serve(ctx, srv, ln, opts...) })
+	r.srv = srv
+	return r
+}
+
+// conns returns what Serve knows about the connections.
+func (r *running) conns() *conns {
+	replacing.Lock()
+	defer replacing.Unlock()
+	if h, ok := r.srv.Handler.(*httpServer); ok {
+		return &h.conns
+	}
+	return new(conns)
+}
+
+func (r *running) counts() counts { return r.conns().look(0) }
+
+// turningAway waits until the server closes connections after their answer.
+func (r *running) turningAway() {
+	r.t.Helper()
+	until(r.t, "the stop", func() bool { return r.conns().stopping.Load() != 0 })
 }
 
 func begin(t *testing.T, ln Listener, serve func(context.Context) error) *running {
@@ -256,3 +277,23 @@ func (j *journal) after(t *testing.T, phase string) {
 }
 
 func (j *journal) option() Option { return WithLogger(slog.New(j)) }
+
+// part sets how long the stop waits while nothing moves.
+func part(d time.Duration) Option {
+	return func(o *options) error {
+		o.part = d
+		return nil
+	}
+}
+
+// secure finishes the TLS handshake of a client.
+func secure(t *testing.T, c *client, protocol string) *client {
+	t.Helper()
+	config := trusting.Clone()
+	if protocol == "HTTP/2" {
+		config.NextProtos = []string{"h2"}
+	}
+	tc := tls.Client(c.Conn, config)
+	require.NoError(t, tc.Handshake())
+	return newClient(t, tc)
+}

@@ -28,7 +28,7 @@ func inNamespace(t *testing.T, f func(t *testing.T)) {
 	self, err := os.Executable()
 	require.NoError(t, err)
 	name := "^" + strings.ReplaceAll(t.Name(), "/", "$/^") + "$"
-	cmd := exec.Command(self, "-test.run="+name, "-test.v", "-test.timeout=55s", "-test.parallel=16")
+	cmd := exec.Command(self, "-test.run="+name, "-test.v", "-test.timeout=9m", "-test.parallel=16")
 	cmd.Env = append(os.Environ(), namespaceEnv+"="+t.Name(),
 		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")) // or it ends a second later under -race
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}

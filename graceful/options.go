@@ -11,8 +11,8 @@ import (
 	"github.com/acceptq/acceptq"
 )
 
-// An Option changes how [Serve] and [ServeTLS] serve and stop. A nil Option is
-// ignored.
+// An Option changes how [Serve], [ServeTLS], [ServeGRPC] and [Run] serve and stop. A nil
+// Option is ignored.
 type Option func(*options) error
 
 type options struct {
@@ -22,24 +22,21 @@ type options struct {
 	onStop    func()
 	delay     time.Duration
 	linger    time.Duration
-	drain     time.Duration
-	first     time.Duration
-	requests  time.Duration // negative: what is left of total
 	total     time.Duration
-	abort     context.Context
-	signals   []os.Signal
-	logger    *slog.Logger
+	// part is how long the stop waits while nothing moves, and what it reserves for the
+	// drain and the answers.
+	part    time.Duration
+	abort   context.Context
+	signals []os.Signal
+	logger  *slog.Logger
 }
 
-func newOptions(opts []Option) (*options, error) {
+func newOptions(opts []Option, raw bool) (*options, error) {
 	o := &options{
-		linger:   time.Second,
-		drain:    5 * time.Second,
-		first:    5 * time.Second,
-		requests: -1,
-		total:    25 * time.Second,
-		abort:    context.Background(),
-		logger:   slog.New(slog.DiscardHandler),
+		linger: -1,
+		total:  25 * time.Second,
+		abort:  context.Background(),
+		logger: slog.New(slog.DiscardHandler),
 	}
 	for _, opt := range opts {
 		if opt == nil {
@@ -49,9 +46,18 @@ func newOptions(opts []Option) (*options, error) {
 			return o, err
 		}
 	}
-	if o.delay >= o.total {
-		return o, fmt.Errorf("graceful: WithDelay(%v): not less than WithTimeout(%v); raise WithTimeout", o.delay, o.total)
+	if o.part == 0 { // tests set it
+		o.part = min(5*time.Second, o.total/5)
 	}
+	left := o.total - o.delay - max(o.linger, 0)
+	if left < o.part {
+		return o, fmt.Errorf("graceful: WithDelay(%v), WithLinger(%v): %v left of WithTimeout(%v), need %v for the drain and the answers; raise WithTimeout",
+			o.delay, max(o.linger, 0), max(left, 0), o.total, o.part)
+	}
+	if o.linger < 0 && !raw {
+		o.linger = min(time.Second, (left-o.part)/4)
+	}
+	o.linger = max(o.linger, 0)
 	return o, nil
 }
 
@@ -109,7 +115,8 @@ func WithSharedSocket() Option {
 }
 
 // WithOnStop calls f once, when the stop begins and before the time of [WithDelay]. f can
-// make a readiness check fail, for example. Serve waits until f returns.
+// make a readiness check fail, for example. The stop waits until f returns. If f does not
+// return while there is time for it, the stop goes on, and its error says so.
 func WithOnStop(f func()) Option {
 	return func(o *options) error {
 		o.onStop = f
@@ -124,40 +131,21 @@ func WithDelay(d time.Duration) Option {
 }
 
 // WithLinger sets how long a kept-alive connection may stay idle before the stop closes
-// it. A request that arrives before that is answered. The wait ends when no connection is
-// idle, after 2d at the latest.
+// it. A request that arrives before that is answered.
 //
-// The default is 1 s. A busy client uses a connection again within milliseconds, and the
-// answer tells it to close the connection. If d is 0, idle connections are closed at
-// once, and requests that are on their way are lost.
+// The default is 1 s, or less if [WithTimeout] leaves less. A busy client uses a connection
+// again within milliseconds, and the answer tells it to close the connection. If d is 0,
+// idle connections are closed at once, and requests that are on their way are lost. It is
+// an error if WithDelay and WithLinger leave less than 5 s, or a fifth, of WithTimeout. For
+// [Run] see there.
 func WithLinger(d time.Duration) Option {
 	return duration("WithLinger", d, func(o *options) { o.linger = d })
 }
 
-// WithDrainTimeout sets how long the drain of the listeners may take. Afterwards the
-// kernel resets the connections that are still queued, and Serve returns an [Error]. The
-// default is 5 s, because a drain waits for in-flight handshakes for 3 s.
-func WithDrainTimeout(d time.Duration) Option {
-	return duration("WithDrainTimeout", d, func(o *options) { o.drain = d })
-}
-
-// WithFirstAnswerTimeout sets how long the stop waits for the first request on
-// connections that have not sent one. Afterwards these connections are closed, and Serve
-// returns an [Error]. The default is 5 s, as in net/http.
-func WithFirstAnswerTimeout(d time.Duration) Option {
-	return duration("WithFirstAnswerTimeout", d, func(o *options) { o.first = d })
-}
-
-// WithRequestTimeout sets how long the last phase of the stop waits for requests that are
-// being answered. Afterwards they are cut off, and Serve returns an [Error]. The default
-// is the remaining time of [WithTimeout].
-func WithRequestTimeout(d time.Duration) Option {
-	return duration("WithRequestTimeout", d, func(o *options) { o.requests = d })
-}
-
 // WithTimeout sets how long the whole stop may take, including the time of [WithDelay].
-// The default is 25 s, because Kubernetes kills a container 30 s after its SIGTERM. It is
-// an error if d is not positive.
+// Afterwards what is left is cut off, and the error is an [*Error]. The default is 25 s,
+// because Kubernetes kills a container 30 s after its SIGTERM. It is an error if d is not
+// positive.
 func WithTimeout(d time.Duration) Option {
 	return func(o *options) error {
 		if d <= 0 {
@@ -169,7 +157,7 @@ func WithTimeout(d time.Duration) Option {
 }
 
 // WithAbort stops the server at once when ctx ends, in any phase. Requests and connections
-// are cut off, and Serve returns an [Error] that unwraps to the cause of ctx.
+// are cut off, and the error is an [*Error] that unwraps to the cause of ctx.
 func WithAbort(ctx context.Context) Option {
 	return func(o *options) error {
 		if ctx == nil {
@@ -191,7 +179,7 @@ func WithAbortSignal(signals ...os.Signal) Option {
 }
 
 // WithLogger logs a line when the stop begins and a line at the end of each phase, with
-// the numbers of connections. The line is a warning if the phase reached its time limit.
+// the numbers of connections. The line is a warning if the phase has cut something off.
 // By default, and if l is nil, nothing is logged.
 func WithLogger(l *slog.Logger) Option {
 	return func(o *options) error {

@@ -2,97 +2,53 @@ package graceful
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"math"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
-// A Listener is what [Serve] accepts connections from: a [net.Listener] or an
+// A Listener is what a server accepts connections from: a [net.Listener] or an
 // [*acceptq.Shards].
 type Listener interface {
 	Addr() net.Addr
 	Close() error
 }
 
-// Serve serves srv on ln until ctx ends, and then stops it without losing a request. The
-// package comment describes the phases of the stop. Serve returns nil if nothing was cut
-// off. It always closes ln.
-//
-// The error is or wraps one of these:
-//   - [*Error]: a time limit ended a phase, or the stop was aborted, and requests or
-//     connections were cut off.
-//   - The error of Accept: Accept failed. Serve then stops the server in the same
-//     phases, so that the requests in progress are answered.
-//   - [http.ErrServerClosed]: other code closed srv or shut it down. Serve then returns
-//     at once, as [http.Server.Serve] does.
-//
-// ln can be a [net.Listener] of any type, but one of package acceptq is best. Serve calls
-// [acceptq.Wrap] for a [*net.TCPListener]: it counts as shared, so some clients wait for a
-// second, and on an MPTCP socket new clients are not kept out. For other wrapped listeners
-// see [WithSocket]. A listener that cannot be drained is closed in that phase, and the
-// kernel resets the connections in its queue.
-//
-// It is an error if srv is already being served by Serve.
-func Serve(ctx context.Context, srv *http.Server, ln Listener, opts ...Option) error {
-	return serve(ctx, srv, ln, srv.Serve, opts)
-}
-
-// ServeTLS is like [Serve], but it calls [http.Server.ServeTLS] to serve HTTPS. The file
-// names can be "" if srv.TLSConfig has the certificate.
-func ServeTLS(ctx context.Context, srv *http.Server, ln Listener, certFile, keyFile string, opts ...Option) error {
-	return serve(ctx, srv, ln, func(ln net.Listener) error { return srv.ServeTLS(ln, certFile, keyFile) }, opts)
-}
-
-// A server holds an http.Server that is being served and the fields that Serve replaced.
+// A server is a server of any kind while it is served.
 type server struct {
 	*options
-	srv      *http.Server
 	conns    conns
-	stopping atomic.Bool // each answer closes its connection
-	sockets  []socket
-	doors    []door
-	user     struct {
-		handler     http.Handler
-		noOptions   bool
-		connState   func(net.Conn, http.ConnState)
-		connContext func(context.Context, net.Conn) context.Context
-		baseContext func(net.Listener) context.Context
-		tlsConfig   *tls.Config
-		nextProto   map[string]func(*http.Server, *tls.Conn, http.Handler)
-	}
+	doors    []*door
+	sockets  [][]*socket   // by address
+	returned chan struct{} // closed when all calls of serve have returned
+
+	// How to use the server.
+	serve    func(net.Listener) error
+	accept   func(net.Conn) net.Conn // gets each accepted connection, and may wrap it
+	shutdown func(context.Context)   // ends the connections, or tells them to end
+	cut      func()                  // closes the server at once
+	closed   func() bool             // reports whether other code has closed the server
 }
 
-// serving holds the servers that are being served.
-var serving struct {
-	sync.Mutex
-	servers map[*http.Server]*server
-}
-
-var errTwice = errors.New("graceful: the server is already being served")
-
-func serve(ctx context.Context, srv *http.Server, ln Listener, serve func(net.Listener) error, opts []Option) error {
-	o, err := newOptions(opts)
+// start begins to serve if nothing is wrong. prepare may change the server to be served.
+func (s *server) start(ctx context.Context, ln Listener, opts []Option, prepare func() error) error {
+	o, err := newOptions(opts, s.conns.raw)
+	s.options = o
 	listeners := append([]Listener{ln}, o.listeners...)
-	switch {
-	case err != nil:
-	case ctx == nil:
+	if err == nil && ctx == nil {
 		err = errors.New("graceful: nil context")
-	case srv == nil:
-		err = errors.New("graceful: nil server")
 	}
-	s := &server{options: o, srv: srv}
 	if err == nil {
 		err = s.open(listeners)
+	}
+	if err == nil {
+		err = prepare()
 	}
 	if err != nil {
 		for _, ln := range listeners {
@@ -102,147 +58,51 @@ func serve(ctx context.Context, srv *http.Server, ln Listener, serve func(net.Li
 		}
 		return err
 	}
-	defer s.closeAll()
-	s.conns.all = make(map[net.Conn]*conn)
-	s.conns.changed = make(chan struct{}, 1)
-	s.conns.noLoops = make(chan struct{})
+	return s.run(ctx)
+}
 
-	serving.Lock()
-	twice := serving.servers[srv] != nil
-	if !twice {
-		if serving.servers == nil {
-			serving.servers = make(map[*http.Server]*server)
-		}
-		serving.servers[srv] = s
-	}
-	serving.Unlock()
-	if twice {
-		return errTwice
-	}
-	s.replace()
-	s.conns.loops = len(s.doors)
-	restored := make(chan struct{})
-	wait := true
-	defer func() {
-		s.conns.whenEnded(func() {
-			s.restore()
-			serving.Lock()
-			delete(serving.servers, srv)
-			serving.Unlock()
-			close(restored)
-		})
-		if wait {
-			// Every connection is closed by now, so this is short, unless a function of
-			// the caller hangs. In that case the last connection restores the fields.
-			select {
-			case <-restored:
-			case <-time.After(time.Second):
-			}
-		}
-	}()
-
+// run serves until ctx ends, and then stops the server.
+func (s *server) run(ctx context.Context) error {
 	results := make(chan error, len(s.doors))
+	s.returned = make(chan struct{})
+	var serving sync.WaitGroup
 	for _, d := range s.doors {
-		go func() {
-			defer s.conns.loopEnded()
-			err := serve(d.served)
-			d.served.Close() // ServeTLS does not if it lacks a certificate
+		serving.Go(func() {
+			err := s.serve(d)
+			d.Close() // ServeTLS does not if it lacks a certificate
+			d.end()
 			results <- err
-		}()
+		})
 	}
+	go func() {
+		defer close(s.returned)
+		serving.Wait()
+	}()
 	var failed error
 	select {
 	case <-ctx.Done():
-	case <-o.abort.Done():
+	case <-s.abort.Done():
 	case failed = <-results:
-		if errors.Is(failed, http.ErrServerClosed) {
-			<-s.conns.noLoops // the other loops return too
-			wait = false      // the caller of Shutdown waits for the connections
+		if s.closed() {
+			for _, d := range s.doors {
+				go d.Close()
+			}
 			return failed
 		}
-		s.logger.ErrorContext(ctx, "graceful: serving ended", "error", failed)
+		s.log(ctx, slog.LevelError, "serving ended", slog.Any("error", failed))
 	}
-	cut := s.stop(ctx)
-	for range len(s.doors) {
-		select {
-		case err := <-results:
-			if failed == nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-				failed = err
-			}
-		default:
-		}
-	}
-	switch {
-	case cut == nil:
-		return failed
-	case failed == nil:
-		return cut
-	}
-	return errors.Join(failed, cut)
-}
-
-// replace replaces fields of the server with the functions of s.
-func (s *server) replace() {
-	u, srv := &s.user, s.srv
-	u.handler, srv.Handler = srv.Handler, s
-	u.noOptions, srv.DisableGeneralOptionsHandler = srv.DisableGeneralOptionsHandler, true
-	u.connState, srv.ConnState = srv.ConnState, s.connState
-	u.connContext, srv.ConnContext = srv.ConnContext, s.connContext
-	if u.baseContext = srv.BaseContext; u.baseContext != nil {
-		srv.BaseContext = s.baseContext
-	}
-	// net/http changes these two fields.
-	u.tlsConfig, srv.TLSConfig = srv.TLSConfig, srv.TLSConfig.Clone()
-	u.nextProto, srv.TLSNextProto = srv.TLSNextProto, maps.Clone(srv.TLSNextProto)
-}
-
-// restore restores the fields of the server. One goroutine may still read Handler: that of
-// an HTTP/2 stream whose client has gone, if the goroutine has not begun to run. Both
-// values of Handler are correct for it.
-func (s *server) restore() {
-	u, srv := &s.user, s.srv
-	srv.Handler = u.handler
-	srv.DisableGeneralOptionsHandler = u.noOptions
-	srv.ConnState = u.connState
-	srv.ConnContext = u.connContext
-	srv.BaseContext = u.baseContext
-	srv.TLSConfig = u.tlsConfig
-	srv.TLSNextProto = u.nextProto
-}
-
-func (s *server) connState(nc net.Conn, state http.ConnState) {
-	if s.user.connState != nil {
-		s.user.connState(nc, state)
-	}
-	s.conns.note(nc, state)
-}
-
-// connContext adds the connection to the context of its requests. The key is s.
-func (s *server) connContext(ctx context.Context, nc net.Conn) context.Context {
-	if s.user.connContext != nil {
-		if ctx = s.user.connContext(ctx, nc); ctx == nil {
-			return nil // net/http panics with its own message
-		}
-	}
-	return context.WithValue(ctx, s, s.conns.add(nc))
-}
-
-func (s *server) baseContext(ln net.Listener) context.Context {
-	for _, d := range s.doors {
-		if ln == d.served {
-			ln = d.given
-		}
-	}
-	return s.user.baseContext(ln)
+	cut, ended := s.stop(ctx, results)
+	return join(join(failed, ended), cut)
 }
 
 // stop runs the phases. It runs every phase, even if the context has ended: the phase then
-// only counts what it would have waited for.
-func (s *server) stop(ctx context.Context) error {
-	ctx = context.WithoutCancel(ctx)
-	all, abort := context.WithCancelCause(ctx)
+// only counts what it would have waited for. It returns what was cut off, and an error of
+// serve that came before the stop had ended the listeners.
+func (s *server) stop(ctx context.Context, results <-chan error) (cut, failed error) {
+	all, abort := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer abort(nil)
-	all, cancel := context.WithTimeout(all, s.total)
+	end := time.Now().Add(s.total)
+	all, cancel := context.WithDeadline(all, end)
 	defer cancel()
 	defer context.AfterFunc(s.abort, func() { abort(context.Cause(s.abort)) })()
 	if len(s.signals) > 0 {
@@ -258,155 +118,260 @@ func (s *server) stop(ctx context.Context) error {
 		}()
 	}
 
-	p := &phases{server: s, ctx: all}
-	p.log(slog.LevelInfo, "stopping")
-	if s.onStop != nil {
-		s.onStop()
+	// Each phase may use what the reserve of the later ones leaves of the time.
+	part := s.part
+	var errs error
+	phase := func(name string, limit, reserve time.Duration, f func(context.Context) error) {
+		began := time.Now()
+		until := end.Add(-reserve)
+		if limit > 0 && began.Add(limit).Before(until) {
+			until = began.Add(limit)
+		}
+		ctx, cancel := context.WithDeadline(all, until)
+		defer cancel()
+		err := f(ctx)
+		took := slog.Duration("took", time.Since(began))
+		if err == nil {
+			s.log(all, slog.LevelInfo, name, took)
+			return
+		}
+		errs = join(errs, fmt.Errorf("%s: %w", name, err))
+		s.log(all, slog.LevelWarn, name, took, slog.Any("error", err))
 	}
-	if s.delay > 0 {
-		p.run("delayed", s.delay, func(ctx context.Context) error {
+
+	s.log(all, slog.LevelInfo, "stopping")
+	if s.onStop != nil || s.delay > 0 {
+		phase("delayed", 0, s.linger+part, func(ctx context.Context) error {
+			if s.onStop != nil && !call(ctx, s.onStop) {
+				return fmt.Errorf("the function of WithOnStop has not returned: %w", context.Cause(ctx))
+			}
+			ctx, cancel := context.WithTimeout(ctx, s.delay)
+			defer cancel()
 			<-ctx.Done()
 			return nil
 		})
 	}
-	s.stopping.Store(true)
-	begin := time.Now()
-	rested := func() time.Duration { return s.conns.rested(begin, s.linger) }
-	var cut Error
 
+	s.conns.stopping.Store(now())
+	var e Error
 	if s.shared {
-		s.closeAll()
+		s.shut(all)
 	}
-	p.run("turned away", max(2*s.linger, s.linger), func(ctx context.Context) error {
-		s.await(ctx, rested)
-		return nil
-	})
+	if !s.conns.raw {
+		phase("turned away", 2*s.linger+grace, part, func(ctx context.Context) error {
+			s.await(ctx, func(n counts) bool { return n.idle+n.finishing == 0 })
+			return nil
+		})
+	}
 	if !s.shared {
-		p.run("drained", s.drain, func(ctx context.Context) (err error) {
-			cut.Queued, err = s.drainAll(ctx)
-			// Close at once: after the drain nothing follows the SO_REUSEPORT group, and
-			// where new clients are not kept out, they connect in between.
-			s.closeAll()
+		phase("drained", 0, part/2, func(ctx context.Context) (err error) {
+			e.Queued, err = s.drainWhileItMoves(ctx)
 			return err
 		})
 	}
-	p.run("first requests", s.first, func(ctx context.Context) error {
-		s.await(ctx, func() time.Duration {
-			// The listeners may have accepted connections that are not known yet.
-			if s.conns.inState[fresh] > 0 || s.conns.loops > 0 {
-				return forever
-			}
-			return rested()
-		})
-		if ctx.Err() == nil {
+	limit := part
+	if s.conns.raw {
+		limit = max(part, 2*s.linger)
+	}
+	phase("first requests", limit, part/4, func(ctx context.Context) error {
+		if s.await(ctx, func(n counts) bool {
+			return n.fresh+n.greeted+n.arriving+n.finishing+n.idle == 0 && s.accepting() == 0
+		}) {
 			return nil
 		}
-		if cut.BeforeFirstAnswer = s.conns.closeFresh(); cut.BeforeFirstAnswer > 0 {
+		// The Accept method of a wrapping listener may hold a connection that it reads from.
+		e.BeforeFirstAnswer = s.accepting()
+		if s.conns.raw { // a server may take long for its first answer
+			s.conns.close(s.conns.silent)
+		} else {
+			e.BeforeFirstAnswer += s.conns.close(s.conns.unanswered)
+			e.Active = s.conns.close(func(c *conn) bool { return c.arriving })
+		}
+		if e.BeforeFirstAnswer+e.Active > 0 {
 			return context.Cause(ctx)
 		}
 		return nil
 	})
-	requests := s.requests
-	if requests < 0 {
-		requests = s.total // the limit of all phases ends first
-	}
-	p.run("shut down", requests, func(ctx context.Context) error {
-		// Shutdown and Close wait for Accept, which may hang: the Accept method of a
-		// listener may read from the client, or a function of the caller may block.
-		down := inBackground(func() { s.srv.Shutdown(ctx) })
-		select {
-		case <-down:
-		case <-ctx.Done():
+	for range len(results) { // an error that comes later is that of a closed listener
+		if err := <-results; !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
+			failed = err
 		}
-		s.await(ctx, func() time.Duration {
-			if s.conns.hijacked > 0 {
-				return forever
+	}
+	if s.closed() {
+		failed = http.ErrServerClosed
+	}
+	phase("shut down", 0, 0, func(ctx context.Context) error {
+		down := make(chan struct{})
+		go func() {
+			defer close(down)
+			s.shutdown(ctx)
+		}()
+		for _, d := range s.doors {
+			d.release()
+		}
+		left := func(n counts) int {
+			if s.conns.raw {
+				return n.open()
 			}
-			return 0
+			return n.fresh + n.active + n.finishing
+		}
+		// Shutdown of net/http waits for a loop whose Accept does not return.
+		ended := s.await(ctx, func(n counts) bool {
+			return left(n) == 0 && (s.accepting() > 0 || isClosed(down) && isClosed(s.returned))
 		})
-		if ctx.Err() == nil {
+		if ended && isClosed(down) {
 			return nil
 		}
-		cut.Active = s.conns.count().active
-		s.conns.closeAll()
-		select {
-		case <-inBackground(func() { s.srv.Close() }):
-		case <-time.After(time.Second / 10):
-		}
-		if cut.Active > 0 {
+		n := s.conns.look(s.linger)
+		s.conns.close(func(*conn) bool { return true })
+		returned := call(ctx, func() {
+			s.cut()
+			<-s.returned
+		})
+		e.BeforeFirstAnswer += n.fresh
+		e.Active += left(n) - n.fresh
+		switch {
+		case left(n) > 0:
 			return context.Cause(ctx)
+		case !returned && s.accepting() == 0:
+			return fmt.Errorf("the server has not returned: %w", context.Cause(ctx))
 		}
 		return nil
 	})
-	if cut.err = errors.Join(p.errs...); cut.err == nil {
-		return nil
+	if n := int(s.conns.cut.Load()); n > 0 {
+		e.Active += n
+		errs = join(errs, fmt.Errorf("other code closed the server: %w", http.ErrServerClosed))
 	}
-	return &cut
-}
-
-// phases runs one phase after the other and collects their errors.
-type phases struct {
-	*server
-	ctx  context.Context
-	errs []error
-}
-
-// run runs a phase with a time limit.
-func (p *phases) run(name string, limit time.Duration, f func(context.Context) error) {
-	began := time.Now()
-	ctx, cancel := context.WithTimeout(p.ctx, limit)
-	defer cancel()
-	err := f(ctx)
-	level := slog.LevelInfo
-	took := slog.Duration("took", time.Since(began))
-	if err == nil {
-		p.log(level, name, took)
-		return
+	if e.err = errs; e.err == nil {
+		return nil, failed
 	}
-	p.errs = append(p.errs, fmt.Errorf("%s: %w", name, err))
-	p.log(slog.LevelWarn, name, took, slog.Any("error", err))
+	return &e, failed
 }
 
-func (p *phases) log(level slog.Level, name string, attrs ...slog.Attr) {
-	if queued, ok := p.queued(); ok {
-		attrs = append(attrs, slog.Int("queued", queued))
-	}
-	n := p.conns.count()
-	attrs = append(attrs,
-		slog.Int("before_first_answer", n.fresh),
-		slog.Int("active", n.active),
-		slog.Int("idle", n.idle))
-	p.logger.LogAttrs(p.ctx, level, "graceful: "+name, attrs...)
-}
-
-func inBackground(f func()) (done <-chan struct{}) {
-	c := make(chan struct{})
+// drainWhileItMoves drains the listeners. It gives up when for a while no connection has
+// left the queues and no request was being answered.
+func (s *server) drainWhileItMoves(ctx context.Context) (queued int, err error) {
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	done := make(chan struct{})
 	go func() {
-		defer close(c)
+		defer close(done)
+		queued, err = s.drain(reasons{ctx})
+	}()
+	last, moved, squeezed := 0, time.Now(), false
+	s.await(ctx, func(n counts) bool {
+		now, known := s.queued()
+		if known && now < last || n.active > 0 {
+			moved = time.Now()
+		}
+		last = now
+		if time.Since(moved) > s.part {
+			if squeezed {
+				giveUp(context.DeadlineExceeded)
+			}
+			// Accept may wait until connections end, as that of netutil.LimitListener does.
+			squeezed, moved = true, time.Now()
+			s.conns.close(s.conns.silent)
+		}
+		return isClosed(done)
+	})
+	<-done
+	return queued, err
+}
+
+// reasons is a context whose error is its cause, so that the error of a drain tells it.
+type reasons struct{ context.Context }
+
+func (r reasons) Err() error {
+	if r.Context.Err() == nil {
+		return nil
+	}
+	return context.Cause(r.Context)
+}
+
+// accepting returns how many listeners may hold a connection that conns does not have. net/http
+// adds one after Accept, but before it calls Accept again.
+func (s *server) accepting() (n int) {
+	for _, d := range s.doors {
+		if !isClosed(d.ended) && (!s.conns.raw || d.inside.Load() > 0) {
+			n++
+		}
+	}
+	return n
+}
+
+// await looks at the connections until done returns true or ctx ends.
+func (s *server) await(ctx context.Context, done func(counts) bool) bool {
+	for {
+		n := s.conns.look(s.linger)
+		if done(n) {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(look + time.Duration(n.open())*time.Microsecond):
+		}
+	}
+}
+
+const (
+	look = 2 * time.Millisecond // how often the stop looks at the connections, if they are few
+	// grace is how long code of others may take after the time of the stop has ended.
+	grace = 100 * time.Millisecond
+)
+
+// call calls f, which is code of others, and waits until it returns, but not longer than
+// ctx and the grace.
+func call(ctx context.Context, f func()) (returned bool) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
 		f()
 	}()
-	return c
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+	}
+	select {
+	case <-done:
+		return true
+	case <-time.After(grace):
+		return false
+	}
 }
 
-const forever = time.Duration(math.MaxInt64)
-
-// await waits until ctx ends or remaining returns 0 or less. It calls remaining again at
-// each change of the connections and when the returned time has passed. The connections
-// are locked during the call.
-func (s *server) await(ctx context.Context, remaining func() time.Duration) {
-	for ctx.Err() == nil {
-		s.conns.mu.Lock()
-		left := remaining()
-		s.conns.mu.Unlock()
-		if left <= 0 {
-			return
-		}
-		timer := time.NewTimer(left)
-		select {
-		case <-ctx.Done():
-		case <-timer.C:
-		case <-s.conns.changed:
-		}
-		timer.Stop()
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
+}
+
+// join joins two errors on one line.
+func join(a, b error) error {
+	switch {
+	case a == nil:
+		return b
+	case b == nil:
+		return a
+	}
+	return fmt.Errorf("%w; %w", a, b)
+}
+
+func (s *server) log(ctx context.Context, level slog.Level, text string, attrs ...slog.Attr) {
+	if queued, ok := s.queued(); ok {
+		attrs = append(attrs, slog.Int("queued", queued))
+	}
+	n := s.conns.look(s.linger)
+	attrs = append(attrs,
+		slog.Int("before_first_answer", n.fresh),
+		slog.Int("active", n.active+n.finishing+n.arriving),
+		slog.Int("idle", n.idle+n.rested+n.greeted))
+	short, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
+	call(short, func() { s.logger.LogAttrs(ctx, level, "graceful: "+text, attrs...) })
 }

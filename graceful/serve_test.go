@@ -62,9 +62,9 @@ func TestEveryAnswerClosesItsConnection(t *testing.T) {
 			idle := dial(t, r.addr) // its first request comes after the stop
 			// Where new clients cannot be kept out, a connection can enter the queue after
 			// the drain has found it empty, and then Close resets it.
-			until(t, "the second connection", func() bool { return freshNow() == 1 })
+			until(t, "the second connection", func() bool { return r.counts().fresh == 1 })
 			r.stop()
-			until(t, "the stop", func() bool { return turningAway(t) })
+			r.turningAway()
 			close(stopping)
 			resp, _ := c.answer()
 			for resp.StatusCode == http.StatusEarlyHints {
@@ -85,28 +85,6 @@ func TestEveryAnswerClosesItsConnection(t *testing.T) {
 	}
 }
 
-// turningAway reports whether the only server of the test has begun to close connections
-// after their answer.
-func turningAway(t *testing.T) bool {
-	serving.Lock()
-	defer serving.Unlock()
-	require.Len(t, serving.servers, 1)
-	for _, s := range serving.servers {
-		return s.stopping.Load()
-	}
-	return false
-}
-
-// freshNow returns how many connections of the only server have not sent a request.
-func freshNow() int {
-	serving.Lock()
-	defer serving.Unlock()
-	for _, s := range serving.servers {
-		return s.conns.count().fresh
-	}
-	return 0
-}
-
 // A kept-alive connection stays open for the linger time. A request that arrives in that
 // time gets its answer.
 func TestLinger(t *testing.T) {
@@ -118,7 +96,7 @@ func TestLinger(t *testing.T) {
 		require.False(t, resp.Close)
 	}
 	r.stop()
-	until(t, "the stop", func() bool { return turningAway(t) })
+	r.turningAway()
 	c.send(get)
 	resp, body := c.answer()
 	require.Equal(t, "hello", body)
@@ -131,13 +109,15 @@ func TestLinger(t *testing.T) {
 // The same with every protocol. The server closes the connection after that answer, on
 // HTTP/2 with a GOAWAY. Otherwise Serve would wait for it until the linger time ends.
 func TestLingerInEveryProtocol(t *testing.T) {
+	t.Parallel()
 	for _, protocol := range protocols {
 		t.Run(protocol, func(t *testing.T) {
 			srv, serve := serverOf(protocol, hello)
 			ln := listen(t)
 			r := begin(t, ln, func(ctx context.Context) error {
-				return serve(ctx, srv, ln, WithLinger(time.Minute), WithFirstAnswerTimeout(time.Minute), WithTimeout(time.Hour))
+				return serve(ctx, srv, ln, WithLinger(time.Minute), WithTimeout(time.Hour))
 			})
+			r.srv = srv
 			tr, scheme := transportOf(protocol)
 			defer tr.CloseIdleConnections()
 			var connections atomic.Int64
@@ -158,7 +138,7 @@ func TestLingerInEveryProtocol(t *testing.T) {
 			}
 			ask()
 			r.stop()
-			until(t, "the stop", func() bool { return turningAway(t) })
+			r.turningAway()
 			ask()
 			require.EqualValues(t, 1, connections.Load())
 			require.NoError(t, r.wait())
@@ -167,6 +147,7 @@ func TestLingerInEveryProtocol(t *testing.T) {
 }
 
 func TestLingerEnds(t *testing.T) {
+	t.Parallel()
 	for _, linger := range []time.Duration{0, 50 * time.Millisecond} {
 		r := start(t, &http.Server{Handler: hello}, listen(t), WithLinger(linger))
 		c := dial(t, r.addr)
@@ -188,7 +169,7 @@ func TestFirstAnswers(t *testing.T) {
 			ln := listen(t)
 			log := new(journal)
 			r := begin(t, ln, func(ctx context.Context) error {
-				return serve(ctx, srv, ln, WithFirstAnswerTimeout(patience), log.option())
+				return serve(ctx, srv, ln, part(patience), WithTimeout(time.Hour), log.option())
 			})
 			tr, scheme := transportOf(protocol)
 			defer tr.CloseIdleConnections()
@@ -226,6 +207,7 @@ func TestFirstAnswers(t *testing.T) {
 // A client that sends nothing, or only a byte now and then, delays the stop for the time
 // limit of its phase, and not longer.
 func TestSilentClients(t *testing.T) {
+	t.Parallel()
 	for _, protocol := range protocols[:2] {
 		t.Run(protocol, func(t *testing.T) {
 			inside, going := make(chan bool), make(chan bool)
@@ -236,7 +218,7 @@ func TestSilentClients(t *testing.T) {
 			srv.ErrorLog = log.New(io.Discard, "", 0)
 			ln := listen(t)
 			r := begin(t, ln, func(ctx context.Context) error {
-				return serve(ctx, srv, ln, WithFirstAnswerTimeout(100*time.Millisecond))
+				return serve(ctx, srv, ln, part(100*time.Millisecond))
 			})
 			silent, slow := dial(t, r.addr), dial(t, r.addr)
 			var dripping sync.WaitGroup
@@ -270,7 +252,7 @@ func TestSilentClients(t *testing.T) {
 			err = r.wait()
 			var cut *Error
 			require.ErrorAs(t, err, &cut)
-			require.Equal(t, Error{BeforeFirstAnswer: 2, err: cut.err}, *cut)
+			require.Equal(t, Error{BeforeFirstAnswer: 1, err: cut.err}, *cut, "only one client has begun to send")
 			require.ErrorIs(t, err, context.DeadlineExceeded)
 			slow.Close()
 			dripping.Wait()
@@ -281,15 +263,18 @@ func TestSilentClients(t *testing.T) {
 // On an HTTP/2 connection without a request the server sends a GOAWAY, which says that
 // it has processed no request.
 func TestSilentHTTP2(t *testing.T) {
+	t.Parallel()
 	srv, serve := serverOf("h2c", hello)
 	ln := listen(t)
 	r := begin(t, ln, func(ctx context.Context) error {
-		return serve(ctx, srv, ln, WithFirstAnswerTimeout(100*time.Millisecond))
+		return serve(ctx, srv, ln, part(100*time.Millisecond))
 	})
+	r.srv = srv
 	c := dial(t, r.addr)
 	c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00") // preface, empty SETTINGS
 	_, err := c.r.Peek(9)
 	require.NoError(t, err)
+	until(t, "the preface", func() bool { return r.counts().greeted == 1 })
 	r.stop()
 	require.NoError(t, r.wait())
 	frames, err := io.ReadAll(c.r)
@@ -298,6 +283,7 @@ func TestSilentHTTP2(t *testing.T) {
 }
 
 func TestHandlerThatHangs(t *testing.T) {
+	t.Parallel()
 	for _, protocol := range protocols {
 		t.Run(protocol, func(t *testing.T) {
 			inside := make(chan bool)
@@ -307,7 +293,7 @@ func TestHandlerThatHangs(t *testing.T) {
 			}))
 			ln := listen(t)
 			r := begin(t, ln, func(ctx context.Context) error {
-				return serve(ctx, srv, ln, WithRequestTimeout(50*time.Millisecond))
+				return serve(ctx, srv, ln, WithTimeout(250*time.Millisecond))
 			})
 			tr, scheme := transportOf(protocol)
 			defer tr.CloseIdleConnections()
@@ -329,8 +315,7 @@ func TestHandlerThatHangs(t *testing.T) {
 	}
 }
 
-// When Serve returns, the caller may use the fields of the server again, even if a handler
-// still hangs: what its goroutine does later is not a data race.
+// Serve returns even if a handler hangs. The functions of the user are called later too.
 func TestHandlerThatHangsOn(t *testing.T) {
 	inside, going, closed := make(chan bool), make(chan bool), make(chan bool)
 	srv := &http.Server{
@@ -344,20 +329,19 @@ func TestHandlerThatHangsOn(t *testing.T) {
 			}
 		},
 	}
-	before := fieldsOf(srv)
-	r := start(t, srv, listen(t), WithRequestTimeout(0))
+	r := start(t, srv, listen(t), WithTimeout(time.Millisecond))
 	dial(t, r.addr).send(get)
 	<-inside
 	r.stop()
 	var cut *Error
 	require.ErrorAs(t, r.wait(), &cut)
 	require.Equal(t, 1, cut.Active)
-	require.Equal(t, before, fieldsOf(srv))
 	close(going)
 	<-closed // the ConnState function of the user is still called
 }
 
 func TestHandlerThatPanics(t *testing.T) {
+	t.Parallel()
 	for _, protocol := range protocols {
 		t.Run(protocol, func(t *testing.T) {
 			inside, stopping := make(chan bool), make(chan bool)
@@ -440,10 +424,10 @@ func TestAbort(t *testing.T) {
 		opts  []Option
 		cut   Error
 	}{
-		{phase: "delayed", after: "stopping", opts: []Option{WithDelay(time.Minute)}, cut: Error{BeforeFirstAnswer: 1, Active: 1}},
-		{phase: "turned away", after: "stopping", opts: []Option{WithLinger(time.Minute)}, cut: Error{BeforeFirstAnswer: 1, Active: 1}},
-		{phase: "first requests", after: "drained", opts: []Option{WithLinger(0), WithFirstAnswerTimeout(time.Minute)}, cut: Error{BeforeFirstAnswer: 1, Active: 1}},
-		{phase: "shut down", after: "first requests", opts: []Option{WithLinger(0), WithFirstAnswerTimeout(0)}, cut: Error{BeforeFirstAnswer: 1, Active: 1}},
+		{phase: "delayed", after: "stopping", opts: []Option{WithDelay(time.Minute)}, cut: Error{Active: 1}},
+		{phase: "turned away", after: "stopping", opts: []Option{WithLinger(time.Minute)}, cut: Error{Active: 1}},
+		{phase: "first requests", after: "drained", opts: []Option{WithLinger(0), part(time.Minute)}, cut: Error{Active: 1}},
+		{phase: "shut down", after: "first requests", opts: []Option{WithLinger(0), part(time.Millisecond)}, cut: Error{Active: 1}},
 	} {
 		t.Run(test.phase, func(t *testing.T) {
 			inside := make(chan bool)
@@ -464,13 +448,8 @@ func TestAbort(t *testing.T) {
 			<-inside
 			silent := dial(t, r.addr)
 			until(t, "the silent client and the idle one", func() bool {
-				serving.Lock()
-				defer serving.Unlock()
-				for _, s := range serving.servers {
-					n := s.conns.count()
-					return n.fresh == 1 && n.idle == 1
-				}
-				return false
+				n := r.counts()
+				return n.fresh == 1 && n.idle == 1
 			})
 			r.stop()
 			log.after(t, test.after)
@@ -500,34 +479,9 @@ func TestAbortAlone(t *testing.T) {
 	require.NoError(t, r.wait(), "nothing was cut off")
 }
 
-// fieldsOf returns the exported fields of a server, with the addresses of functions.
-func fieldsOf(srv *http.Server) map[string]any {
-	fields := map[string]any{}
-	v := reflect.ValueOf(srv).Elem()
-	for i := range v.NumField() {
-		f := v.Type().Field(i)
-		if !f.IsExported() {
-			continue
-		}
-		switch value := v.Field(i); value.Kind() {
-		case reflect.Func, reflect.Map, reflect.Pointer:
-			fields[f.Name] = value.Pointer()
-		case reflect.Interface:
-			if value.IsNil() {
-				fields[f.Name] = nil
-			} else {
-				fields[f.Name] = fmt.Sprint(value.Elem().Type(), value.Elem().Kind() == reflect.Func && value.Elem().Pointer() != 0)
-			}
-		default:
-			fields[f.Name] = value.Interface()
-		}
-	}
-	return fields
-}
-
-// The functions and other fields of the user's server work while Serve runs. After it they
-// have their former values.
-func TestServerFieldsAreRestored(t *testing.T) {
+// The functions and other fields of the user's server work while Serve runs.
+func TestServerFields(t *testing.T) {
+	t.Parallel()
 	for _, protocol := range protocols {
 		t.Run(protocol, func(t *testing.T) {
 			type key struct{ name string }
@@ -553,7 +507,6 @@ func TestServerFieldsAreRestored(t *testing.T) {
 				states = append(states, state)
 			}
 			srv.RegisterOnShutdown(func() { close(down) })
-			before := fieldsOf(srv)
 			ln, err := net.Listen("tcp", "127.0.0.1:0") // is wrapped
 			require.NoError(t, err)
 			r := begin(t, ln, func(ctx context.Context) error { return serve(ctx, srv, ln, WithLinger(0)) })
@@ -569,7 +522,6 @@ func TestServerFieldsAreRestored(t *testing.T) {
 			r.stop()
 			require.NoError(t, r.wait())
 			<-down
-			require.Equal(t, before, fieldsOf(srv))
 			if scheme == "http" {
 				require.Same(t, ln, based)
 			}
@@ -606,7 +558,6 @@ func TestShutdownByOthers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			srv := &http.Server{Handler: hello}
-			before := fieldsOf(srv)
 			r := start(t, srv, listen(t))
 			c := dial(t, r.addr)
 			c.send(get)
@@ -614,12 +565,6 @@ func TestShutdownByOthers(t *testing.T) {
 			require.NoError(t, end(srv))
 			require.Equal(t, http.ErrServerClosed, r.wait())
 			c.closed()
-			until(t, "the fields", func() bool {
-				serving.Lock()
-				defer serving.Unlock()
-				return len(serving.servers) == 0
-			})
-			require.Equal(t, before, fieldsOf(srv))
 		})
 	}
 }
@@ -686,7 +631,7 @@ func TestListeners(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ln, opts := test.listen(t)
-			o, err := newOptions(opts)
+			o, err := newOptions(opts, false)
 			require.NoError(t, err)
 			s := &server{options: o}
 			lns := append([]Listener{ln}, o.listeners...)
@@ -729,7 +674,7 @@ func TestExposedListenerIsClosedEarly(t *testing.T) {
 	r := start(t, &http.Server{Handler: hello}, door1{hidden{ln}}, log.option())
 	c := dial(t, r.addr)
 	until(t, "the client", func() bool {
-		return freshNow() == 1
+		return r.counts().fresh == 1
 	})
 	r.stop()
 	log.after(t, "drained")
@@ -770,8 +715,9 @@ func (l late) Close() error {
 
 func TestConnectionAcceptedAfterClose(t *testing.T) {
 	log := new(journal)
+	ln := listen(t)
 	taken := make(chan bool)
-	r := start(t, &http.Server{Handler: hello}, &struct{ late }{late{door1{hidden{listen(t)}}, make(chan bool), log, new(sync.Once), taken}}, log.option())
+	r := start(t, &http.Server{Handler: hello}, &struct{ late }{late{door1{hidden{ln}}, make(chan bool), log, new(sync.Once), taken}}, log.option())
 	c := dial(t, r.addr)
 	c.send(get)
 	<-taken // otherwise Close can come before the connection
@@ -854,7 +800,7 @@ func TestHijackedAndNotTold(t *testing.T) {
 		defer c.Close()
 		close(inside)
 		<-going
-	})}, listen(t), WithRequestTimeout(50*time.Millisecond))
+	})}, listen(t), WithTimeout(250*time.Millisecond))
 	dial(t, r.addr).send(get)
 	<-inside
 	r.stop()
@@ -912,7 +858,6 @@ func TestResponseWriterHasTheSameMethods(t *testing.T) {
 func TestServeTLS(t *testing.T) {
 	certFile, keyFile := certFiles(t)
 	srv := &http.Server{Handler: hello}
-	before := fieldsOf(srv)
 	ln := listen(t)
 	r := begin(t, ln, func(ctx context.Context) error { return ServeTLS(ctx, srv, ln, certFile, keyFile) })
 	tr, _ := transportOf("HTTP/2")
@@ -924,7 +869,6 @@ func TestServeTLS(t *testing.T) {
 	tr.CloseIdleConnections()
 	r.stop()
 	require.NoError(t, r.wait())
-	require.Equal(t, before, fieldsOf(srv))
 }
 
 func TestOptionsAsterisk(t *testing.T) {
@@ -948,10 +892,11 @@ func TestOptionsAsterisk(t *testing.T) {
 
 // During the delay the server serves as before.
 func TestDelay(t *testing.T) {
+	t.Parallel()
 	stopped := make(chan bool)
 	log := new(journal)
 	r := start(t, &http.Server{Handler: hello}, listen(t), log.option(),
-		WithOnStop(func() { close(stopped) }), WithDelay(200*time.Millisecond))
+		WithOnStop(func() { close(stopped) }), WithDelay(200*time.Millisecond), WithLinger(0))
 	c := dial(t, r.addr)
 	r.stop()
 	<-stopped
@@ -970,7 +915,7 @@ func TestLog(t *testing.T) {
 	r := start(t, &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		close(inside)
 		<-r.Context().Done()
-	})}, listen(t), WithRequestTimeout(10*time.Millisecond), WithLogger(slog.New(slog.NewTextHandler(&text, nil))))
+	})}, listen(t), WithTimeout(100*time.Millisecond), WithLogger(slog.New(slog.NewTextHandler(&text, nil))))
 	dial(t, r.addr).send(get)
 	<-inside
 	r.stop()
@@ -1002,29 +947,25 @@ func TestWrongUse(t *testing.T) {
 		ln  *acceptq.Listener
 	}
 	for name, use := range map[string]func(ln Listener) error{
-		"no context":        func(ln Listener) error { return Serve(none.ctx, &http.Server{}, ln) },
-		"no server":         func(ln Listener) error { return Serve(t.Context(), nil, ln) },
-		"no TLS server":     func(ln Listener) error { return ServeTLS(t.Context(), nil, ln, "", "") },
-		"no listener":       func(ln Listener) error { return Serve(t.Context(), &http.Server{}, nil, WithListener(ln)) },
-		"no more":           func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithListener(nil)) },
-		"zero shards":       func(ln Listener) error { ln.Close(); return Serve(t.Context(), &http.Server{}, new(acceptq.Shards)) },
-		"no kind":           func(ln Listener) error { return Serve(t.Context(), &http.Server{}, odd{ln}) },
-		"delay":             func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithDelay(time.Hour)) },
-		"negative delay":    func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithDelay(-1)) },
-		"negative linger":   func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithLinger(-1)) },
-		"negative drain":    func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithDrainTimeout(-1)) },
-		"negative first":    func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithFirstAnswerTimeout(-1)) },
-		"negative requests": func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithRequestTimeout(-1)) },
-		"no time":           func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithTimeout(0)) },
-		"no abort":          func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithAbort(none.ctx)) },
-		"no socket":         func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithSocket(none.ln)) },
-		"no certificate":    func(ln Listener) error { return ServeTLS(t.Context(), &http.Server{}, ln, "", "") },
+		"no context":      func(ln Listener) error { return Serve(none.ctx, &http.Server{}, ln) },
+		"no server":       func(ln Listener) error { return Serve(t.Context(), nil, ln) },
+		"no TLS server":   func(ln Listener) error { return ServeTLS(t.Context(), nil, ln, "", "") },
+		"no listener":     func(ln Listener) error { return Serve(t.Context(), &http.Server{}, nil, WithListener(ln)) },
+		"no more":         func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithListener(nil)) },
+		"zero shards":     func(ln Listener) error { ln.Close(); return Serve(t.Context(), &http.Server{}, new(acceptq.Shards)) },
+		"no kind":         func(ln Listener) error { return Serve(t.Context(), &http.Server{}, odd{ln}) },
+		"delay":           func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithDelay(time.Hour)) },
+		"negative delay":  func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithDelay(-1)) },
+		"negative linger": func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithLinger(-1)) },
+		"no time":         func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithTimeout(0)) },
+		"no abort":        func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithAbort(none.ctx)) },
+		"no socket":       func(ln Listener) error { return Serve(t.Context(), &http.Server{}, ln, WithSocket(none.ln)) },
+		"no certificate":  func(ln Listener) error { return ServeTLS(t.Context(), &http.Server{}, ln, "", "") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			ln := listen(t)
 			require.Error(t, use(ln))
 			require.ErrorIs(t, ln.Close(), net.ErrClosed, "it was not closed")
-			require.Empty(t, serving.servers)
 		})
 	}
 	r := start(t, &http.Server{}, listen(t), nil, WithLogger(nil), WithOnStop(nil))

@@ -1,62 +1,120 @@
 package graceful
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/acceptq/acceptq"
 )
 
-// A socket can be drained: an *acceptq.Listener or *acceptq.Shards.
-type socket interface {
-	Drain(context.Context) error
-	Stats() (acceptq.Stats, error)
+// A socket can be drained.
+type socket struct {
+	*acceptq.Listener
+	once   sync.Once
+	inode  uint64
+	queued int // connections in the queue when it was closed
 }
 
-// A door is a listener that is served, and the listener that the caller passed for it.
+// note notes what close leaves behind.
+func (k *socket) note() {
+	k.once.Do(func() {
+		k.inode = inodeOf(k.Listener)
+		stats, err := k.Stats()
+		switch {
+		case err == nil:
+			k.queued = stats.Queued
+		case !errors.Is(err, net.ErrClosed):
+			k.queued = -1
+		}
+	})
+}
+
+// A door is a listener that is served.
 type door struct {
-	given, served net.Listener
-}
-
-// A closer closes a listener only once. net/http closes the listener too, and some types
-// do not support a second Close.
-type closer struct {
 	net.Listener
-	once sync.Once
-	err  error
+	given  net.Listener // what the caller passed
+	socket *socket      // nil if Listener shows none
+	accept func(net.Conn) net.Conn
+
+	closing sync.Once
+	err     error
+	closed  chan struct{} // closed when the stop closes the door
+	opening sync.Once
+	open    chan struct{} // closed when Accept may return the error of the closed listener
+	inside  atomic.Int32  // calls of Accept
+	ending  sync.Once
+	ended   chan struct{} // closed when no more connections come
 }
 
-func (c *closer) Close() error {
-	c.once.Do(func() { c.err = c.Listener.Close() })
-	return c.err
+// Accept does not return when the stop closes the listener, but later: the server would
+// take the error for its end, and some servers then close connections before the first
+// answer.
+func (d *door) Accept() (net.Conn, error) {
+	d.inside.Add(1)
+	nc, err := d.Listener.Accept()
+	if err == nil {
+		nc = d.accept(nc)
+	}
+	d.inside.Add(-1)
+	if err == nil {
+		return nc, nil
+	}
+	select {
+	case <-d.closed:
+		d.end()
+		<-d.open
+	default:
+	}
+	return nil, err
 }
 
-// open sets the listeners to serve and the sockets to drain.
+// shut closes the listener once: some types do not support a second Close. The server
+// calls Close.
+func (d *door) shut() error {
+	d.closing.Do(func() {
+		if d.socket != nil {
+			d.socket.note()
+		}
+		close(d.closed)
+		d.err = d.Listener.Close()
+	})
+	return d.err
+}
+
+func (d *door) end() { d.ending.Do(func() { close(d.ended) }) }
+
+// release lets Accept return the error of the closed listener.
+func (d *door) release() { d.opening.Do(func() { close(d.open) }) }
+
+func (d *door) Close() error {
+	d.release()
+	return d.shut()
+}
+
+// open sets the listeners to serve and the sockets to drain, each of them once.
 func (s *server) open(listeners []Listener) error {
 	for _, ln := range listeners {
 		switch ln := ln.(type) {
 		case *acceptq.Shards:
 			for l := range ln.All() {
-				s.doors = append(s.doors, door{l, l})
+				s.add(l, l)
 			}
-			s.sockets = append(s.sockets, ln)
 		case *net.TCPListener:
 			l, err := acceptq.Wrap(ln)
 			if err != nil {
 				return err
 			}
-			s.doors = append(s.doors, door{ln, l})
-			s.sockets = append(s.sockets, l)
+			s.add(ln, l)
 		case net.Listener:
-			s.doors = append(s.doors, door{ln, &closer{Listener: ln}})
-			if l := below(ln); l != nil {
-				s.sockets = append(s.sockets, l)
-			}
+			s.add(ln, ln)
 		default:
 			return fmt.Errorf("graceful: a %T is neither a net.Listener nor an *acceptq.Shards", ln)
 		}
@@ -65,64 +123,153 @@ func (s *server) open(listeners []Listener) error {
 		return errors.New("graceful: no listener")
 	}
 	for _, l := range s.named {
-		if !slices.Contains(s.sockets, socket(l)) {
-			s.sockets = append(s.sockets, l)
-		}
+		s.addSocket(l)
 	}
 	return nil
 }
+
+func (s *server) add(given, served net.Listener) {
+	same := func(d *door) bool { return hashable(given) && hashable(d.given) && d.given == given }
+	if slices.ContainsFunc(s.doors, same) {
+		return
+	}
+	d := &door{
+		Listener: served, given: given, accept: s.accept,
+		closed: make(chan struct{}), open: make(chan struct{}), ended: make(chan struct{}),
+	}
+	if l := below(served); l != nil {
+		d.socket = s.addSocket(l)
+	}
+	s.doors = append(s.doors, d)
+}
+
+// addSocket adds a socket to the others with its address, which are drained together. They
+// may be shards, whatever wraps each of them.
+func (s *server) addSocket(l *acceptq.Listener) *socket {
+	k := &socket{Listener: l}
+	for i, group := range s.sockets {
+		for _, other := range group {
+			if other.Listener == l {
+				return other
+			}
+		}
+		if l.String() == group[0].String() {
+			s.sockets[i] = append(group, k)
+			return k
+		}
+	}
+	s.sockets = append(s.sockets, []*socket{k})
+	return k
+}
+
+// hashable reports whether v can be compared and can be the key of a map.
+func hashable(v any) bool { return reflect.ValueOf(v).Comparable() }
+
+// depth limits how many values wrap each other, because one may wrap itself.
+const depth = 16
 
 // below returns the acceptq.Listener that ln wraps, or nil if it finds none. A listener of
 // crypto/tls, like most that wrap another one, has it in a field named Listener. If ln
 // wraps a *net.TCPListener, it cannot be drained, because connections must be accepted by
 // the methods of an acceptq.Listener.
 func below(ln net.Listener) *acceptq.Listener {
-	for range 16 { // the limit is for a listener that wraps itself
-		if l, ok := ln.(*acceptq.Listener); ok {
+	for range depth {
+		if l, ok := ln.(*acceptq.Listener); ok || ln == nil {
 			return l
 		}
-		v := reflect.Indirect(reflect.ValueOf(ln))
-		if v.Kind() != reflect.Struct {
-			return nil
-		}
-		f, ok := v.Type().FieldByName("Listener")
-		if !ok || len(f.Index) != 1 {
-			return nil
-		}
-		if ln, ok = v.Field(f.Index[0]).Interface().(net.Listener); !ok {
-			return nil
-		}
+		ln = field[net.Listener](ln, "Listener")
 	}
 	return nil
 }
 
-// drainAll drains all sockets and returns how many connections are left in their queues, or
-// -1 if one of the numbers is unknown. It returns an error if a drain has not ended in time.
-func (s *server) drainAll(ctx context.Context) (queued int, err error) {
+// field returns the value of an exported field of the struct v or *v, or the zero value.
+func field[T any](v any, name string) (value T) {
+	s := reflect.Indirect(reflect.ValueOf(v))
+	if s.Kind() != reflect.Struct {
+		return value
+	}
+	if f, ok := s.Type().FieldByName(name); ok && len(f.Index) == 1 {
+		value, _ = s.Field(f.Index[0]).Interface().(T)
+	}
+	return value
+}
+
+// drain drains all sockets and closes the doors at once: nothing follows a SO_REUSEPORT group
+// after its drain, and where new clients are not kept out, they connect in between. It
+// returns how many connections the kernel has reset, and why.
+func (s *server) drain(ctx context.Context) (queued int, err error) {
 	errs := make([]error, len(s.sockets))
 	var wait sync.WaitGroup
-	for i, l := range s.sockets {
-		wait.Go(func() { errs[i] = l.Drain(ctx) })
+	for i, group := range s.sockets {
+		wait.Go(func() { errs[i] = drainAll(ctx, group) })
 	}
 	wait.Wait()
-	for _, drained := range errs {
+	s.shut(ctx)
+	elsewhere := sync.OnceValue(listening)
+	for i, group := range s.sockets {
 		var left *acceptq.DrainError
-		switch {
-		case drained == nil:
-		case errors.As(drained, &left):
-			if left.Queued == 0 && left.InFlight <= 0 && left.HeldBack <= 0 && left.Accepted == 0 {
-				continue // the drain has not ended, but no connection is known to be cut off
+		ended := !errors.As(errs[i], &left)
+		lost, alive := 0, false
+		for _, k := range group {
+			lost = plus(lost, k.queued)
+		}
+		if lost != 0 || !ended {
+			lost, alive = 0, true
+			for _, k := range group {
+				if !elsewhere()[k.inode] { // no other holder serves what is left
+					lost = plus(lost, k.queued)
+					alive = false
+				}
 			}
-			queued = plus(queued, left.Queued)
-			err = errors.Join(err, drained)
-		default:
-			s.logger.InfoContext(ctx, "graceful: cannot keep new clients out", "error", drained)
+		}
+		queued = plus(queued, lost)
+		if ended && errs[i] != nil {
+			s.log(ctx, slog.LevelInfo, "cannot keep new clients out", slog.Any("error", errs[i]))
+		}
+		// The drain of an empty socket may not have ended.
+		rest := !ended && (left.Queued != 0 || left.InFlight > 0 || left.HeldBack > 0 || left.Accepted > 0)
+		if lost != 0 || rest && !alive {
+			err = join(err, cmp.Or(errs[i], errors.New("closed by other code")))
 		}
 	}
-	if err != nil && !errors.Is(err, context.Cause(ctx)) {
-		err = errors.Join(context.Cause(ctx), err)
-	}
 	return queued, err
+}
+
+func drainAll(ctx context.Context, group []*socket) error {
+	listeners := make([]*acceptq.Listener, len(group))
+	for i, k := range group {
+		listeners[i] = k.Listener
+	}
+	return acceptq.DrainAll(ctx, listeners...)
+}
+
+// shut closes the doors, the last one first, as Shards.Close does.
+func (s *server) shut(ctx context.Context) {
+	for _, group := range s.sockets {
+		for _, k := range group {
+			k.note()
+		}
+	}
+	call(ctx, func() {
+		for _, d := range slices.Backward(s.doors) {
+			d.shut()
+		}
+	})
+}
+
+// queued returns how many connections wait in the queues of all sockets. ok is false if
+// that is unknown or if a socket is closed.
+func (s *server) queued() (sum int, ok bool) {
+	for _, group := range s.sockets {
+		for _, k := range group {
+			stats, err := k.Stats()
+			if err != nil || stats.Queued < 0 {
+				return 0, false
+			}
+			sum += stats.Queued
+		}
+	}
+	return sum, len(s.sockets) > 0
 }
 
 // plus adds two numbers of connections. The sum is unknown, -1, if one of them is.
@@ -131,29 +278,4 @@ func plus(a, b int) int {
 		return -1
 	}
 	return a + b
-}
-
-// queued returns how many connections wait in the queues of all sockets. ok is false if
-// that is unknown or if a socket is closed.
-func (s *server) queued() (sum int, ok bool) {
-	for _, l := range s.sockets {
-		stats, err := l.Stats()
-		if err != nil || stats.Queued < 0 {
-			return 0, false
-		}
-		sum += stats.Queued
-	}
-	return sum, len(s.sockets) > 0
-}
-
-// closeAll closes the listeners. Shards know the order in which theirs are to close.
-func (s *server) closeAll() {
-	for _, l := range s.sockets {
-		if shards, ok := l.(*acceptq.Shards); ok {
-			shards.Close()
-		}
-	}
-	for _, d := range s.doors {
-		d.served.Close()
-	}
 }

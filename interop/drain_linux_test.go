@@ -28,6 +28,7 @@ type crowd struct {
 	once     sync.Once
 	wait     sync.WaitGroup
 	ok, lost atomic.Int64
+	out      atomic.Int64          // clients that could not connect
 	first    atomic.Pointer[error] // the first error of a lost request
 }
 
@@ -48,6 +49,7 @@ func newCrowd(n int, visit func(id int) error) *crowd {
 				case err == nil:
 					c.ok.Add(1)
 				case errors.Is(err, errNotIn):
+					c.out.Add(1)
 					<-time.After(time.Millisecond)
 				default:
 					c.lost.Add(1)
@@ -123,8 +125,11 @@ func cutLast(name string) (before, after string, found bool) {
 	return name, "", false
 }
 
+// dialTimeout is shorter than the second after which a client sends a dropped SYN again.
+var dialTimeout = 100 * time.Millisecond
+
 func dial(addr string) (net.Conn, error) {
-	d := net.Dialer{Timeout: 100 * time.Millisecond, Control: lateACK}
+	d := net.Dialer{Timeout: dialTimeout, Control: lateACK}
 	c, err := d.Dial("tcp", addr)
 	if err != nil {
 		return nil, errors.Join(errNotIn, err)

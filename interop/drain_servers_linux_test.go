@@ -5,13 +5,11 @@ import (
 	"net/http"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/acceptq/acceptq"
 	"github.com/acceptq/acceptq/graceful"
-	"github.com/soheilhy/cmux"
-	"github.com/valyala/fasthttp"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 )
@@ -62,16 +60,6 @@ func losesNone(t *testing.T, s kind, visit func(addr string) error) {
 	}
 }
 
-// getLater sends its request some time after it has connected.
-func getLater(addr string) error {
-	c, err := dial(addr)
-	if err != nil {
-		return err
-	}
-	<-time.After(20 * time.Millisecond)
-	return getOver(c)
-}
-
 // gRPC's handler behind net/http stops as every handler does.
 func TestDrainGRPCHandler(t *testing.T) {
 	losesNone(t, func(t *testing.T, ln *acceptq.Listener, answered func()) func(bool) {
@@ -94,58 +82,5 @@ func TestDrainGRPCHandler(t *testing.T) {
 				t.Error(err)
 			}
 		}
-	}, call)
-}
-
-// fasthttp closes its listener first as well.
-func TestDrainFasthttp(t *testing.T) {
-	losesNone(t, func(t *testing.T, ln *acceptq.Listener, answered func()) func(bool) {
-		srv := &fasthttp.Server{CloseOnShutdown: true, Handler: func(ctx *fasthttp.RequestCtx) {
-			ctx.WriteString("served")
-			answered()
-		}}
-		served := make(chan error, 1)
-		go func() { served <- srv.Serve(ln) }()
-		return func(drain bool) {
-			if drain {
-				if err := ln.Drain(within(t, patience)); err != nil {
-					t.Error(err)
-				}
-			}
-			if err := srv.Shutdown(); err != nil {
-				t.Error(err)
-			}
-			<-served
-		}
-	}, getLater)
-}
-
-// cmux reads from a connection before a server knows it. A listener below cmux knows the
-// connections to which nothing has been written, and the stop waits for them.
-func TestDrainCmux(t *testing.T) {
-	losesNone(t, func(t *testing.T, ln *acceptq.Listener, answered func()) func(bool) {
-		door := &greeter{Listener: ln}
-		mux := cmux.New(door)
-		pages := mux.Match(cmux.HTTP1Fast())
-		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			hello(w, r)
-			answered()
-		})}
-		served, muxed := make(chan error, 1), make(chan error, 1)
-		go func() { served <- srv.Serve(pages) }()
-		go func() { muxed <- mux.Serve() }()
-		return func(drain bool) {
-			if drain {
-				if err := ln.Drain(within(t, patience)); err != nil {
-					t.Error(err)
-				}
-				until(t, "first answers", door.none)
-			}
-			if err := srv.Shutdown(within(t, patience)); err != nil {
-				t.Error(err)
-			}
-			<-served
-			<-muxed
-		}
-	}, getLater)
+	}, call(insecure.NewCredentials(), unary))
 }

@@ -8,14 +8,13 @@
 //
 // The server logs a warning when the queue is more than 80 % full, with a maximum of one
 // warning a minute. If Accept has not been called for a second while clients wait, it
-// logs the client that has waited longest. On SIGINT or SIGTERM it answers the current
-// requests and stops.
+// logs the client that has waited longest. On SIGINT or SIGTERM it stops with package
+// graceful, which loses no request.
 package main
 
 import (
 	"bufio"
 	"context"
-	"errors"
 	"expvar"
 	"flag"
 	"fmt"
@@ -27,6 +26,7 @@ import (
 	"time"
 
 	"github.com/acceptq/acceptq"
+	"github.com/acceptq/acceptq/graceful"
 )
 
 func main() {
@@ -72,8 +72,14 @@ func run(ctx context.Context, giveBack func(), addr string, backlog int, budget 
 	mux.Handle("GET /debug/vars", expvar.Handler())
 	srv := &http.Server{Handler: mux, ConnContext: times.connContext, ReadHeaderTimeout: 10 * time.Second}
 
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(ln) }()
+	go watchQueue(ctx, ln, &times)
+	return graceful.Serve(ctx, srv, ln,
+		graceful.WithOnStop(giveBack), // a second signal ends the process at once
+		graceful.WithLogger(slog.Default()))
+}
+
+// watchQueue looks at the queue each second until ctx ends.
+func watchQueue(ctx context.Context, ln *acceptq.Listener, times *queueTimes) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	var queue watch
@@ -85,35 +91,10 @@ func run(ctx context.Context, giveBack func(), addr string, backlog int, budget 
 				queue.look(now, s)
 				accept.look(ctx, times.accepted.Load(), s, ln.Waiting)
 			}
-		case err := <-served:
-			return err
 		case <-ctx.Done():
-			giveBack() // a second signal ends the process at once
-			if err := stop(ln, srv, 10*time.Second); err != nil {
-				return err
-			}
-			if err := <-served; !errors.Is(err, http.ErrServerClosed) {
-				return err
-			}
-			return nil
+			return
 		}
 	}
-}
-
-// stop serves the clients in the queue, then waits until the current requests are
-// answered. Each of the two steps has its own timeout d, so a drain that uses all of its
-// time does not shorten Shutdown. The example examples/rolling shows how a server stops
-// without losing any client.
-func stop(ln *acceptq.Listener, srv *http.Server, d time.Duration) error {
-	step := func(f func(context.Context) error) error {
-		ctx, cancel := context.WithTimeout(context.Background(), d)
-		defer cancel()
-		return f(ctx)
-	}
-	if err := step(ln.Drain); err != nil {
-		slog.Warn("some clients may be reset", "error", err)
-	}
-	return step(srv.Shutdown)
 }
 
 // watch logs a warning when a queue is nearly full.

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -13,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -113,10 +111,26 @@ func testProgram(t *testing.T, listenOn string) {
 		require.Zero(t, *vars.AcceptQueue["queued"])
 	}
 
+	kept, err := net.Dial("tcp", addr)
+	require.NoError(t, err)
+	defer kept.Close()
+	answers := bufio.NewReader(kept)
+	ask := func() *http.Response {
+		_, err := io.WriteString(kept, "GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+		require.NoError(t, err)
+		resp, err := http.ReadResponse(answers, nil)
+		require.NoError(t, err)
+		_, err = io.Copy(io.Discard, resp.Body)
+		require.NoError(t, err)
+		return resp
+	}
+	require.False(t, ask().Close)
 	if err := cmd.Process.Signal(os.Interrupt); err != nil {
 		require.NoError(t, cmd.Process.Kill())
 		cmd.Wait()
 		t.Skipf("this system sends no SIGINT: %v", err)
+	}
+	for !ask().Close { // the kept connection is told to leave
 	}
 	require.NoError(t, cmd.Wait(), "exit status 0")
 }
@@ -159,76 +173,4 @@ func TestWrongUse(t *testing.T) {
 	try.Misused(t, "http", `":8080"`, ":8080")
 	try.BadAddresses(t, "http")
 	try.ClosedPipe(t, "http", "-addr", "127.0.0.1:0")
-}
-
-// A drain that uses all of its time does not shorten the time of Shutdown, so the
-// current request is still answered.
-func TestStepsHaveTheirOwnTime(t *testing.T) {
-	ln, err := acceptq.ListenTCP("127.0.0.1:0")
-	require.NoError(t, err)
-	defer ln.Close()
-	if err := ln.Drain(t.Context()); errors.Is(err, errors.ErrUnsupported) {
-		t.Skip("no Drain on this system:", err)
-	}
-	ln.Close()
-	ln, err = acceptq.ListenTCP("127.0.0.1:0")
-	require.NoError(t, err)
-
-	const each = 500 * time.Millisecond
-	asked, answer := make(chan struct{}), make(chan struct{})
-	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		close(asked)
-		<-answer
-		io.WriteString(w, "answered")
-	})}
-	// The handler answers after Shutdown has checked for current requests.
-	srv.RegisterOnShutdown(func() { time.AfterFunc(each/10, func() { close(answer) }) })
-	door := &onlyOne{Listener: ln, end: make(chan struct{})}
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(door) }()
-	got := make(chan error, 1)
-	go func() {
-		resp, err := http.Get("http://" + ln.Addr().String())
-		if err == nil {
-			defer resp.Body.Close()
-			_, err = io.ReadAll(resp.Body)
-		}
-		got <- err
-	}()
-	<-asked
-	// The second client stays in the queue: the server accepts no more.
-	second, err := net.Dial("tcp", ln.Addr().String())
-	require.NoError(t, err)
-	defer second.Close()
-
-	former := slog.Default()
-	var warning bytes.Buffer
-	slog.SetDefault(slog.New(slog.NewTextHandler(&warning, nil)))
-	defer slog.SetDefault(former)
-	require.NoError(t, stop(ln, srv, each))
-	require.Contains(t, warning.String(), "some clients may be reset", "the drain did not wait for the queued client")
-	require.NoError(t, <-got)
-	require.ErrorIs(t, <-served, http.ErrServerClosed)
-}
-
-// onlyOne accepts one connection.
-type onlyOne struct {
-	net.Listener
-	full bool
-	end  chan struct{}
-	once sync.Once
-}
-
-func (l *onlyOne) Accept() (net.Conn, error) {
-	if l.full {
-		<-l.end
-		return nil, net.ErrClosed
-	}
-	l.full = true
-	return l.Listener.Accept()
-}
-
-func (l *onlyOne) Close() error {
-	l.once.Do(func() { close(l.end) })
-	return l.Listener.Close()
 }

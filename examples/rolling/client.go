@@ -26,8 +26,9 @@ const (
 )
 
 func (t *tally) String() string {
-	return fmt.Sprintf("%d answered, %d lost, %d refused, %d stalled above %v",
-		t.ok.Load(), t.lost.Load(), t.refused.Load(), t.stalled.Load(), stall)
+	refused := t.refused.Load()
+	return fmt.Sprintf("%d answered, %d lost (%d of them refused), %d stalled above %v",
+		t.ok.Load(), t.lost.Load()+refused, refused, t.stalled.Load(), stall)
 }
 
 // more waits until n more requests were answered.

@@ -843,6 +843,9 @@ func groupKeyOf(k *sys.Calls, ctx context.Context, o *steered, addr *net.TCPAddr
 // any program, and the kernel uses its hash. If some do not answer, they drain, and welcome
 // attaches a program that picks the others.
 func Welcome(ctx context.Context, listeners []*Intake) {
+	if !listeners[0].Steers {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), steerWait)
 	defer cancel()
 	k, key, own, err := GroupOf(ctx, listeners)

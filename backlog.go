@@ -46,14 +46,20 @@ func (b Backlog) Clamped() bool {
 	return b.Limit != unknown && b.Limit < b.Requested
 }
 
-// String describes the account in one line. If the kernel granted less than requested,
-// or would grant more now, the line names the setting and how to apply it. A zero
-// Backlog is "nothing known".
-func (b Backlog) String() string {
+// String describes the account in one line, as in "backlog: asked 64, granted 64, ...". If
+// the kernel granted less than requested, or would grant more now, the line names the
+// setting and how to apply it. A zero Backlog is "backlog: nothing known".
+func (b Backlog) String() string { return logSubject + b.describe() }
+
+// logSubject begins the text of a Backlog, so that a log line needs no other words.
+const logSubject = "backlog: "
+
+func (b Backlog) describe() string {
 	if b == (Backlog{}) {
 		return nothingKnown
 	}
 	r := hostRule()
+	r.place = ceilingPlace()
 	return r.describe(b)
 }
 
@@ -156,7 +162,7 @@ func (e *ClampError) Error() string {
 	var s strings.Builder
 	fmt.Fprintf(&s, "backlog %d clamped to %d: %s is %v", e.Requested, e.Limit, ceilingName(e.Knob), count(e.Ceiling))
 	if e.Raise != "" {
-		fmt.Fprintf(&s, "; to raise it: %s", e.Raise)
+		fmt.Fprintf(&s, "; to raise it: %s%s", e.Raise, ceilingPlace())
 	}
 	return s.String()
 }
@@ -174,6 +180,7 @@ type rule struct {
 	zeroIsMax  bool   // listen(fd, 0) means the ceiling
 	half       bool   // the queue grows to one and a half times the limit
 	exact      bool   // the limit itself is the first length refused
+	place      string // where the setting must be changed, before a comma; "" if there is only one place
 }
 
 // ruleOf returns the rule of the system named goos, a value of runtime.GOOS. If the rule
@@ -303,6 +310,9 @@ func (r rule) describe(b Backlog) string {
 	}
 	ceiling := fmt.Sprintf("%s is %v", ceilingName(r.knob), count(b.Ceiling))
 	if b.Limit == unknown {
+		if r != (rule{}) && b.Ceiling == unknown {
+			return s.String() + "granted unknown: " + ceilingName(r.knob) + " cannot be read"
+		}
 		s.WriteString("granted unknown: this system does not report it")
 		if r != (rule{}) {
 			s.WriteString("; " + ceiling)
@@ -328,7 +338,7 @@ func (r rule) describe(b Backlog) string {
 	case b.Requested == 0 && r.zeroIsMax:
 		fmt.Fprintf(&s, "this kernel treats 0 as the maximum; %s", ceiling)
 	case b.Clamped() && raise != "":
-		fmt.Fprintf(&s, "%s: to raise it, %s, then SetBacklog(%d) or a restart", ceiling, raise, b.Requested)
+		fmt.Fprintf(&s, "%s: to raise it, %s%s, then SetBacklog(%d) or a restart", ceiling, raise, r.place, b.Requested)
 	case now != unknown && now < b.Limit && r.floor == "":
 		fmt.Fprintf(&s, "%s now: a restart would get %d", ceiling, now)
 	case r.knob != "" && b.Limit >= r.highest:

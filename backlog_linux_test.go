@@ -276,3 +276,24 @@ func TestReadSystemWithoutFiles(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, want, got)
 }
+
+// The advice names the place where the ceiling must be changed: a container's ceiling is
+// not the host's, and some users may not change it.
+func TestAdviceNamesThePlace(t *testing.T) {
+	testkit.InNamespace(t, func(t *testing.T) {
+		testkit.SetSysctl(t, "net.core.somaxconn", 128)
+		advice := func() string {
+			_, err := ListenTCP("127.0.0.1:0", WithBacklog(4096), WithStrictBacklog())
+			require.ErrorAs(t, err, new(*ClampError))
+			ln, lerr := ListenTCP("127.0.0.1:0", WithBacklog(4096))
+			require.NoError(t, lerr)
+			defer ln.Close()
+			require.Contains(t, err.Error(), "sysctl -w net.core.somaxconn=4096"+ceilingPlace())
+			return ln.Backlog().String()
+		}
+		require.Contains(t, advice(), "to raise it, sysctl -w net.core.somaxconn=4096 in this network namespace (docs/ceiling.md), then SetBacklog(4096) or a restart")
+		require.NoError(t, unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""))
+		require.NoError(t, unix.Mount("", "/proc/sys", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
+		require.Contains(t, advice(), " for this network namespace, where the program itself may not do it (docs/ceiling.md), then")
+	})
+}

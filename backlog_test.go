@@ -240,7 +240,7 @@ func TestDescribe(t *testing.T) {
 
 		// Unknown.
 		{"darwin", 100, unknown, unknown, false,
-			"asked 100, granted unknown: this system does not report it; kern.ipc.somaxconn is unknown"},
+			"asked 100, granted unknown: kern.ipc.somaxconn cannot be read"},
 		{"openbsd", 100, unknown, 128, false,
 			"asked 100, granted unknown: this system does not report it; kern.somaxconn is 128"},
 		{"windows", 100, unknown, unknown, false,
@@ -256,9 +256,10 @@ func TestDescribe(t *testing.T) {
 
 func TestStringIsOfThisSystem(t *testing.T) {
 	r := hostRule()
+	r.place = ceilingPlace()
 	for _, b := range []Backlog{r.account(4096, 128, 128, true), r.account(-1, unknown, unknown, false)} {
-		require.Equal(t, r.describe(b), b.String())
-		require.Equal(t, r.describe(b), fmt.Sprint(b))
+		require.Equal(t, "backlog: "+r.describe(b), b.String())
+		require.Equal(t, "backlog: "+r.describe(b), fmt.Sprint(b))
 	}
 }
 
@@ -391,7 +392,7 @@ func TestJSONRoundTrip(t *testing.T) {
 
 // In a zero value every number counts as unknown.
 func TestZeroValuesAreUnknown(t *testing.T) {
-	require.Equal(t, "nothing known", Backlog{}.String())
+	require.Equal(t, "backlog: nothing known", Backlog{}.String())
 	require.Equal(t, "nothing known", Stats{}.String())
 	require.Equal(t, "nothing known", noStats.String())
 	require.Empty(t, Stats{}.LogValue().Group())
@@ -458,6 +459,9 @@ func TestClampError(t *testing.T) {
 		r, _ := ruleOf(tt.system)
 		err := r.clamp(tt.n, tt.limit, tt.ceiling)
 		require.Equal(t, &ClampError{Requested: tt.n, Limit: tt.limit, Ceiling: tt.ceiling, Knob: tt.knob, Raise: tt.raise}, err)
+		if tt.raise != "" {
+			tt.text += ceilingPlace()
+		}
 		require.Equal(t, tt.text, err.Error())
 	}
 }
@@ -555,4 +559,17 @@ func TestNegativeCeiling(t *testing.T) {
 		require.Equal(t, tt.want, n)
 		require.Equal(t, tt.want == unknown, errors.Is(err, errNegative), "%d: %v", tt.n, err)
 	}
+}
+
+func TestSystemString(t *testing.T) {
+	require.Equal(t, "nothing known", System{}.String())
+	require.Equal(t, "nothing known", noSystem.String())
+	require.Equal(t, "net.core.somaxconn is 4096, SYN backlog 2048, SYN cookies 1, abort on overflow 0, migrate requests 0, "+
+		"7 listen overflows, 8 listen drops, 3 SYNs dropped by a full SYN queue, 4 SYNs answered with a cookie", fmt.Sprint(System{
+		Ceiling: 4096, Knob: "net.core.somaxconn", SYNBacklog: 2048, SYNCookies: 1,
+		ListenOverflows: 7, ListenDrops: 8, ReqQFullDrop: 3, ReqQFullDoCookies: 4,
+	}))
+	bsd := noSystem
+	bsd.Ceiling = 128
+	require.Equal(t, "the compiled-in ceiling is 128", bsd.String())
 }

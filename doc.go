@@ -9,7 +9,7 @@
 //	if err != nil {
 //		log.Fatal(err)
 //	}
-//	log.Print(ln.Backlog()) // asked 4096, granted 128, holds 129; net.core.somaxconn is 128: ...
+//	log.Print(ln.Backlog()) // backlog: asked 4096, granted 128, holds 129; net.core.somaxconn is 128: ...
 //	log.Fatal(http.Serve(ln, nil))
 //
 // [Listener.Stats] reads how full the queue is. [Listener.SetBacklog] changes its

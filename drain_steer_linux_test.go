@@ -1978,3 +1978,44 @@ func processorTime(t *testing.T) time.Duration {
 	require.NoError(t, unix.Getrusage(unix.RUSAGE_SELF, &u))
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
+
+// A program that sets SO_REUSEPORT with WithControl, as it did with net.ListenConfig, gets
+// the same drain as with WithReusePort: new clients go to the next listener at once.
+func TestReusePortByControl(t *testing.T) {
+	testkit.InNamespace(t, func(t *testing.T) {
+		for _, row := range []struct {
+			name string
+			opts []Option
+			most int64 // the maximum of SYNs that are sent again
+		}{
+			{"WithReusePort", []Option{WithReusePort()}, 3},
+			{"WithControl", []Option{withInt(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)}, 3},
+		} {
+			t.Run(row.name, func(t *testing.T) {
+				serve := func(address string) *Listener {
+					ln, err := ListenTCP(address, row.opts...)
+					require.NoError(t, err)
+					go answerEach(ln, func() {})
+					return ln
+				}
+				old := serve("127.0.0.1:0")
+				address := old.Addr().String()
+				clients := newThrong(8, address)
+				clients.answers(t, 50)
+				before := testkit.KernelCounter(t, "TCPSynRetrans")
+				for range 10 {
+					next := serve(address)
+					require.NoError(t, old.Drain(testkit.Within(t, testkit.Patience)))
+					require.NoError(t, old.Close())
+					old = next
+					clients.answers(t, 20)
+				}
+				answered := clients.end(t)
+				again := testkit.KernelCounter(t, "TCPSynRetrans") - before
+				t.Logf("10 restarts: %d answered, %d SYNs sent again", answered, again)
+				require.LessOrEqual(t, again, row.most)
+				require.NoError(t, old.Close())
+			})
+		}
+	})
+}

@@ -104,7 +104,7 @@ func ExampleShards() {
 		fmt.Println(s)
 	}
 	// Output:
-	// 4 queues: 0 queued of 12 (0%), limit 8, drops 0
+	// 4 queues: 0 queued of 12, fullest shard 0 of 3 (0%), limit 8, drops 0
 	// 0 queued of 3 (0%), limit 2, drops 0
 	// 0 queued of 3 (0%), limit 2, drops 0
 	// 0 queued of 3 (0%), limit 2, drops 0

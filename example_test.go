@@ -55,7 +55,7 @@ func ExampleWithBacklog() {
 
 	account := ln.Backlog()
 	if account.Clamped() {
-		log.Print(account) // asked 64, granted 32, holds 33; net.core.somaxconn is 32: ...
+		log.Print(account) // backlog: asked 64, granted 32, holds 33; net.core.somaxconn is 32: ...
 	}
 	fmt.Println("asked for", account.Requested)
 	// Output: asked for 64

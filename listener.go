@@ -31,6 +31,7 @@ type Listener struct {
 	keepAlive *net.KeepAliveConfig    // for accepted connections; nil is net's default
 	granted   atomic.Pointer[Backlog] // without Ceiling, which is read at each call
 	resize    sync.Mutex              // allows one SetBacklog at a time
+	accepted  atomic.Uint64           // connections that Accept has returned
 }
 
 // ListenTCP listens on the TCP address addr with the accept queue that the options
@@ -259,6 +260,7 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 			continue
 		}
 		if err == nil {
+			l.accepted.Add(1)
 			// As in package net, an error is ignored: the connection may have ended.
 			switch k := l.keepAlive; {
 			case k == nil:
@@ -280,6 +282,19 @@ func (l *Listener) noteLocal(c *net.TCPConn) {
 	if ok1 && ok2 && (local.Port != own.Port || !own.IP.IsUnspecified() && !local.IP.Equal(own.IP)) {
 		l.intake.Elsewhere.Store(true)
 	}
+}
+
+// Accepted returns the number of connections that Accept and AcceptTCP have returned. If
+// it does not rise while connections are queued, the server has stopped accepting.
+//
+// It does not count connections that another process or [Listener.TCPListener] has
+// accepted from the same socket. It makes no system call and works after Close. It returns
+// 0 for a zero Listener.
+func (l *Listener) Accepted() uint64 {
+	if !l.ok() {
+		return 0
+	}
+	return l.accepted.Load()
 }
 
 // SetDeadline sets the deadline of Accept, as [net.TCPListener.SetDeadline] does.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -360,4 +361,32 @@ func TestListeningAgainKeepsTheQueue(t *testing.T) {
 		testkit.AcceptAndExchange(t, ln, clients)
 	}
 	queuedBecomes(t, 0, ln.Stats)
+}
+
+func TestAccepted(t *testing.T) {
+	require.Zero(t, (*Listener)(nil).Accepted())
+	require.Zero(t, new(Listener).Accepted())
+	ln, err := ListenTCP("127.0.0.1:0")
+	require.NoError(t, err)
+	defer ln.Close()
+	for range 3 {
+		testkit.Connect(t, "tcp", ln.Addr().String())
+	}
+	for i, method := range []func() (net.Conn, error){
+		ln.Accept,
+		func() (net.Conn, error) { return ln.AcceptTCP() },
+		ln.Accept,
+	} {
+		require.EqualValues(t, i, ln.Accepted(), "a connection that is queued is not accepted")
+		c, err := method()
+		require.NoError(t, err)
+		c.Close()
+	}
+	require.NoError(t, ln.SetDeadline(time.Unix(1, 0)))
+	_, err = ln.Accept()
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	require.NoError(t, ln.Close())
+	_, err = ln.Accept()
+	require.ErrorIs(t, err, net.ErrClosed)
+	require.EqualValues(t, 3, ln.Accepted(), "a call that fails is not counted, and the number stays after Close")
 }

@@ -153,7 +153,8 @@ func WithoutSteering() Option {
 
 // WithControl calls f on the socket before bind(2), after the other options are set. f
 // is like the Control field of [net.ListenConfig]: network is "tcp4" or "tcp6", address
-// is the resolved address, and c is valid only during the call.
+// is the resolved address, and c is valid only during the call. If f sets SO_REUSEPORT
+// (SO_REUSEPORT_LB on FreeBSD), the listener steers as with [WithReusePort].
 //
 // If the option is given several times, each f is called, in order. If f returns an
 // error, listening fails with that error. It is an error if f is nil. On Plan 9, js and
@@ -176,8 +177,9 @@ func WithControl(f func(network, address string, c syscall.RawConn) error) Optio
 //     rounded up to the next SYN-ACK retransmission (1, 3, 7, 15, ... seconds). If the
 //     client sends no data by then, the kernel drops the connection, or lets it in if
 //     the client answers that retransmission. If the SYN queue is full, connections
-//     made with a SYN cookie are not deferred. If d is longer than the maximum of the
-//     kernel, about 8 hours, the error matches [errors.ErrUnsupported].
+//     made with a SYN cookie are not deferred. Drops in [Stats] rises by one for each
+//     client, which is no loss. If d is longer than the maximum of the kernel, about 8
+//     hours, the error matches [errors.ErrUnsupported].
 //   - FreeBSD, NetBSD and DragonFly: the accept filter "dataready", which ignores d, see
 //     [WithAcceptFilter].
 //   - Other systems: the error matches [errors.ErrUnsupported].

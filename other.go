@@ -32,3 +32,15 @@ func timeInQueue(*sys.Calls, int, []byte) (time.Duration, error) {
 func listWaiting(*sys.Calls, context.Context, []*Listener) ([]Waiting, error) {
 	return nil, fmt.Errorf("this system does not list the connections in the accept queue: %w", errors.ErrUnsupported)
 }
+
+// countHandshakes returns an error: FreeBSD and NetBSD keep handshakes in a cache for all
+// listeners, and no other system lists them either.
+func countHandshakes(*sys.Calls, context.Context, *Listener) (int, error) {
+	return unknown, fmt.Errorf("this system does not list the in-flight handshakes of a listener: %w", errors.ErrUnsupported)
+}
+
+// ceilingPlace returns "": these systems have one ceiling for the machine.
+func ceilingPlace() string { return "" }
+
+// noDescriptor returns nil: these systems need no descriptor to read their settings.
+func noDescriptor(error) error { return nil }

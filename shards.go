@@ -135,7 +135,7 @@ type Backlogs []Backlog
 func (bs Backlogs) String() string {
 	switch len(bs) {
 	case 0:
-		return nothingKnown
+		return logSubject + nothingKnown
 	case 1:
 		return bs[0].String()
 	}
@@ -144,14 +144,14 @@ func (bs Backlogs) String() string {
 		queues[b]++
 	}
 	var line strings.Builder
-	fmt.Fprintf(&line, "%d queues hold %v", len(bs), count(bs.sum(func(b Backlog) int { return b.Capacity })))
+	fmt.Fprintf(&line, logSubject+"%d queues hold %v", len(bs), count(bs.sum(func(b Backlog) int { return b.Capacity })))
 	if len(queues) == 1 {
-		fmt.Fprintf(&line, ", each: %v", bs[0])
+		fmt.Fprintf(&line, ", each: %v", bs[0].describe())
 		return line.String()
 	}
 	for _, b := range bs {
 		if n := queues[b]; n > 0 {
-			fmt.Fprintf(&line, "; %d: %v", n, b)
+			fmt.Fprintf(&line, "; %d: %v", n, b.describe())
 			queues[b] = 0
 		}
 	}
@@ -185,9 +185,9 @@ func (bs Backlogs) sum(number func(Backlog) int) int {
 	return saturate(sumOf(bs, func(b Backlog) int64 { return int64(number(orNothing(b, noBacklog))) }))
 }
 
-// Stats reads all queues, one after the other, and returns the sums. A sum with an
-// unknown part is -1. If a queue cannot be read, Stats returns the error of
-// [Listener.Stats].
+// Stats reads all queues, one after the other, and returns the sums, and the fullest shard
+// in Fullest. A sum with an unknown part is -1. If a queue cannot be read, Stats returns
+// the error of [Listener.Stats].
 func (s *Shards) Stats() (Stats, error) {
 	if err := s.none("stats"); err != nil {
 		return noStats, err
@@ -205,7 +205,27 @@ func (s *Shards) Stats() (Stats, error) {
 		Limit:      saturate(sumOf(all, func(s Stats) int64 { return int64(s.Limit) })),
 		Capacity:   saturate(sumOf(all, func(s Stats) int64 { return int64(s.Capacity) })),
 		Drops:      sumOf(all, func(s Stats) int64 { return s.Drops }),
+		Fullest:    fullest(all),
 	}, nil
+}
+
+// fullest returns the element with the highest utilization. It returns nil if there are
+// not several elements, or if one of them may be full without a sign of it.
+func fullest(all []Stats) (most *Stats) {
+	if len(all) < 2 {
+		return nil
+	}
+	highest := -1.0
+	for i, s := range all {
+		part, known := s.Utilization()
+		if !known {
+			return nil
+		}
+		if part > highest {
+			most, highest = &all[i], part
+		}
+	}
+	return most
 }
 
 // none returns the error of a zero Shards.

@@ -277,19 +277,19 @@ func TestShardsInALog(t *testing.T) {
 		all        Backlogs
 		line, json string
 	}{
-		{Backlogs{known, known, known}, fmt.Sprintf("3 queues hold 15, each: %v", known),
+		{Backlogs{known, known, known}, fmt.Sprintf("backlog: 3 queues hold 15, each: %v", known.describe()),
 			`{"queues":3,"requested":12,"ceiling":128,"limit":12,"effective":12,"capacity":15,"measured":true,"clamped":false}`},
 		{Backlogs{known}, known.String(),
 			`{"queues":1,"requested":4,"ceiling":128,"limit":4,"effective":4,"capacity":5,"measured":true,"clamped":false}`},
-		{Backlogs{known, clamped, known}, fmt.Sprintf("3 queues hold 13; 2: %v; 1: %v", known, clamped),
+		{Backlogs{known, clamped, known}, fmt.Sprintf("backlog: 3 queues hold 13; 2: %v; 1: %v", known.describe(), clamped.describe()),
 			`{"queues":3,"requested":12,"ceiling":128,"limit":10,"effective":10,"capacity":13,"measured":true,"clamped":true}`},
-		{Backlogs{clamped, predicted}, fmt.Sprintf("2 queues hold 8; 1: %v; 1: %v", clamped, predicted),
+		{Backlogs{clamped, predicted}, fmt.Sprintf("backlog: 2 queues hold 8; 1: %v; 1: %v", clamped.describe(), predicted.describe()),
 			`{"queues":2,"requested":8,"ceiling":128,"limit":6,"effective":6,"capacity":8,"measured":false,"clamped":true}`},
-		{Backlogs{known, noBacklog}, fmt.Sprintf("2 queues hold unknown; 1: %v; 1: %v", known, noBacklog),
+		{Backlogs{known, noBacklog}, fmt.Sprintf("backlog: 2 queues hold unknown; 1: %v; 1: %v", known.describe(), noBacklog.describe()),
 			`{"queues":2,"measured":false,"clamped":false}`},
-		{Backlogs{{}, {}}, "2 queues hold unknown, each: nothing known",
+		{Backlogs{{}, {}}, "backlog: 2 queues hold unknown, each: nothing known",
 			`{"queues":2,"measured":false,"clamped":false}`},
-		{nil, "nothing known", `{"queues":0,"measured":false,"clamped":false}`},
+		{nil, "backlog: nothing known", `{"queues":0,"measured":false,"clamped":false}`},
 	} {
 		require.Equal(t, row.line, row.all.String())
 		var log bytes.Buffer

@@ -79,4 +79,4 @@ func inspect(*sys.Calls, int) (transport, Backlog, error) {
 	return transportUnknown, noBacklog, nil
 }
 
-func readSettings(*sys.Calls, *System) {}
+func readSettings(*sys.Calls, *System) error { return nil }

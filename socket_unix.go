@@ -250,6 +250,10 @@ func openSocket(k *sys.Calls, ctx context.Context, ep endpoint.Endpoint, o *opti
 		return nil, tooShort(account, boundsHere(k))
 	}
 
+	shared, err := o.sharesPort(k, fd)
+	if err != nil {
+		return nil, err
+	}
 	ln, err := k.Adopt(file)
 	if err != nil {
 		return nil, sys.Cause(err)
@@ -259,9 +263,21 @@ func openSocket(k *sys.Calls, ctx context.Context, ep endpoint.Endpoint, o *opti
 		return nil, err
 	}
 	l.strict, l.fastOpen, l.keepAlive = o.strict, o.FastOpen, keepAlive
-	l.intake.ReusePort, l.intake.Steers, l.intake.Filtered = o.ReusePort, o.steers && !o.unsteered, sockopt.Filters(runtime.GOOS, &o.Options)
+	l.intake.ReusePort, l.intake.Steers = o.ReusePort || shared, (o.steers || shared) && !o.unsteered
+	l.intake.Filtered = sockopt.Filters(runtime.GOOS, &o.Options)
 	l.intake.Shown.Store(len(o.controls) > 0)
 	return l, nil
+}
+
+// sharesPort reports whether a function of WithControl has set SO_REUSEPORT on fd. A program
+// that sets it there, as with net.ListenConfig, is in a group as with WithReusePort.
+func (o *options) sharesPort(k *sys.Calls, fd int) (bool, error) {
+	name, err := sockopt.ReusePort()
+	if len(o.controls) == 0 || o.ReusePort || err != nil {
+		return false, nil
+	}
+	set, err := k.GetInt(fd, unix.SOL_SOCKET, name)
+	return err == nil && set != 0, err
 }
 
 // bindSocket makes a socket and binds it to ep. It does not listen yet.

@@ -567,8 +567,10 @@ func TestEverySystemCallFails(t *testing.T) {
 				return fmt.Errorf("ceiling %d", b.Ceiling)
 			}
 			predict(k, 5) // its error comes from reading the ceiling
-			_, err := readSystem(k)
-			return err
+			if _, err := readSystem(k); !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) {
+				return err
+			}
+			return nil // without a descriptor it says so
 		}),
 	)
 	testActs(t, append(acts, kernelActs()...))

@@ -38,24 +38,47 @@ type Stats struct {
 	Limit int
 	// Capacity is how many finished handshakes fit under the limit, see [Backlog].
 	Capacity int
-	// Drops is the number of packets of handshakes that this socket has dropped since it
-	// was made. It does not count clients: each retry counts, and a final ACK that meets
-	// a full queue counts twice. If Drops rises, clients are usually delayed or lost. The
-	// exceptions are SYNs that [Listener.Drain] drops, final ACKs that [WithDeferAccept]
-	// ignores and, on Linux with [WithReusePort], questions: when a listener of the address
-	// drains, closes after a drain or joins, each listener drops a packet.
+	// Drops is the number of packets that this socket has dropped since it was made. It
+	// counts packets and not clients, and most of these packets harm nobody. On Linux it
+	// rises by one for each of these:
+	//   - a SYN that meets a full accept queue: its client sends it again after a second.
+	//     A final ACK that meets one counts twice
+	//   - a SYN that meets a full SYN queue, if SYN cookies are off, see [System]
+	//   - a SYN that [Listener.Drain] keeps out. The client connects later or elsewhere
+	//   - a SYN that the client repeats because its SYN-ACK was lost. The client connects
+	//   - an RST that ends a handshake, as port scanners and the health checks of some
+	//     load balancers send it
+	//   - a packet that no client sends, for example one with FIN, SYN and FIN, RST, or
+	//     ECE and CWR
+	//   - with [WithDeferAccept], the final ACK of each client
+	//   - with [WithReusePort], a question: when a listener of the address drains, closes
+	//     after a drain or joins, each listener drops a packet
+	//
+	// Only the first two are a loss. ListenOverflows of [System] rises in the first case,
+	// and ListenDrops in both. An alarm needs one of them in addition to Drops, or a Queued
+	// that has reached Capacity.
 	//   - Linux: SK_MEMINFO_DROPS of SO_MEMINFO, which wraps at 32 bits. It is unknown
 	//     on an MPTCP socket, where the kernel does not update it.
 	//   - Other systems: unknown.
 	Drops int64
+	// Fullest is the state of the shard with the highest utilization, if [Shards.Stats]
+	// has added up several. It is nil for a single queue, and also if the utilization of a
+	// shard is unknown.
+	Fullest *Stats
 }
 
 // Utilization returns Queued divided by Capacity. 0 is an empty queue. At 1 the kernel
 // refuses the next client. known is false if one of the two numbers is unknown.
 //
+// For the sums of several shards it returns the utilization of the fullest: the kernel
+// refuses clients there, even if all other shards are empty.
+//
 // A burst of clients can raise the result above 1: slightly on Linux, to 1.5 on NetBSD
 // and DragonFly, and to 3 on OpenBSD.
 func (s Stats) Utilization() (part float64, known bool) {
+	if s.Fullest != nil {
+		return s.Fullest.Utilization()
+	}
 	if s.Queued == unknown || s.Capacity <= 0 {
 		return 0, false
 	}
@@ -71,6 +94,9 @@ func (s Stats) String() string {
 	}
 	var line strings.Builder
 	fmt.Fprintf(&line, "%v queued of %v", count(s.Queued), count(s.Capacity))
+	if s.Fullest != nil {
+		fmt.Fprintf(&line, ", fullest shard %v of %v", count(s.Fullest.Queued), count(s.Fullest.Capacity))
+	}
 	if part, known := s.Utilization(); known {
 		fmt.Fprintf(&line, " (%.0f%%)", 100*part)
 	}
@@ -84,26 +110,31 @@ func (s Stats) String() string {
 // LogValue returns a group of the numbers, for [log/slog]. It omits unknown numbers.
 func (s Stats) LogValue() slog.Value {
 	s = orNothing(s, noStats)
-	return logKnown(
+	attrs := []slog.Attr{
 		slog.Int("queued", s.Queued),
 		slog.Int("incomplete", s.Incomplete),
 		slog.Int("limit", s.Limit),
 		slog.Int("capacity", s.Capacity),
 		slog.Int64("drops", s.Drops),
-	)
+	}
+	if s.Fullest != nil {
+		attrs = append(attrs, slog.Any("fullest", *s.Fullest))
+	}
+	return logKnown(attrs...)
 }
 
 // statsJSON is Stats in JSON.
 type statsJSON struct {
-	Queued     count `json:"queued"`
-	Incomplete count `json:"incomplete"`
-	Limit      count `json:"limit"`
-	Capacity   count `json:"capacity"`
-	Drops      count `json:"drops"`
+	Queued     count  `json:"queued"`
+	Incomplete count  `json:"incomplete"`
+	Limit      count  `json:"limit"`
+	Capacity   count  `json:"capacity"`
+	Drops      count  `json:"drops"`
+	Fullest    *Stats `json:"fullest,omitempty"`
 }
 
 func (s Stats) json() statsJSON {
-	return statsJSON{count(s.Queued), count(s.Incomplete), count(s.Limit), count(s.Capacity), count(s.Drops)}
+	return statsJSON{count(s.Queued), count(s.Incomplete), count(s.Limit), count(s.Capacity), count(s.Drops), s.Fullest}
 }
 
 // MarshalJSON writes the numbers with lower-case names. An unknown number is null.
@@ -118,7 +149,7 @@ func (s *Stats) UnmarshalJSON(text []byte) error {
 	if err := json.Unmarshal(text, &j); err != nil {
 		return err
 	}
-	*s = Stats{j.Queued.int(), j.Incomplete.int(), j.Limit.int(), j.Capacity.int(), int64(j.Drops)}
+	*s = Stats{j.Queued.int(), j.Incomplete.int(), j.Limit.int(), j.Capacity.int(), int64(j.Drops), j.Fullest}
 	return nil
 }
 

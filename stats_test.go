@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"expvar"
+	"fmt"
 	"log/slog"
 	"math"
 	"net"
@@ -68,6 +69,7 @@ func TestUtilization(t *testing.T) {
 		"over, by a race":              {Stats{Queued: 6, Capacity: 5}, 1.2, true},
 		"of one connection":            {Stats{Queued: 1, Capacity: 1}, 1, true},
 		"the largest of both":          {Stats{Queued: math.MaxInt, Capacity: math.MaxInt}, 1, true},
+		"a full shard of eight":        {Stats{Queued: 16, Capacity: 128, Fullest: &Stats{Queued: 16, Capacity: 16}}, 1, true},
 		"queued unknown":               {Stats{Queued: unknown, Capacity: 129}, 0, false},
 		"capacity unknown":             {Stats{Queued: 3, Capacity: unknown}, 0, false},
 		"all unknown":                  {unknownStats, 0, false},
@@ -174,4 +176,23 @@ func TestReadStatsOfAnEmbeddedListener(t *testing.T) {
 	require.False(t, ln.intake.Shown.Load())
 	ln.TCPListener()
 	require.True(t, ln.intake.Shown.Load())
+}
+
+// A sum hides a full shard, so it names the fullest one.
+func TestFullest(t *testing.T) {
+	full, idle := Stats{Queued: 16, Limit: 15, Capacity: 16, Drops: 3}, Stats{Limit: 15, Capacity: 16}
+	require.Equal(t, &full, fullest([]Stats{idle, full, idle}))
+	require.Equal(t, &idle, fullest([]Stats{idle, idle}))
+	require.Nil(t, fullest([]Stats{full}), "a single queue")
+	require.Nil(t, fullest([]Stats{full, {Queued: unknown, Capacity: 16}}), "an unknown shard may be fuller")
+	sum := Stats{Queued: 16, Incomplete: unknown, Limit: 120, Capacity: 128, Drops: 3, Fullest: &full}
+	require.Equal(t, "16 queued of 128, fullest shard 16 of 16 (100%), limit 120, drops 3", sum.String())
+	text, err := json.Marshal(sum)
+	require.NoError(t, err)
+	require.JSONEq(t, `{"queued":16,"incomplete":null,"limit":120,"capacity":128,"drops":3,
+		"fullest":{"queued":16,"incomplete":0,"limit":15,"capacity":16,"drops":3}}`, string(text))
+	var back Stats
+	require.NoError(t, json.Unmarshal(text, &back))
+	require.Equal(t, sum, back)
+	require.Contains(t, fmt.Sprint(sum.LogValue()), "fullest=")
 }

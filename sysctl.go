@@ -1,12 +1,14 @@
 package acceptq
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math"
 	"runtime"
+	"strings"
 
 	"github.com/acceptq/acceptq/internal/sys"
 )
@@ -53,6 +55,31 @@ type System struct {
 	ListenDrops       int64 // ListenOverflows, and SYNs dropped for any other reason
 	ReqQFullDrop      int64 // TCPReqQFullDrop: SYNs dropped because the SYN queue was full
 	ReqQFullDoCookies int64 // TCPReqQFullDoCookies: SYNs answered with a cookie instead
+}
+
+// String returns the known settings and counters in one line. If no number is known, as in
+// a zero System, it returns "nothing known".
+func (s System) String() string {
+	s = orNothing(s, noSystem)
+	var parts []string
+	add := func(format string, n int64) {
+		if n != unknown {
+			parts = append(parts, fmt.Sprintf(format, n))
+		}
+	}
+	add(ceilingName(s.Knob)+" is %d", int64(s.Ceiling))
+	add("SYN backlog %d", int64(s.SYNBacklog))
+	add("SYN cookies %d", int64(s.SYNCookies))
+	add("abort on overflow %d", int64(s.AbortOnOverflow))
+	add("migrate requests %d", int64(s.MigrateRequests))
+	add("%d listen overflows", s.ListenOverflows)
+	add("%d listen drops", s.ListenDrops)
+	add("%d SYNs dropped by a full SYN queue", s.ReqQFullDrop)
+	add("%d SYNs answered with a cookie", s.ReqQFullDoCookies)
+	if len(parts) == 0 {
+		return nothingKnown
+	}
+	return strings.Join(parts, ", ")
 }
 
 // LogValue returns a group of the numbers and the knob's name, for [log/slog]. It omits
@@ -120,8 +147,10 @@ var noSystem = System{
 }
 
 // ReadSystem reads the current settings and counters. If a number cannot be read, it is
-// -1, and that is not an error. The error matches [errors.ErrUnsupported] on systems
-// where the package can read nothing.
+// -1, and that is not an error. The error matches
+//   - [errors.ErrUnsupported] on systems where the package can read nothing
+//   - EMFILE or ENFILE if no file descriptor is left to read them on
+//     Linux, which is a cause of a full accept queue. Numbers that were read are returned.
 func ReadSystem() (System, error) {
 	return readSystem(&sys.Real)
 }
@@ -133,9 +162,9 @@ func readSystem(k *sys.Calls) (System, error) {
 		return s, errNoRule
 	}
 	s.Knob = r.knob
-	s.Ceiling, _, _ = readBounds(k)
-	readSettings(k, &s)
-	return s, nil
+	var err error
+	s.Ceiling, _, err = readBounds(k)
+	return s, cmp.Or(noDescriptor(err), noDescriptor(readSettings(k, &s)))
 }
 
 // errNegative is the error for a negative ceiling. The kernel then lets no connection in:

@@ -43,10 +43,11 @@ const cookiesKnob = "net.inet.tcp.syncookies" // FreeBSD
 
 // readSettings sets the fields of s that FreeBSD reports, except the ceiling. It does not
 // read counters, because their structure changes between releases.
-func readSettings(k *sys.Calls, s *System) {
+func readSettings(k *sys.Calls, s *System) error {
 	if runtime.GOOS != "freebsd" {
-		return
+		return nil
 	}
 	s.SYNCookies, _ = k.ReadSysctl(cookiesKnob)
 	s.AbortOnOverflow, _ = k.ReadSysctl("net.inet.tcp.syncache.rst_on_sock_fail")
+	return nil // sysctl(3) needs no descriptor
 }

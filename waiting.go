@@ -102,3 +102,30 @@ func waiting(ctx context.Context, listeners []*Listener) ([]Waiting, error) {
 	})
 	return all, nil
 }
+
+// Handshakes returns the number of in-flight handshakes that may become connections of l:
+// the kernel has answered a SYN, and the final ACK has not come. Many of them without a
+// rising [Listener.Accepted] are a sign of a SYN flood.
+//
+// The kernel does not report the listener of a handshake. So the number includes the
+// handshakes of other listeners on the same port and address, such as a SO_REUSEPORT
+// group. A handshake that uses a SYN cookie is not listed.
+//
+// Like [Listener.Waiting], the call makes the kernel walk the table of all TCP sockets in
+// the network namespace. If ctx ends, it stops early and returns its error.
+//
+// The result is -1 if there is an error. After Close the error matches [net.ErrClosed]. On
+// systems other than Linux it matches [errors.ErrUnsupported]. The source is sock_diag(7).
+func (l *Listener) Handshakes(ctx context.Context) (int, error) {
+	if !l.ok() {
+		return unknown, l.opError("handshakes", sys.ErrNotListening)
+	}
+	if ctx == nil {
+		return unknown, l.opError("handshakes", errNilContext)
+	}
+	n, err := countHandshakes(l.intake.Calls, ctx, l)
+	if err != nil {
+		return unknown, l.opError("handshakes", err)
+	}
+	return n, nil
+}

@@ -154,3 +154,46 @@ func zone(index int) string {
 	}
 	return strconv.Itoa(index)
 }
+
+// countHandshakes counts the in-flight handshakes on the port and address of l.
+func countHandshakes(k *sys.Calls, ctx context.Context, l *Listener) (n int, err error) {
+	var (
+		where  netns.Namespace
+		domain int
+		operr  error
+	)
+	err = l.intake.Raw.Control(func(fd uintptr) {
+		if domain, operr = k.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN); operr != nil {
+			operr = os.NewSyscallError("getsockopt", operr)
+			return
+		}
+		where, _, operr = netns.Of(k, int(fd))
+	})
+	defer where.Close()
+	if err := cmp.Or(err, operr); err != nil {
+		return unknown, err
+	}
+	// The handshake of an IPv4 client has the family AF_INET, even if the listener has not.
+	families := []uint8{unix.AF_INET}
+	if domain == unix.AF_INET6 {
+		families = append(families, unix.AF_INET6)
+	}
+	addr := l.Addr().(*net.TCPAddr).AddrPort()
+	local := addr.Addr().Unmap().WithZone("")
+	err = where.In(func() error {
+		for _, family := range families {
+			r := sockdiag.Request{Family: family, Port: addr.Port(), States: 1<<tcpinfo.SynRecv | 1<<tcpinfo.NewSynRecv}
+			_, err := sockdiag.Dump(k, ctx, r, func(r sockdiag.Row) bool {
+				if local.IsUnspecified() || local == r.Local.Addr() {
+					n++
+				}
+				return false // so that a row needs no memory
+			})
+			if err != nil {
+				return os.NewSyscallError("sock_diag", err)
+			}
+		}
+		return nil
+	})
+	return n, cmp.Or(ctx.Err(), err)
+}

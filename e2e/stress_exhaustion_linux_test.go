@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -58,9 +59,17 @@ func TestOutOfDescriptors(t *testing.T) {
 			_, err = s.Stats()
 			require.NoError(t, err)
 			system, err := acceptq.ReadSystem()
-			require.NoError(t, err)
+			require.ErrorIs(t, err, unix.EMFILE)
 			require.EqualValues(t, sys.Unknown, system.Ceiling)
 			require.EqualValues(t, sys.Unknown, system.ListenDrops)
+			require.Contains(t, ln.Backlog().String(), "net.core.somaxconn is unknown")
+			predicted, err := acceptq.PredictBacklog(7)
+			require.ErrorIs(t, err, unix.EMFILE)
+			require.Equal(t, "backlog: asked 7, granted unknown: net.core.somaxconn cannot be read", predicted.String())
+			_, err = ln.Waiting(t.Context())
+			require.ErrorIs(t, err, unix.EMFILE)
+			_, err = ln.Handshakes(t.Context())
+			require.ErrorIs(t, err, unix.EMFILE)
 			_, err = acceptq.Wrap(ln.TCPListener())
 			require.NoError(t, err)
 
@@ -75,7 +84,23 @@ func TestOutOfDescriptors(t *testing.T) {
 			require.Equal(t, full, testkit.OpenDescriptors())
 		}
 
-		for _, f := range files {
+		// With three free descriptors everything can be read.
+		for _, f := range files[:3] {
+			f.Close()
+		}
+		system, err := acceptq.ReadSystem()
+		require.NoError(t, err)
+		require.Positive(t, system.Ceiling)
+		require.NotEqualValues(t, sys.Unknown, system.ListenDrops)
+		require.Contains(t, ln.Backlog().String(), "net.core.somaxconn is "+strconv.Itoa(system.Ceiling))
+		_, err = acceptq.PredictBacklog(7)
+		require.NoError(t, err)
+		waiting, err := ln.Waiting(t.Context())
+		require.NoError(t, err)
+		require.Len(t, waiting, 3)
+		_, err = ln.Handshakes(t.Context())
+		require.NoError(t, err)
+		for _, f := range files[3:] {
 			f.Close()
 		}
 		for _, c := range clients {

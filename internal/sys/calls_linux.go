@@ -225,15 +225,27 @@ func detachProgram(fd int) error {
 
 // IPv4Setting reads a number of net.ipv4 in the calling thread's network namespace.
 func (k *Calls) IPv4Setting(name string) int {
-	text, _ := k.ReadFile("/proc/sys/net/ipv4/" + name)
-	n, _ := ParseNumber(string(text)) // unknown if the text is not a number
+	n, _ := k.ReadIPv4Setting(name)
 	return n
 }
 
+// ReadIPv4Setting is IPv4Setting with the error of reading the file.
+func (k *Calls) ReadIPv4Setting(name string) (int, error) {
+	text, err := k.ReadFile("/proc/sys/net/ipv4/" + name)
+	n, _ := ParseNumber(string(text)) // unknown if the text is not a number
+	return n, err
+}
+
 // TCPCounters reads the counters of the calling thread's network namespace. It returns a
-// function that returns one of them. /proc/net is not used, because it shows the namespace
-// of the main thread.
+// function that returns one of them.
 func (k *Calls) TCPCounters() func(column string) int64 {
-	text, _ := k.ReadFile("/proc/thread-self/net/netstat")
-	return func(column string) int64 { return NetstatCounter(string(text), "TcpExt", column) }
+	counter, _ := k.ReadTCPCounters()
+	return counter
+}
+
+// ReadTCPCounters is TCPCounters with the error of reading the file. It does not read
+// /proc/net, which shows the namespace of the main thread.
+func (k *Calls) ReadTCPCounters() (counter func(column string) int64, err error) {
+	text, err := k.ReadFile("/proc/thread-self/net/netstat")
+	return func(column string) int64 { return NetstatCounter(string(text), "TcpExt", column) }, err
 }

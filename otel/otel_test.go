@@ -1,9 +1,8 @@
 package acceptqotel
 
 import (
-	"bytes"
 	"context"
-	_ "embed"
+	"fmt"
 	"net"
 	"os"
 	"syscall"
@@ -13,27 +12,13 @@ import (
 	"github.com/acceptq/acceptq"
 	"github.com/stretchr/testify/require"
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric/noop"
 	sdk "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// queuesSource is in the test binary, so that it runs without the source tree.
-//
-//go:embed queues.go
-var queuesSource []byte
-
-// The modules share no package, and the code must not drift apart.
-func TestQueuesAreThoseOfProm(t *testing.T) {
-	theirs, err := os.ReadFile("../prom/queues.go")
-	if os.IsNotExist(err) {
-		t.Skip("not in the repository") // a module that was downloaded stands alone
-	}
-	require.NoError(t, err)
-	require.Equal(t, string(bytes.Replace(theirs, []byte("package acceptqprom\n"), []byte("package acceptqotel\n"), 1)), string(queuesSource))
-}
 
 func listen(t *testing.T, opts ...acceptq.Option) *acceptq.Listener {
 	t.Helper()
@@ -83,6 +68,10 @@ func collect(t *testing.T, reader *sdk.ManualReader) map[string]int64 {
 				for _, p := range d.DataPoints {
 					put(p.Attributes, p.Value)
 				}
+			case metricdata.Gauge[float64]: // in per mille
+				for _, p := range d.DataPoints {
+					put(p.Attributes, int64(1000*p.Value))
+				}
 			case metricdata.Histogram[float64]:
 				for _, p := range d.DataPoints {
 					put(p.Attributes, int64(p.Count))
@@ -106,7 +95,7 @@ func TestInstruments(t *testing.T) {
 	for name, value := range map[string]int64{
 		"tcp.accept_queue.length": int64(want.Queued), "tcp.accept_queue.length.peak": int64(want.Queued),
 		"tcp.accept_queue.capacity": int64(want.Capacity), "tcp.accept_queue.limit": int64(want.Limit),
-		"tcp.accept_queue.requested": 7, "tcp.accept_queue.drops": want.Drops, "tcp.accept_queue.held_back": int64(want.Incomplete),
+		"tcp.accept_queue.requested": 7, "tcp.accept_queue.accepted": 0, "tcp.accept_queue.drops": want.Drops, "tcp.accept_queue.held_back": int64(want.Incomplete),
 	} {
 		if value == unknown {
 			require.NotContains(t, numbers, name+" api")
@@ -117,7 +106,7 @@ func TestInstruments(t *testing.T) {
 	}
 	require.NotContains(t, numbers, "tcp.accept_queue.wait api", "nothing was observed")
 
-	q.observe(time.Second)
+	q.Exporter().Observe(time.Second)
 	require.EqualValues(t, 1, collect(t, reader)["tcp.accept_queue.wait api"])
 
 	// What no one asked for is absent.
@@ -146,14 +135,18 @@ func TestShards(t *testing.T) {
 	_, err = summed.AddShards("api", shards)
 	require.NoError(t, err)
 	require.EqualValues(t, want.Capacity, collect(t, reader)["tcp.accept_queue.capacity api"])
-	require.EqualValues(t, 14, collect(t, reader)["tcp.accept_queue.requested api"])
+	numbers := collect(t, reader)
+	require.EqualValues(t, 14, numbers["tcp.accept_queue.requested api"])
+	require.EqualValues(t, 2, numbers["tcp.accept_queue.shards api"])
+	require.Contains(t, numbers, "tcp.accept_queue.fullest api")
 
 	single, reader := start(t, WithShardLabel())
 	_, err = single.AddShards("api", shards)
 	require.NoError(t, err)
 	_, err = single.Add("one", listen(t, acceptq.WithBacklog(7)))
 	require.NoError(t, err)
-	numbers := collect(t, reader)
+	numbers = collect(t, reader)
+	require.NotContains(t, numbers, "tcp.accept_queue.shards api")
 	for _, key := range []string{"api 0", "api 1", "one"} {
 		require.EqualValues(t, want.Capacity/2, numbers["tcp.accept_queue.capacity "+key], key)
 	}
@@ -175,4 +168,75 @@ func TestBadInput(t *testing.T) {
 	require.NoError(t, ln.Close())
 	_, err = i.Add("closed", ln)
 	require.ErrorIs(t, err, net.ErrClosed)
+}
+
+// Two Instruments of one provider would be added up.
+func TestOneForEachProvider(t *testing.T) {
+	reader := sdk.NewManualReader()
+	provider := sdk.NewMeterProvider(sdk.WithReader(reader))
+	defer provider.Shutdown(context.Background())
+	first, err := New(provider)
+	require.NoError(t, err)
+	_, err = New(provider)
+	require.ErrorContains(t, err, "the MeterProvider has Instruments already")
+	_, err = first.Add("api", listen(t, acceptq.WithBacklog(7)))
+	require.NoError(t, err)
+	if s, err := acceptq.ReadSystem(); err == nil && s.ListenOverflows != unknown {
+		require.Equal(t, s.ListenOverflows, collect(t, reader)["tcp.listen.overflows"])
+	}
+	require.NoError(t, first.Close())
+	require.NoError(t, first.Close())
+	second, err := New(provider)
+	require.NoError(t, err, "the first is closed")
+	require.NoError(t, second.Close())
+
+	for range 2 { // noop's provider has no identity
+		i, err := New(noop.NewMeterProvider())
+		require.NoError(t, err)
+		defer i.Close()
+	}
+}
+
+// After Close Add fails, and no sampler runs, which TestMain checks.
+func TestAddAfterClose(t *testing.T) {
+	i, reader := start(t, WithSampler(0, 0))
+	require.NoError(t, i.Close())
+	_, err := i.Add("api", listen(t))
+	require.ErrorIs(t, err, os.ErrClosed)
+	require.NotContains(t, collect(t, reader), "tcp.accept_queue.limit api")
+}
+
+// The SDK merges the histograms of too many names, without an error. So Add fails before.
+func TestTooManyNames(t *testing.T) {
+	i, reader := start(t)
+	ln := listen(t)
+	for n := range maxNames {
+		q, err := i.Add(fmt.Sprint(n), ln)
+		require.NoError(t, err)
+		q.Exporter().Observe(time.Second)
+		q.Remove()
+	}
+	_, err := i.Add("one more", ln)
+	require.ErrorContains(t, err, "1900 other names have been used")
+	q, err := i.Add("7", ln)
+	require.NoError(t, err, "a name that was used before")
+	q.Exporter().Observe(time.Second)
+	numbers := collect(t, reader)
+	require.EqualValues(t, 2, numbers["tcp.accept_queue.wait 7"])
+	require.EqualValues(t, 1, numbers[fmt.Sprint("tcp.accept_queue.wait ", maxNames-1)])
+	require.NotContains(t, numbers, "tcp.accept_queue.wait", "no series is merged")
+}
+
+func TestOldestWaitAndHandshakes(t *testing.T) {
+	i, reader := start(t, WithOldestWait(0), WithHandshakes(0))
+	ln := listen(t)
+	_, err := i.Add("api", ln)
+	require.NoError(t, err)
+	numbers := collect(t, reader)
+	if _, err := ln.Waiting(t.Context()); err != nil {
+		require.NotContains(t, numbers, "tcp.accept_queue.oldest_wait api")
+		return
+	}
+	require.Contains(t, numbers, "tcp.accept_queue.oldest_wait api")
+	require.Contains(t, numbers, "tcp.accept_queue.handshakes api")
 }

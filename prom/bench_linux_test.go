@@ -128,10 +128,7 @@ func idle(b *testing.B, n int, opts ...Option) time.Duration {
 	before := processorTime(b)
 	time.Sleep(time.Second)
 	used := processorTime(b) - before
-	for _, q := range c.all() {
-		q.sockets[0].conn.(*acceptq.Listener).Close()
-		q.Remove()
-	}
+	c.Close()
 	return used
 }
 

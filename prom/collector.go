@@ -1,9 +1,10 @@
 // Package acceptqprom reports accept queues to Prometheus.
 //
 // A [Collector] reads the accept queues of a program when it is scraped: how many
-// connections wait, how many fit, and how many packets were dropped. With a hook in the
-// server it also reports how long each connection waited for Accept. The names of the
-// metrics, alert rules and a dashboard are described in the README of this module.
+// connections wait, how many fit, how many were accepted, and how many packets were
+// dropped. With a hook in the server it also reports how long each connection waited for
+// Accept. The names of the metrics, alert rules and a dashboard are described in the README
+// of this module.
 //
 // A number that the system does not tell is absent. It is never -1 and never 0.
 package acceptqprom
@@ -11,12 +12,17 @@ package acceptqprom
 import (
 	"runtime"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/acceptq/acceptq"
+	"github.com/acceptq/acceptq/observe"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 )
+
+// unknown stands for a number that the system does not tell.
+const unknown = -1
 
 // A Collector is a [prometheus.Collector] of accept queues. It comes from [NewCollector].
 // All methods may be called concurrently.
@@ -24,10 +30,17 @@ import (
 // A registry takes one Collector. To register two, give each of them a label with
 // [prometheus.WrapRegistererWith].
 type Collector struct {
-	*set
+	config   observe.Config
+	perShard bool
+	set      *observe.Set
 	descs
 	waits *prometheus.HistogramVec
 }
+
+// A Queue is a listener whose accept queue is reported. It comes from Add or AddShards. Its
+// methods Observe, ConnContext and Listener record how long connections waited; see
+// [observe.Queue].
+type Queue = observe.Queue
 
 // An Option changes what a Collector reports.
 type Option func(*Collector)
@@ -36,28 +49,56 @@ type Option func(*Collector)
 // largest length that was seen during the last window as tcp_accept_queue_length_peak. So a
 // burst shows that came and went between two scrapes. The peak does not change when it is
 // read, so that any number of scrapers see it. Make the window at least as long as the
-// longest scrape interval.
+// longest scrape interval. The alert rules assume that it is not longer than five minutes.
 //
 // An interval of 0 or less is 10 ms, a window of 0 or less is one minute. The sampler runs
 // in one goroutine while the Collector has a listener.
 func WithSampler(interval, window time.Duration) Option {
-	return func(c *Collector) { c.set.sampling(interval, window) }
+	if interval <= 0 {
+		interval = 10 * time.Millisecond
+	}
+	return func(c *Collector) { c.config.Interval, c.config.Window = interval, window }
 }
 
 // WithShardLabel reports the shards of [acceptq.Shards] one by one, with the label shard,
-// instead of their sums. The wait is always reported for all shards together.
+// instead of their sums. The waits and the handshakes are always reported for all shards
+// together.
 func WithShardLabel() Option {
-	return func(c *Collector) { c.set.perShard = true }
+	return func(c *Collector) { c.perShard = true }
+}
+
+// WithOldestWait reports how long the oldest waiting connection has waited as
+// tcp_accept_queue_oldest_wait_seconds. The kernel is asked in a scrape, only if a
+// connection waits, and at most once in the given time; see [acceptq.Listener.Waiting] for
+// what that costs. 0 or less is 5 s. Linux only.
+func WithOldestWait(every time.Duration) Option {
+	return func(c *Collector) { c.config.OldestWait = listing(every) }
+}
+
+// WithHandshakes reports the in-flight handshakes as tcp_accept_queue_handshakes. The
+// kernel is asked in a scrape, at most once in the given time; see
+// [acceptq.Listener.Handshakes] for what is counted and what that costs. 0 or less is 5 s.
+// Linux only.
+func WithHandshakes(every time.Duration) Option {
+	return func(c *Collector) { c.config.Handshakes = listing(every) }
+}
+
+func listing(every time.Duration) time.Duration {
+	if every <= 0 {
+		return 5 * time.Second
+	}
+	return every
 }
 
 // NewCollector returns a Collector without listeners. Register it, and call Add for each
-// listener.
+// listener. Call Close if the program goes on without it.
 func NewCollector(opts ...Option) *Collector {
 	c := new(Collector)
-	c.set = newSet(c.equip)
 	for _, o := range opts {
 		o(c)
 	}
+	c.config.Export = c.export
+	c.set = observe.NewSet(c.config)
 	labels := []string{"listener"}
 	if c.perShard {
 		labels = append(labels, "shard")
@@ -65,17 +106,26 @@ func NewCollector(opts ...Option) *Collector {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc(name, help, labels, nil)
 	}
+	window := c.set.Window().String()
 	c.descs = descs{
-		length:    desc("tcp_accept_queue_length", "Connections that wait in the accept queue of this listener now.", labels...),
-		peak:      desc("tcp_accept_queue_length_peak", "Largest length of the accept queue that the sampler saw in the last "+c.window.String()+".", labels...),
-		capacity:  desc("tcp_accept_queue_capacity", "Connections that fit in the accept queue before the next client is turned away.", labels...),
-		limit:     desc("tcp_accept_queue_limit", "Backlog that the kernel granted to this listener.", labels...),
-		requested: desc("tcp_accept_queue_requested", "Backlog that the program asked for; absent if it asked for the maximum or if that is unknown.", labels...),
-		heldBack:  desc("tcp_accept_queue_held_back", "Connections that an accept filter holds back from the accept queue.", labels...),
-		drops:     desc("tcp_accept_queue_drops_total", "Packets that this listener dropped instead of taking a step towards a connection, retries included.", labels...),
-		ceiling:   desc("tcp_accept_queue_ceiling", "Largest backlog that the system grants now (Linux: net.core.somaxconn)."),
-		overflows: desc("tcp_listen_overflows_total", "Packets that met a full accept queue, for all listeners of the network namespace (ListenOverflows)."),
-		lost:      desc("tcp_listen_drops_total", "Packets to listening sockets that were dropped for any reason, for all listeners of the network namespace (ListenDrops)."),
+		length:     desc("tcp_accept_queue_length", "Connections that wait in the accept queue of this listener now.", labels...),
+		peak:       desc("tcp_accept_queue_length_peak", "Largest length of the accept queue that the sampler saw in the last "+window+".", labels...),
+		capacity:   desc("tcp_accept_queue_capacity", "Connections that fit in the accept queue before the next client is turned away.", labels...),
+		limit:      desc("tcp_accept_queue_limit", "Backlog that the kernel granted to this listener.", labels...),
+		requested:  desc("tcp_accept_queue_requested", "Backlog that the program asked for; absent if it asked for the maximum or if that is unknown.", labels...),
+		heldBack:   desc("tcp_accept_queue_held_back", "Connections that an accept filter holds back from the accept queue.", labels...),
+		accepted:   desc("tcp_accept_queue_accepted_total", "Connections that Accept has returned.", labels...),
+		drops:      desc("tcp_accept_queue_drops_total", "Packets that this listener dropped for any reason, also those of port scans and health checks, which harm nobody.", labels...),
+		oldest:     desc("tcp_accept_queue_oldest_wait_seconds", "Time that the oldest waiting connection has waited in the accept queue.", "listener"),
+		handshakes: desc("tcp_accept_queue_handshakes", "Handshakes in flight on the address of this listener.", "listener"),
+		shards:     desc("tcp_accept_queue_shards", "Queues of this listener whose numbers are added up; absent if it is one.", "listener"),
+		fullest:    desc("tcp_accept_queue_fullest_ratio", "Part of its capacity that the fullest of the shards has in use; absent if there is one queue.", "listener"),
+		fullestMax: desc("tcp_accept_queue_fullest_peak_ratio", "Largest part of its capacity that a shard had in use in the last "+window+"; absent if there is one queue.", "listener"),
+		ceiling:    desc("tcp_accept_queue_ceiling", "Largest backlog that the system grants now (Linux: net.core.somaxconn)."),
+		overflows:  desc("tcp_listen_overflows_total", "Packets that met a full accept queue, for all listeners of the network namespace (ListenOverflows)."),
+		lost:       desc("tcp_listen_drops_total", "Overflows, and SYNs dropped for another reason, for all listeners of the network namespace (ListenDrops)."),
+		synDrops:   desc("tcp_syn_queue_drops_total", "SYNs dropped because the SYN queue was full, for all listeners of the network namespace (TCPReqQFullDrop)."),
+		synCookies: desc("tcp_syn_queue_cookies_total", "SYNs answered with a cookie because the SYN queue was full, for all listeners of the network namespace (TCPReqQFullDoCookies)."),
 	}
 	c.waits = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:                            "tcp_accept_queue_wait_seconds",
@@ -88,52 +138,74 @@ func NewCollector(opts ...Option) *Collector {
 	return c
 }
 
+// Add reports the accept queue of the listener l under a name, which becomes the label
+// listener of its metrics. l is an [*acceptq.Listener] or any other listening TCP socket,
+// such as a [*net.TCPListener]. See [observe.Set.Add] for the errors.
+//
+// When l is closed it disappears from the metrics, and the name can be used again. On
+// systems where the queue cannot be read Add succeeds, and the metrics are absent.
+func (c *Collector) Add(name string, l syscall.Conn) (*Queue, error) { return c.set.Add(name, l) }
+
+// AddShards is Add for [acceptq.Shards]. The metrics are the sums of all shards, and how
+// full the fullest is; or those of each shard with [WithShardLabel].
+func (c *Collector) AddShards(name string, shards *acceptq.Shards) (*Queue, error) {
+	return c.set.AddShards(name, shards)
+}
+
+// Close removes all listeners and ends the sampler. The listeners stay open. Afterwards Add
+// returns an error. A scrape still gets the numbers of the system; call
+// [prometheus.Registerer].Unregister to end that.
+func (c *Collector) Close() error { return c.set.Close() }
+
 // descs has one description for each metric but the wait.
 type descs struct {
-	length, peak, capacity, limit, requested, heldBack, drops *prometheus.Desc
-	ceiling, overflows, lost                                  *prometheus.Desc
+	length, peak, capacity, limit, requested, heldBack, accepted, drops *prometheus.Desc
+	oldest, handshakes, shards, fullest, fullestMax                     *prometheus.Desc
+	ceiling, overflows, lost, synDrops, synCookies                      *prometheus.Desc
 }
 
 // waits is whether a wait can be read here. The histogram is reported before the first
 // connection is observed, because Prometheus sees no increase in the first sample of a series.
 const waits = runtime.GOOS == "linux"
 
-// own is what a Queue needs for Prometheus.
-type own struct {
-	labels  [][]*dto.LabelPair // of each socket, or of their sum
-	wait    prometheus.Histogram
-	release func()
+// An exporter is what a Queue needs for Prometheus.
+type exporter struct {
+	labels [][]*dto.LabelPair // of each socket, or of their sum
+	all    []*dto.LabelPair   // of the listener
+	wait   prometheus.Histogram
+	remove func()
 }
 
-func (c *Collector) equip(q *Queue) own {
-	values := []string{q.name}
-	o := own{
-		wait:    c.waits.WithLabelValues(q.name).(prometheus.Histogram),
-		release: func() { c.waits.DeleteLabelValues(q.name) },
+func (e *exporter) Observe(wait time.Duration) { e.wait.Observe(wait.Seconds()) }
+func (e *exporter) Remove()                    { e.remove() }
+
+func (c *Collector) export(q *Queue) observe.Exporter {
+	name := q.Name()
+	e := &exporter{
+		all:    prometheus.MakeLabelPairs(c.oldest, []string{name}),
+		wait:   c.waits.WithLabelValues(name).(prometheus.Histogram),
+		remove: func() { c.waits.DeleteLabelValues(name) },
 	}
 	if !c.perShard {
-		o.labels = append(o.labels, prometheus.MakeLabelPairs(c.length, values))
-		return o
+		e.labels = append(e.labels, e.all)
+		return e
 	}
-	for i := range q.sockets {
+	for i := range q.Len() {
 		shard := ""
-		if len(q.sockets) > 1 {
+		if q.Len() > 1 {
 			shard = strconv.Itoa(i)
 		}
-		o.labels = append(o.labels, prometheus.MakeLabelPairs(c.length, []string{q.name, shard}))
+		e.labels = append(e.labels, prometheus.MakeLabelPairs(c.length, []string{name, shard}))
 	}
-	return o
-}
-
-func (q *Queue) observe(wait time.Duration) {
-	q.own.wait.Observe(wait.Seconds())
+	return e
 }
 
 // Describe implements [prometheus.Collector].
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		c.length, c.peak, c.capacity, c.limit, c.requested, c.heldBack, c.drops,
-		c.ceiling, c.overflows, c.lost,
+		c.length, c.peak, c.capacity, c.limit, c.requested, c.heldBack, c.accepted, c.drops,
+		c.oldest, c.handshakes, c.shards, c.fullest, c.fullestMax,
+		c.ceiling, c.overflows, c.lost, c.synDrops, c.synCookies,
 	} {
 		ch <- d
 	}
@@ -145,43 +217,57 @@ func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	s, err := acceptq.ReadSystem()
 	if err == nil {
-		m := make(samples, 0, 3)
-		m.send(ch, c.ceiling, gauge, nil, int64(s.Ceiling))
-		m.send(ch, c.overflows, counter, nil, s.ListenOverflows)
-		m.send(ch, c.lost, counter, nil, s.ListenDrops)
+		m := make(samples, 0, 5)
+		m.send(ch, c.ceiling, gauge, nil, float64(s.Ceiling))
+		m.send(ch, c.overflows, counter, nil, float64(s.ListenOverflows))
+		m.send(ch, c.lost, counter, nil, float64(s.ListenDrops))
+		m.send(ch, c.synDrops, counter, nil, float64(s.ReqQFullDrop))
+		m.send(ch, c.synCookies, counter, nil, float64(s.ReqQFullDoCookies))
 	}
-	var buf []reading
-	for _, q := range c.all() {
-		each, sum, open := q.read(buf[:0])
-		buf = each
-		if !open {
-			c.remove(q)
+	var r observe.Reading
+	for _, q := range c.set.Queues() {
+		if q.Read(&r) != nil {
 			continue
 		}
-		m := make(samples, 0, 7*len(q.own.labels))
+		e := q.Exporter().(*exporter)
+		m := make(samples, 0, 8*len(e.labels)+5)
 		if c.perShard {
-			for i, r := range each {
-				c.queue(ch, &m, q.own.labels[i], r, q.sockets[i].requested())
+			for i := range r.Shards {
+				c.numbers(ch, &m, e.labels[i], &r.Shards[i])
 			}
 		} else {
-			c.queue(ch, &m, q.own.labels[0], sum, q.requested())
+			c.numbers(ch, &m, e.all, &r.Numbers)
+			if n := len(r.Shards); n > 1 {
+				m.send(ch, c.shards, gauge, e.all, float64(n))
+				if part, known := r.Stats.Utilization(); known && r.Stats.Fullest != nil {
+					m.send(ch, c.fullest, gauge, e.all, part)
+				}
+				if c.config.Interval > 0 {
+					m.send(ch, c.fullestMax, gauge, e.all, r.FullestPeak)
+				}
+			}
 		}
+		if r.OldestWait != unknown {
+			m.send(ch, c.oldest, gauge, e.all, r.OldestWait.Seconds())
+		}
+		m.send(ch, c.handshakes, gauge, e.all, float64(r.Handshakes))
 		if waits {
-			ch <- q.own.wait
+			ch <- e.wait
 		}
 	}
 }
 
-func (c *Collector) queue(ch chan<- prometheus.Metric, m *samples, labels []*dto.LabelPair, r reading, requested int) {
-	m.send(ch, c.length, gauge, labels, int64(r.Queued))
-	if c.interval > 0 {
-		m.send(ch, c.peak, gauge, labels, int64(r.peak))
+func (c *Collector) numbers(ch chan<- prometheus.Metric, m *samples, labels []*dto.LabelPair, n *observe.Numbers) {
+	m.send(ch, c.length, gauge, labels, float64(n.Stats.Queued))
+	if c.config.Interval > 0 {
+		m.send(ch, c.peak, gauge, labels, float64(n.Peak))
 	}
-	m.send(ch, c.capacity, gauge, labels, int64(r.Capacity))
-	m.send(ch, c.limit, gauge, labels, int64(r.Limit))
-	m.send(ch, c.requested, gauge, labels, int64(requested))
-	m.send(ch, c.heldBack, gauge, labels, int64(r.Incomplete))
-	m.send(ch, c.drops, counter, labels, r.Drops)
+	m.send(ch, c.capacity, gauge, labels, float64(n.Stats.Capacity))
+	m.send(ch, c.limit, gauge, labels, float64(n.Stats.Limit))
+	m.send(ch, c.requested, gauge, labels, float64(n.Requested))
+	m.send(ch, c.heldBack, gauge, labels, float64(n.Stats.Incomplete))
+	m.send(ch, c.accepted, counter, labels, float64(n.Accepted))
+	m.send(ch, c.drops, counter, labels, float64(n.Stats.Drops))
 }
 
 // A sample is a [prometheus.Metric] whose labels were made when its listener was added.
@@ -204,11 +290,11 @@ const (
 type samples []sample
 
 // send sends a sample, unless its value is unknown.
-func (s *samples) send(ch chan<- prometheus.Metric, desc *prometheus.Desc, k kind, labels []*dto.LabelPair, value int64) {
+func (s *samples) send(ch chan<- prometheus.Metric, desc *prometheus.Desc, k kind, labels []*dto.LabelPair, value float64) {
 	if value == unknown {
 		return
 	}
-	*s = append(*s, sample{desc, k, labels, float64(value)})
+	*s = append(*s, sample{desc, k, labels, value})
 	ch <- &(*s)[len(*s)-1]
 }
 

@@ -3,13 +3,12 @@ package acceptqprom
 import (
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -32,11 +31,7 @@ func registered(t testing.TB, c *Collector) *prometheus.Registry {
 	t.Helper()
 	reg := prometheus.NewPedanticRegistry()
 	require.NoError(t, reg.Register(c))
-	t.Cleanup(func() {
-		for _, q := range c.all() {
-			q.Remove()
-		}
-	})
+	t.Cleanup(func() { c.Close() })
 	return reg
 }
 
@@ -95,7 +90,7 @@ func TestClosedListenerDisappears(t *testing.T) {
 	require.NoError(t, err)
 	q, err := c.Add("goes", goes)
 	require.NoError(t, err)
-	q.observe(time.Second)
+	q.Exporter().Observe(time.Second)
 	require.NotEmpty(t, of(gather(t, reg), "goes"))
 
 	require.NoError(t, goes.Close())
@@ -112,7 +107,7 @@ func TestClosedListenerDisappears(t *testing.T) {
 	require.NotEmpty(t, of(gather(t, reg), "goes"))
 	again.Remove()
 	require.Empty(t, of(gather(t, reg), "goes"))
-	require.Len(t, c.all(), 1)
+	require.Len(t, c.set.Queues(), 1)
 }
 
 func TestNameOfClosedListenerIsFree(t *testing.T) {
@@ -121,9 +116,9 @@ func TestNameOfClosedListenerIsFree(t *testing.T) {
 	ln := listen(t)
 	q, err := c.Add("api", ln)
 	require.NoError(t, err)
-	q.observe(time.Second)
+	q.Exporter().Observe(time.Second)
 	_, err = c.Add("api", listen(t))
-	require.ErrorContains(t, err, `acceptq: report listener "api": the name is in use`)
+	require.ErrorContains(t, err, `acceptq: observe listener "api": the name is in use`)
 	require.NoError(t, ln.Close())
 	_, err = c.Add("api", listen(t)) // without a scrape in between
 	require.NoError(t, err)
@@ -132,49 +127,13 @@ func TestNameOfClosedListenerIsFree(t *testing.T) {
 	require.NotContains(t, samples, `tcp_accept_queue_length_peak{listener="api"}`, "there is no sampler")
 }
 
-func TestBadInput(t *testing.T) {
-	closed := listen(t)
-	require.NoError(t, closed.Close())
-	client, err := net.Dial("tcp", listen(t).Addr().String())
-	require.NoError(t, err)
-	defer client.Close()
-	c := NewCollector()
-	for _, tt := range []struct {
-		name string
-		l    syscall.Conn
-		text string
-		is   error
-	}{
-		{"", listen(t), "the name is empty", nil},
-		{"a\xff", listen(t), "the name is not valid UTF-8", nil},
-		{"nil", nil, "", syscall.EINVAL},
-		{"nil listener", (*acceptq.Listener)(nil), "", syscall.EINVAL},
-		{"zero listener", new(acceptq.Listener), "", syscall.EINVAL},
-		{"nil TCP listener", (*net.TCPListener)(nil), "", syscall.EINVAL},
-		{"a client", client.(*net.TCPConn), "", syscall.EINVAL},
-		{"closed", closed, "", net.ErrClosed},
-	} {
-		_, err := c.Add(tt.name, tt.l)
-		require.ErrorContains(t, err, tt.text, "%q", tt.name)
-		if tt.is != nil {
-			require.ErrorIs(t, err, tt.is, "%q", tt.name)
-		}
-		require.ErrorContains(t, err, fmt.Sprintf("%q", tt.name))
-	}
-	for _, s := range []*acceptq.Shards{nil, new(acceptq.Shards)} {
-		_, err := c.AddShards("shards", s)
-		require.ErrorIs(t, err, syscall.EINVAL)
-	}
-	require.Empty(t, c.all(), "nothing is left behind")
-}
-
 func TestLint(t *testing.T) {
-	for _, opts := range [][]Option{nil, {WithSampler(0, 0)}, {WithSampler(0, 0), WithShardLabel()}} {
+	for _, opts := range [][]Option{nil, {WithSampler(0, 0)}, {WithSampler(0, 0), WithShardLabel(), WithOldestWait(0), WithHandshakes(0)}} {
 		c := NewCollector(opts...)
 		reg := registered(t, c)
 		q, err := c.Add("api", listen(t, acceptq.WithBacklog(3)))
 		require.NoError(t, err)
-		q.observe(time.Second)
+		q.Exporter().Observe(time.Second)
 		problems, err := testutil.GatherAndLint(reg)
 		require.NoError(t, err)
 		require.Empty(t, problems)
@@ -203,61 +162,6 @@ func TestTwoCollectors(t *testing.T) {
 	require.EqualValues(t, 8, samples[`tcp_accept_queue_capacity{app="first",listener="api"}`])
 	require.EqualValues(t, 8, samples[`tcp_accept_queue_capacity{app="second",listener="api"}`])
 	require.EqualValues(t, 8, gather(t, reg)[`tcp_accept_queue_capacity{listener="api"}`])
-}
-
-// The kernel's counter has 32 bits.
-func TestDropsDoNotWrap(t *testing.T) {
-	var u unwrapped
-	for _, tt := range []struct{ raw, total int64 }{
-		{5, 5}, {5, 5}, {4294967295, 4294967295}, {0, 4294967296}, {7, 4294967303},
-		{unknown, unknown}, {6, 4294967303 + 4294967295},
-	} {
-		require.Equal(t, tt.total, u.total(tt.raw))
-	}
-}
-
-func TestPeakLastsForItsWindow(t *testing.T) {
-	const window = 16 * time.Second // so that a part is a second
-	var p peak
-	note := func(at time.Duration, n int) int { return p.note(at, window, n) }
-	require.Equal(t, 0, note(0, 0))
-	require.Equal(t, 9, note(1500*time.Millisecond, 9))
-	require.Equal(t, 9, note(1501*time.Millisecond, 2), "a burst of a millisecond stays")
-	require.Equal(t, 9, note(1501*time.Millisecond, 2), "it stays when it is read")
-	require.Equal(t, 9, note(10*time.Second, 0))
-	require.Equal(t, 9, note(1500*time.Millisecond+window, 0), "it stays for a window")
-	require.Equal(t, 3, note(1500*time.Millisecond+window+time.Second, 3), "and not for longer than a part more")
-	require.Equal(t, 3, note(18*time.Second, 0))
-	require.Equal(t, 1, note(1000*time.Second, 1), "after a long pause")
-	require.Equal(t, unknown, new(peak).note(5, window, unknown))
-
-	// An unknown length can be the longest, so the peak is unknown as long as it counts.
-	p = peak{}
-	require.Equal(t, 31, p.note(0, window, 31))
-	require.Equal(t, unknown, p.note(1, window, unknown))
-	require.Equal(t, unknown, p.note(2, window, 7), "in the same part of the window")
-	require.Equal(t, unknown, p.note(window, window, 7))
-	require.Equal(t, 7, p.note(2*window+window/peakParts, window, 7))
-	require.Equal(t, 4, new(peak).note(5, 0, 4), "no window")
-}
-
-func TestSamplerEndsWithTheLastListener(t *testing.T) {
-	c := NewCollector(WithSampler(time.Millisecond, 0))
-	running := func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.stop != nil }
-	require.False(t, running())
-	q, err := c.Add("removed", listen(t))
-	require.NoError(t, err)
-	require.True(t, running())
-	q.Remove()
-	require.False(t, running())
-
-	ln := listen(t)
-	_, err = c.Add("closed", ln)
-	require.NoError(t, err)
-	require.True(t, running())
-	require.NoError(t, ln.Close())
-	require.Eventually(t, func() bool { return !running() }, 20*time.Second, time.Millisecond)
-	// TestMain looks for its goroutines.
 }
 
 func TestConcurrently(t *testing.T) {
@@ -294,7 +198,7 @@ func TestConcurrently(t *testing.T) {
 						t.Error(err)
 						return
 					}
-					q.observe(time.Millisecond)
+					q.Exporter().Observe(time.Millisecond)
 					if round%2 == 0 {
 						q.Remove()
 					}
@@ -309,7 +213,7 @@ func TestConcurrently(t *testing.T) {
 					if len(of(samples, "shards")) < 4 {
 						t.Error("the shards are missing")
 					}
-					q.observe(0)
+					q.Exporter().Observe(0)
 				}
 			})
 		}
@@ -324,50 +228,103 @@ func TestConcurrently(t *testing.T) {
 	}
 }
 
-func TestObserveLooksThroughWrappers(t *testing.T) {
+// The queue that a scrape reads and the one that an alert needs: of eight shards the first
+// is full.
+func TestFullestShard(t *testing.T) {
+	shards, err := acceptq.ListenTCPShards("127.0.0.1:0", 8, acceptq.WithBacklog(3))
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+	require.NoError(t, err)
+	defer shards.Close()
+	want, err := shards.Stats()
+	require.NoError(t, err)
+	for _, opts := range [][]Option{{WithSampler(0, 0)}, {WithSampler(0, 0), WithShardLabel()}} {
+		c := NewCollector(opts...)
+		reg := registered(t, c)
+		_, err = c.AddShards("api", shards)
+		require.NoError(t, err)
+		_, err = c.Add("one", listen(t))
+		require.NoError(t, err)
+		samples := gather(t, reg)
+		require.NotContains(t, samples, `tcp_accept_queue_shards{listener="one"}`)
+		require.NotContains(t, samples, `tcp_accept_queue_fullest_ratio{listener="one"}`)
+		if c.perShard {
+			require.NotContains(t, samples, `tcp_accept_queue_shards{listener="api"}`)
+			require.EqualValues(t, want.Capacity/8, samples[`tcp_accept_queue_capacity{listener="api",shard="7"}`])
+			continue
+		}
+		require.EqualValues(t, 8, samples[`tcp_accept_queue_shards{listener="api"}`])
+		require.EqualValues(t, want.Capacity, samples[`tcp_accept_queue_capacity{listener="api"}`])
+		require.Contains(t, samples, `tcp_accept_queue_fullest_ratio{listener="api"}`)
+		require.Contains(t, samples, `tcp_accept_queue_fullest_peak_ratio{listener="api"}`)
+	}
+}
+
+// A Collector that is closed reports no listener, takes none and leaves no goroutine, which
+// TestMain checks.
+func TestClose(t *testing.T) {
+	for range 50 {
+		c := NewCollector(WithSampler(0, 0))
+		ln := listen(t)
+		_, err := c.Add("api", ln)
+		require.NoError(t, err)
+		require.NoError(t, c.Close())
+		_, err = c.Add("api", ln)
+		require.ErrorIs(t, err, os.ErrClosed)
+		_, err = ln.Stats()
+		require.NotErrorIs(t, err, net.ErrClosed, "the listener stays open")
+	}
+	c := NewCollector()
+	reg := registered(t, c)
+	_, err := c.Add("api", listen(t))
+	require.NoError(t, err)
+	require.NoError(t, c.Close())
+	require.Empty(t, of(gather(t, reg), "api"))
+}
+
+func TestAccepted(t *testing.T) {
 	c := NewCollector()
 	reg := registered(t, c)
 	ln := listen(t)
-	q, err := c.Add("api", ln)
+	_, err := c.Add("api", ln)
 	require.NoError(t, err)
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer other.Close()
+	_, err = c.Add("net", other.(*net.TCPListener))
+	require.NoError(t, err)
+	require.Zero(t, gather(t, reg)[`tcp_accept_queue_accepted_total{listener="api"}`])
 	client, err := net.Dial("tcp", ln.Addr().String())
 	require.NoError(t, err)
 	defer client.Close()
 	accepted, err := ln.Accept()
 	require.NoError(t, err)
 	defer accepted.Close()
-
-	q.Observe(wrapper{wrapper{accepted}})
 	samples := gather(t, reg)
-	if _, err := acceptq.QueueTime(accepted); errors.Is(err, errors.ErrUnsupported) {
-		require.NotContains(t, samples, `tcp_accept_queue_wait_seconds{listener="api"}`)
-	} else {
-		require.EqualValues(t, 1, samples[`tcp_accept_queue_wait_seconds{listener="api"}`])
-	}
-	q.Observe(nil)
-	q.Observe(wrapper{})
-	pipe, end := net.Pipe()
-	defer pipe.Close()
-	defer end.Close()
-	q.Observe(pipe)
-	q.Observe(self{})
-	require.Equal(t, samples[`tcp_accept_queue_wait_seconds{listener="api"}`], gather(t, reg)[`tcp_accept_queue_wait_seconds{listener="api"}`])
+	require.EqualValues(t, 1, samples[`tcp_accept_queue_accepted_total{listener="api"}`])
+	require.NotContains(t, samples, `tcp_accept_queue_accepted_total{listener="net"}`, "it is unknown, not 0")
+	require.NotContains(t, samples, `tcp_accept_queue_oldest_wait_seconds{listener="api"}`, "nobody asked for it")
 }
 
-// A wrapper hides the methods of its connection, as crypto/tls does.
-type wrapper struct{ inner net.Conn }
-
-func (w wrapper) NetConn() net.Conn                { return w.inner }
-func (w wrapper) Read([]byte) (int, error)         { return 0, io.EOF }
-func (w wrapper) Write([]byte) (int, error)        { return 0, io.EOF }
-func (w wrapper) Close() error                     { return nil }
-func (w wrapper) LocalAddr() net.Addr              { return nil }
-func (w wrapper) RemoteAddr() net.Addr             { return nil }
-func (w wrapper) SetDeadline(time.Time) error      { return nil }
-func (w wrapper) SetReadDeadline(time.Time) error  { return nil }
-func (w wrapper) SetWriteDeadline(time.Time) error { return nil }
-
-// self wraps itself.
-type self struct{ wrapper }
-
-func (s self) NetConn() net.Conn { return s }
+// A scrape opens the files of the system, and none for each listener.
+func TestScrapeReadsNoFileForEachListener(t *testing.T) {
+	c := NewCollector()
+	reg := registered(t, c)
+	allocs := func(listeners int) float64 {
+		for len(c.set.Queues()) < listeners {
+			_, err := c.Add(fmt.Sprint(len(c.set.Queues())), listen(t))
+			require.NoError(t, err)
+		}
+		gather(t, reg) // the first one reads what was requested
+		ch := make(chan prometheus.Metric, 20*listeners+20)
+		return testing.AllocsPerRun(3, func() {
+			c.Collect(ch)
+			for len(ch) > 0 {
+				<-ch
+			}
+		})
+	}
+	one := allocs(1)
+	require.Less(t, (allocs(51)-one)/50, 6.0, "allocations for each further listener; a file costs 12")
+}

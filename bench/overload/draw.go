@@ -133,8 +133,6 @@ func (f *figures) table() string {
 		b.WriteString("\n")
 	}
 	section(fmt.Sprintf("Good answers a second, of %.0f that the server can give", capacity), "good/s")
-	section("Time to a good answer, 99th percentile", "p99-ns")
-	section("Answers 503 a second", "turned-away/s")
 	rounds := "One round, so nothing says how much the figures vary."
 	if n := f.rounds(); n > 1 {
 		rounds = fmt.Sprintf("Median of %d rounds, with minimum and maximum.", n)

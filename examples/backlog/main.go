@@ -69,7 +69,7 @@ func run(out *bufio.Writer, network, addr string, backlog int) (agrees bool, err
 	defer ln.Close()
 	account := ln.Backlog()
 	fmt.Fprintln(out, "listening on", ln.Addr())
-	fmt.Fprintln(out, "backlog:", account)
+	fmt.Fprintln(out, account)
 	fmt.Fprintln(out, "effective backlog:", ln.EffectiveBacklog())
 
 	at := reach(network, ln)

@@ -4,12 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
-	"net"
 	"net/http"
 	"sync/atomic"
 	"time"
 
 	"github.com/acceptq/acceptq"
+	"github.com/acceptq/acceptq/overload"
 )
 
 // bounds are the upper bounds of the buckets for queue times.
@@ -19,49 +19,24 @@ var bounds = [...]time.Duration{
 	time.Second, 2500 * time.Millisecond, 5 * time.Second, 10 * time.Second,
 }
 
-// queueTimes counts connections by how long they waited in the accept queue.
+// queueTimes counts connections by how long they waited in the accept queue. It is an
+// [observe.Exporter].
 type queueTimes struct {
-	buckets  [len(bounds) + 1]atomic.Int64 // the last bucket has no bound
-	unknown  atomic.Int64                  // the system does not report the time, or not for this connection
-	accepted atomic.Int64
-	shed     atomic.Int64 // requests that were answered with 503
+	buckets [len(bounds) + 1]atomic.Int64 // the last bucket has no bound
 }
 
-type queueTimeKey struct{}
-
-// connContext records how long c waited. net/http calls it right after Accept.
-func (q *queueTimes) connContext(ctx context.Context, c net.Conn) context.Context {
-	q.accepted.Add(1)
-	waited, err := acceptq.QueueTime(c)
-	if err != nil {
-		q.unknown.Add(1)
-		return ctx
-	}
+// Observe counts one connection. A connection whose wait the system does not report is not
+// counted.
+func (q *queueTimes) Observe(waited time.Duration) {
 	i := 0
 	for i < len(bounds) && waited > bounds[i] {
 		i++
 	}
 	q.buckets[i].Add(1)
-	return context.WithValue(ctx, queueTimeKey{}, waited)
 }
 
-// shedding answers 503 at once to a client that has waited for longer than budget: that
-// client has probably given up, so work for it would be wasted. Wrap only handlers that
-// do work; /debug must answer when the server is overloaded. With a budget of 0 no client
-// gets 503.
-func (q *queueTimes) shedding(budget time.Duration, h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		waited, known := r.Context().Value(queueTimeKey{}).(time.Duration)
-		if !known || budget <= 0 || waited <= budget {
-			h.ServeHTTP(w, r)
-			return
-		}
-		q.shed.Add(1)
-		w.Header().Set("Retry-After", "1")
-		w.Header().Set("Connection", "close") // a new connection measures its own wait
-		http.Error(w, "overloaded: try again later", http.StatusServiceUnavailable)
-	})
-}
+// Remove does nothing: the distribution is kept.
+func (*queueTimes) Remove() {}
 
 type bucket struct {
 	AtMost      string `json:"atMost"` // the last bucket is "more"
@@ -70,24 +45,20 @@ type bucket struct {
 
 // MarshalJSON writes the distribution since the start.
 func (q *queueTimes) MarshalJSON() ([]byte, error) {
-	view := struct {
-		Buckets []bucket `json:"buckets"`
-		Unknown int64    `json:"unknown"`
-		Shed    int64    `json:"shed"`
-	}{Unknown: q.unknown.Load(), Shed: q.shed.Load()}
+	var all []bucket
 	for i := range q.buckets {
 		name := "more"
 		if i < len(bounds) {
 			name = bounds[i].String()
 		}
-		view.Buckets = append(view.Buckets, bucket{name, q.buckets[i].Load()})
+		all = append(all, bucket{name, q.buckets[i].Load()})
 	}
-	return json.Marshal(view)
+	return json.Marshal(all)
 }
 
 // serveBacklog answers /debug/backlog. With ?waiting it lists the waiting clients; for
 // that the kernel walks its table of connections.
-func serveBacklog(ln *acceptq.Listener, times *queueTimes) http.HandlerFunc {
+func serveBacklog(ln *acceptq.Listener, times *queueTimes, shed *overload.Shedder) http.HandlerFunc {
 	type client struct {
 		Client   string `json:"client"`
 		Waited   string `json:"waited"`
@@ -98,9 +69,10 @@ func serveBacklog(ln *acceptq.Listener, times *queueTimes) http.HandlerFunc {
 		answer := struct {
 			Backlog    acceptq.Backlog `json:"backlog"`
 			QueueTimes *queueTimes     `json:"queueTimes"`
+			Shed       uint64          `json:"shed"`             // requests that were answered with 503
 			Waiting    []client        `json:"waiting,omitzero"` // present if requested
 			Error      string          `json:"error,omitempty"`
-		}{Backlog: ln.Backlog(), QueueTimes: times}
+		}{Backlog: ln.Backlog(), QueueTimes: times, Shed: shed.Shed()}
 		if r.URL.Query().Has("waiting") {
 			waiting, err := ln.Waiting(r.Context())
 			if err != nil {
@@ -117,16 +89,15 @@ func serveBacklog(ln *acceptq.Listener, times *queueTimes) http.HandlerFunc {
 	}
 }
 
-// A watchdog detects that the server no longer calls Accept. A request to
-// /debug/backlog would not help then: it would wait in the same queue.
+// A watchdog detects that the server no longer calls Accept, and logs who waits.
 type watchdog struct {
-	accepted int64 // at the last look
-	warned   bool  // whether it has logged since the last Accept
+	accepted uint64 // at the last look
+	warned   bool   // whether it has logged since the last Accept
 }
 
 // look must be called once a second. If clients wait and the server has accepted none
 // since the last look, it logs the client that has waited longest, once.
-func (d *watchdog) look(ctx context.Context, accepted int64, s acceptq.Stats, waiting func(context.Context) ([]acceptq.Waiting, error)) {
+func (d *watchdog) look(ctx context.Context, accepted uint64, s acceptq.Stats, waiting func(context.Context) ([]acceptq.Waiting, error)) {
 	stuck := accepted == d.accepted && s.Queued > 0
 	d.accepted = accepted
 	if !stuck || d.warned {

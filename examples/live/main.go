@@ -4,13 +4,14 @@
 //	cd examples/live
 //	go run . -load 40
 //
-// Then open http://127.0.0.1:8081/debug/statsviz/ and go to the end of the page. The server
-// takes a limited number of connections at a time, as servers with a pool of workers do.
-// The others wait in the accept queue. With -load the program loads itself in waves;
-// without it, use a load generator of your own on the address of -addr.
+// Then open http://127.0.0.1:8081/debug/statsviz/. The server takes a limited number of
+// connections at a time, as servers with a pool of workers do. The others wait in the accept
+// queue. With -load the program loads itself in waves; without it, use a load generator of
+// your own on the address of -addr.
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"flag"
@@ -46,17 +47,55 @@ func main() {
 	flag.IntVar(&c.load, "load", 0, "clients that come at once, again and again; 0 is no load")
 	flag.DurationVar(&c.refresh, "refresh", time.Second, "interval of the page, which keeps 60 values")
 	flag.Parse()
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "live: unexpected argument %q\n", flag.Arg(0))
+		os.Exit(2)
+	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, c, func(page string) { fmt.Println("open", page) }); err != nil {
+	if err := run(ctx, c, func(page string) error {
+		_, err := fmt.Println("open", page)
+		return err
+	}); err != nil {
 		fmt.Fprintln(os.Stderr, "live:", err)
 		os.Exit(1)
 	}
 }
 
+// root is the path of the page.
+const root = "/debug/statsviz/"
+
+// oursFirst puts the plots of the accept queue before those of the Go runtime. The page
+// shows its plots in a grid, and has no option for their order.
+func oursFirst(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != root {
+			h.ServeHTTP(w, r)
+			return
+		}
+		for _, conditional := range []string{"If-Modified-Since", "If-None-Match", "Range"} {
+			r.Header.Del(conditional)
+		}
+		page := &page{header: make(http.Header)}
+		h.ServeHTTP(page, r)
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		w.Write(bytes.Replace(page.Bytes(), []byte("</head>"),
+			[]byte("<style>#plots > [id^=accept-] { order: -1 }</style></head>"), 1))
+	})
+}
+
+// A page is a response that is kept in memory.
+type page struct {
+	bytes.Buffer
+	header http.Header
+}
+
+func (p *page) Header() http.Header { return p.header }
+func (p *page) WriteHeader(int)     {}
+
 // run serves until ctx ends. It calls ready with the address of the page.
-func run(ctx context.Context, c config, ready func(page string)) error {
+func run(ctx context.Context, c config, ready func(page string) error) error {
 	ln, err := acceptq.ListenTCP(c.addr, acceptq.WithBacklog(c.backlog))
 	if err != nil {
 		return err
@@ -67,7 +106,9 @@ func run(ctx context.Context, c config, ready func(page string)) error {
 		return err
 	}
 	defer admin.Close()
-	fmt.Printf("listening on %v: %v\n", ln.Addr(), ln.Backlog())
+	if _, err := fmt.Printf("listening on %v; %v\n", ln.Addr(), ln.Backlog()); err != nil {
+		return err
+	}
 
 	var q queue
 	options, err := q.plots(ln)
@@ -89,7 +130,7 @@ func run(ctx context.Context, c config, ready func(page string)) error {
 	srv.SetKeepAlivesEnabled(false) // so that each request waits in the queue
 	served := make(chan error, 2)
 	go func() { served <- srv.Serve(&limited{ln, make(chan struct{}, max(c.workers, 1))}) }()
-	pages := &http.Server{Handler: mux}
+	pages := &http.Server{Handler: oursFirst(mux)}
 	go func() { served <- pages.Serve(admin) }()
 	defer srv.Close()
 	defer pages.Close()
@@ -102,7 +143,9 @@ func run(ctx context.Context, c config, ready func(page string)) error {
 	if c.load > 0 {
 		wait.Go(func() { waves(ctx, "http://"+ln.Addr().String(), c.load) })
 	}
-	ready("http://" + admin.Addr().String() + "/debug/statsviz/")
+	if err := ready("http://" + admin.Addr().String() + root); err != nil {
+		return err
+	}
 	select {
 	case err := <-served:
 		return err

@@ -34,7 +34,7 @@ func TestPage(t *testing.T) {
 		ended <- run(ctx, config{
 			addr: "127.0.0.1:0", admin: "127.0.0.1:0", backlog: 31, workers: 4,
 			work: 50 * time.Millisecond, load: 60, refresh: refresh,
-		}, func(page string) { ready <- page })
+		}, func(page string) error { ready <- page; return nil })
 	}()
 	defer func() {
 		cancel()
@@ -63,10 +63,14 @@ func TestPage(t *testing.T) {
 
 	require.NoError(t, chromedp.Do(tab, chromedp.Navigate(page), chromedp.WaitVisible("#accept-queue .main-svg")))
 
-	// The page draws only what is in view, and the plots of the Go runtime come first.
-	_, err = chromedp.Run(tab, chromedp.Evaluate[bool](
-		`document.querySelectorAll("#plots > div:not([id^=accept-])").forEach(d => d.hidden = true), true`))
+	// The plots of the accept queue come before those of the Go runtime.
+	first, err := chromedp.Run(tab, chromedp.Evaluate[bool](`(() => {
+		const place = d => { const r = d.getBoundingClientRect(); return r.top * 10000 + r.left };
+		const all = s => Array.from(document.querySelectorAll(s)).map(place);
+		return Math.max(...all("#plots > [id^=accept-]")) < Math.min(...all("#plots > div:not([id^=accept-])"));
+	})()`))
 	require.NoError(t, err)
+	require.True(t, first)
 
 	// y returns the values that a plot shows of one of its series.
 	y := func(plot string, series int) []float64 {

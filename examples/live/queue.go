@@ -96,7 +96,7 @@ func (q *queue) plots(ln *acceptq.Listener) (options []statsviz.Option, err erro
 	)
 	if first.Drops >= 0 {
 		add("accept-drops", "Accept queue: drops", "packets",
-			"Packets of new clients that the listener dropped since the last update. A client tries again after a second.",
+			"Packets that the listener dropped since the last update. While the queue is full they are those of clients, who try again after a second. At other times they harm nobody: port scans and health checks.",
 			statsviz.Bar,
 			series("drops", "d", func() float64 {
 				d := uint32(q.now.Drops) - uint32(q.drops) // the kernel's counter has 32 bits

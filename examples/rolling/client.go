@@ -16,6 +16,7 @@ import (
 type tally struct {
 	gap                        bool // nobody listens between two servers, so clients are refused
 	ok, lost, refused, stalled atomic.Int64
+	own                        atomic.Pointer[error] // the first failure that is no fault of a server
 }
 
 const (
@@ -37,6 +38,9 @@ func (t *tally) more(ctx context.Context, n int) error {
 	defer tick.Stop()
 	late := time.After(patience)
 	for want := t.ok.Load() + int64(n); t.ok.Load() < want; {
+		if err := t.own.Load(); err != nil {
+			return fmt.Errorf("the clients fail, not the servers; use fewer: %w", *err)
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -58,6 +62,9 @@ func client(ctx context.Context, addr string, keepAlive bool, saw *tally) {
 		err := post(tr, addr)
 		var op *net.OpError
 		switch {
+		case outOfResources(err):
+			saw.own.CompareAndSwap(nil, &err)
+			return
 		case err == nil:
 			saw.ok.Add(1)
 			if time.Since(began) > stall {

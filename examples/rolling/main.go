@@ -29,6 +29,9 @@ const (
 	stopShutdown = "shutdown" // http.Server.Shutdown alone
 )
 
+// maxClients is more than the ports of one address serve.
+const maxClients = 50000
+
 type config struct {
 	stop     string
 	overlap  bool
@@ -55,8 +58,8 @@ func main() {
 		fail(2, fmt.Errorf("-stop %q: must be %s or %s", c.stop, stopGraceful, stopShutdown))
 	case c.restarts < 1:
 		fail(2, fmt.Errorf("-restarts %d: must be 1 or more", c.restarts))
-	case c.clients < 1:
-		fail(2, fmt.Errorf("-clients %d: must be 1 or more", c.clients))
+	case c.clients < 1 || c.clients > maxClients:
+		fail(2, fmt.Errorf("-clients %d: must be 1 to %d", c.clients, maxClients))
 	case *addr != "":
 		if err := serve(*addr, c); err != nil {
 			fail(1, err)

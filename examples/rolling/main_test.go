@@ -74,7 +74,7 @@ func TestShutdown(t *testing.T) {
 func TestWrongUse(t *testing.T) {
 	try.Misused(t, "rolling", `"40"`, "40")
 	for _, args := range [][]string{
-		{"-stop", "now"}, {"-restarts", "0"}, {"-restarts", "-1"}, {"-clients", "0"}, {"-clients", "-1"},
+		{"-stop", "now"}, {"-restarts", "0"}, {"-restarts", "-1"}, {"-clients", "0"}, {"-clients", "-1"}, {"-clients", "9223372036854775807"},
 	} {
 		try.Misused(t, "rolling", args[0], args...)
 	}
@@ -108,4 +108,19 @@ func TestInterrupted(t *testing.T) {
 		require.Regexp(t, `^rolling: ended after \d+ of 1000000 restarts: context canceled\n$`, errs.String())
 		return
 	}
+}
+
+// Clients that have no descriptors left are no loss of the servers: the program ends with an
+// error that says so.
+func TestClientsWithoutDescriptors(t *testing.T) {
+	cmd := try.WithDescriptors(t, 40, "-restarts", "4", "-clients", "100")
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	require.NoError(t, cmd.Start())
+	require.ErrorAs(t, cmd.Wait(), new(*exec.ExitError))
+	require.Equal(t, 1, cmd.ProcessState.ExitCode())
+	if out.Len() > 0 {
+		require.Contains(t, out.String(), " 0 lost (")
+	}
+	require.Contains(t, errs.String(), "too many open files")
 }

@@ -83,7 +83,7 @@ func stall(out *bufio.Writer, addr string, n, backlog, clients int) (outcome, er
 	}
 	defer shards.Close()
 	for l := range shards.All() {
-		fmt.Fprintf(out, "%d %s on %v; backlog: %v\n", n, plural(n, "shard"), shards.Addr(), l.Backlog())
+		fmt.Fprintf(out, "%d %s on %v; %v\n", n, plural(n, "shard"), shards.Addr(), l.Backlog())
 		break // the other shards have the same backlog
 	}
 

@@ -82,7 +82,7 @@ func run(ctx context.Context, w io.Writer, terminal bool, addr string, backlog i
 	}
 	defer ln.Close()
 	fmt.Fprintln(out, "listening on", ln.Addr())
-	fmt.Fprintln(out, "backlog:", ln.Backlog())
+	fmt.Fprintln(out, ln.Backlog())
 	fmt.Fprintf(out, "the server accepts %d clients a second; waves of %d clients a second last %v and start every %v\n\n",
 		time.Second/pause, time.Second/arrival, wave, period)
 

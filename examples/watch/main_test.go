@@ -44,6 +44,19 @@ func TestProgramEndsAfterItsTime(t *testing.T) {
 	}
 }
 
+// A run that is shorter than the time between two looks has looked once.
+func TestShortRun(t *testing.T) {
+	out, err := program(t, "-for", "50ms", "-backlog", "3").Output()
+	if err != nil && len(out) == 0 {
+		t.Skipf("this system cannot start a program: %v", err)
+	}
+	require.NoError(t, err)
+	if _, err := acceptq.PredictBacklog(3); err == nil {
+		require.NotContains(t, string(out), "does not report")
+		require.Regexp(t, `maximum \d+ queued of`, string(out))
+	}
+}
+
 func TestProgramEndsOnSIGINT(t *testing.T) {
 	cmd := program(t)
 	out, err := cmd.StdoutPipe()

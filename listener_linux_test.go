@@ -1285,3 +1285,24 @@ func TestControlRecipes(t *testing.T) {
 		require.Equal(t, len(recipes), strings.Count(string(stdout), "--- PASS: ExampleWithControl_"))
 	})
 }
+
+var ourMaker = testkit.Maker{Name: "acceptq.Listen", Listen: listenOurs()}
+
+func listenOurs(opts ...Option) func(network, address string) (net.Listener, error) {
+	return func(network, address string) (net.Listener, error) {
+		ln, err := Listen(context.Background(), network, address, opts...)
+		if err != nil {
+			return nil, err // not a nil *Listener in a non-nil interface
+		}
+		return ln, nil
+	}
+}
+
+// listenIPv4 listens on a free port of 127.0.0.1 until the test ends.
+func listenIPv4(t *testing.T, opts ...Option) *Listener {
+	t.Helper()
+	ln, err := Listen(t.Context(), "tcp4", "127.0.0.1:0", opts...)
+	require.NoError(t, err)
+	t.Cleanup(func() { ln.Close() })
+	return ln
+}

@@ -163,27 +163,6 @@ func bsdListen(t *testing.T, addr string, opts ...Option) *Listener {
 	return ln
 }
 
-// bsdDial connects a client to ln until the test ends.
-func bsdDial(t *testing.T, ln *Listener) (net.Conn, error) {
-	t.Helper()
-	client, err := net.DialTimeout("tcp", ln.Addr().String(), testkit.TooLong)
-	if err == nil {
-		t.Cleanup(func() { client.Close() })
-	}
-	return client, err
-}
-
-// bsdAccept accepts n connections of ln and closes them.
-func bsdAccept(t *testing.T, ln *Listener, n int) {
-	t.Helper()
-	for i := range n {
-		require.NoError(t, ln.SetDeadline(time.Now().Add(testkit.TooLong)))
-		conn, err := ln.Accept()
-		require.NoError(t, err, "connection %d of %d", i+1, n)
-		require.NoError(t, conn.Close())
-	}
-}
-
 // listenAgain calls listen(2) with a backlog of n on the live socket of ln.
 func listenAgain(t *testing.T, ln *Listener, n int) Backlog {
 	t.Helper()

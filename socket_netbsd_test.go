@@ -66,3 +66,24 @@ func TestListenAgain(t *testing.T) {
 	connectHangs(t, ln)
 	bsdAccept(t, ln, 6)
 }
+
+// bsdDial connects a client to ln until the test ends.
+func bsdDial(t *testing.T, ln *Listener) (net.Conn, error) {
+	t.Helper()
+	client, err := net.DialTimeout("tcp", ln.Addr().String(), testkit.TooLong)
+	if err == nil {
+		t.Cleanup(func() { client.Close() })
+	}
+	return client, err
+}
+
+// bsdAccept accepts n connections of ln and closes them.
+func bsdAccept(t *testing.T, ln *Listener, n int) {
+	t.Helper()
+	for i := range n {
+		require.NoError(t, ln.SetDeadline(time.Now().Add(testkit.TooLong)))
+		conn, err := ln.Accept()
+		require.NoError(t, err, "connection %d of %d", i+1, n)
+		require.NoError(t, conn.Close())
+	}
+}

@@ -4,12 +4,14 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/acceptq/acceptq"
 	"github.com/acceptq/acceptq/internal/testkit"
 )
 
@@ -71,4 +73,33 @@ func exhaust(t *testing.T) (files []*os.File) {
 		t.Cleanup(func() { f.Close() })
 		files = append(files, f)
 	}
+}
+
+// dialed connects n clients, and waits until all of them are in the queue.
+func dialed(t *testing.T, ln *acceptq.Listener, n int) (clients []net.Conn) {
+	t.Helper()
+	s, err := ln.Stats()
+	require.NoError(t, err)
+	before := s.Queued
+	for range n {
+		c, err := net.DialTimeout("tcp", ln.Addr().String(), testkit.Patience)
+		require.NoError(t, err)
+		t.Cleanup(func() { c.Close() })
+		clients = append(clients, c)
+	}
+	require.Eventually(t, func() bool {
+		s, err := ln.Stats()
+		return err == nil && s.Queued == before+n
+	}, testkit.Patience, time.Millisecond)
+	return clients
+}
+
+// shardsOf returns the shards of s.
+func shardsOf(s *acceptq.Shards) []*acceptq.Listener { return slices.Collect(s.All()) }
+
+func mustWrap(t testing.TB, ln net.Listener) *acceptq.Listener {
+	t.Helper()
+	w, err := acceptq.Wrap(ln)
+	require.NoError(t, err)
+	return w
 }

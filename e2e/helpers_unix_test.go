@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -17,4 +18,18 @@ func listen(t *testing.T, opts ...acceptq.Option) *acceptq.Listener {
 	require.NoError(t, err)
 	t.Cleanup(func() { ln.Close() })
 	return ln
+}
+
+// queuedBecomes waits until the listener reports n queued connections. The handshake of
+// a client can end before that of the server.
+func queuedBecomes(t testing.TB, n int, stats func() (acceptq.Stats, error)) acceptq.Stats {
+	t.Helper()
+	var last acceptq.Stats
+	var err error
+	require.Eventually(t, func() bool {
+		last, err = stats()
+		return err != nil || last.Queued == n
+	}, 20*time.Second, time.Millisecond, "Queued never became %d", n)
+	require.NoError(t, err)
+	return last
 }

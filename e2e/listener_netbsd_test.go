@@ -16,7 +16,8 @@ func TestWrapOnNetBSD(t *testing.T) {
 	original, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer original.Close()
-	ln := mustWrap(t, original)
+	ln, err := acceptq.Wrap(original)
+	require.NoError(t, err)
 	testkit.Connect(t, "tcp", ln.Addr().String())
 	require.Equal(t,
 		acceptq.Stats{Queued: 1, Incomplete: sys.Unknown, Limit: sys.Unknown, Capacity: sys.Unknown, Drops: sys.Unknown},

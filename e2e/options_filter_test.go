@@ -65,13 +65,6 @@ func incomplete(t *testing.T, ln *acceptq.Listener) int {
 	return s.Incomplete
 }
 
-func queued(t *testing.T, ln *acceptq.Listener) int {
-	t.Helper()
-	s, err := ln.Stats()
-	require.NoError(t, err)
-	return s.Queued
-}
-
 // A drain waits for connections that a filter holds back, also where the system does not
 // report their number: clients that connected before the drain are served.
 func TestDrainServesHeldBackConnections(t *testing.T) {

@@ -41,3 +41,10 @@ func TestAcceptFilterLetsTheOldestThrough(t *testing.T) {
 	require.True(t, testkit.Eventually(func() bool { return queued(t, ln) == 1 }))
 	require.Equal(t, oldest.LocalAddr(), testkit.AcceptBy(t, ln, ln.Accept).RemoteAddr())
 }
+
+func queued(t *testing.T, ln *acceptq.Listener) int {
+	t.Helper()
+	s, err := ln.Stats()
+	require.NoError(t, err)
+	return s.Queued
+}

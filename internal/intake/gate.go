@@ -117,16 +117,6 @@ func (g *gate) sendOut(ln *net.TCPListener, d time.Duration, f func()) {
 	g.moved.Broadcast()
 }
 
-// alone calls f while no call is inside, and none can enter.
-func (g *gate) alone(ln *net.TCPListener, f func()) {
-	g.Mu.Lock()
-	defer g.Mu.Unlock()
-	for g.shut { // a drain has shut the gate
-		g.moved.Wait()
-	}
-	g.sendOut(ln, 20*DrainLook, f)
-}
-
 // Unreturned returns the number of connections that Accept returned to a loop that has
 // not called it again.
 func (g *gate) Unreturned() int {

@@ -187,13 +187,6 @@ func (l *Intake) MarkShared() error {
 	return l.open()
 }
 
-// isShared reports whether another holder has the socket, or may have it.
-func (in *Intake) isShared() bool {
-	in.Mu.Lock()
-	defer in.Mu.Unlock()
-	return in.Shared
-}
-
 // An inheritance is what accepted connections may have inherited from the listening
 // socket, because they were made while it kept new clients out.
 type inheritance struct {

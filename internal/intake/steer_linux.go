@@ -771,6 +771,13 @@ func steeringOf(ctx context.Context, drainings []*Draining) *Steering {
 	return s
 }
 
+// isShared reports whether another holder has the socket, or may have it.
+func (in *Intake) isShared() bool {
+	in.Mu.Lock()
+	defer in.Mu.Unlock()
+	return in.Shared
+}
+
 // leaveSteering ends the steering away from listeners, which let new clients in again.
 func leaveSteering(listeners []*Intake) {
 	left := make(map[*Steering][]uint32)
@@ -789,6 +796,16 @@ func forgetSteering(l *Intake) {
 	if at := l.Steering.Load(); at != nil {
 		at.Groups.forget(at.Steering, false, at.inode)
 	}
+}
+
+// alone calls f while no call is inside, and none can enter.
+func (g *gate) alone(ln *net.TCPListener, f func()) {
+	g.Mu.Lock()
+	defer g.Mu.Unlock()
+	for g.shut { // a drain has shut the gate
+		g.moved.Wait()
+	}
+	g.sendOut(ln, 20*DrainLook, f)
 }
 
 // CloseListener closes l.

@@ -241,11 +241,6 @@ func (d *Draining) look(ctx context.Context, f *flight, left *Left) {
 	d.done = d.settled(ctx) || time.Since(d.since) > drainReturn
 }
 
-// mayHoldBack reports whether the kernel holds back connections from Accept, or may do so.
-func (l *Intake) mayHoldBack(incomplete int) bool {
-	return incomplete > 0 || incomplete == sys.Unknown && l.Filtered
-}
-
 // settled asks the gate whether Accept holds no connection. It does not wait longer than
 // ctx. On a blocking socket the calls of Accept ignore deadlines, so only the first
 // attempt waits.
@@ -279,3 +274,70 @@ func (d *Draining) looks() int {
 	}
 	return 2
 }
+
+// Begin keeps new clients out, if the system can do that and no earlier drain does. cookies
+// means that every handshake may use a SYN cookie.
+func (d *Draining) Begin(cookies bool) {
+	in := d.L
+	in.Mu.Lock()
+	defer in.Mu.Unlock()
+	if d.L.mptcp {
+		d.why = fmt.Errorf("on an MPTCP socket: %w", errors.ErrUnsupported)
+	} else if in.Stop == nil && in.resumes == d.resumes {
+		err := d.L.Raw.Control(func(fd uintptr) { in.Stop, d.why = stopFor(d.L.Calls, int(fd), in, cookies) })
+		if err != nil {
+			d.why = sys.Cause(err)
+		}
+	}
+	d.stop = in.Stop
+	in.Running++
+}
+
+// resumed reports whether Resume was called since the drain began.
+func (d *Draining) resumed() bool { return d.L.timesResumed() != d.resumes }
+
+// end ends a drain. The error says why new clients are not kept out. If the socket has
+// another holder, the last drain that ends lets new clients in again.
+func (d *Draining) end(copied bool) error {
+	in := d.L
+	in.Mu.Lock()
+	defer in.Mu.Unlock()
+	in.Running--
+	why := d.why
+	switch {
+	case d.failed != nil:
+		forgetSteering(d.L) // Close has not done it if it ran before the drain joined
+		return sys.Cause(d.failed)
+	case in.resumes != d.resumes:
+		why = errResumed
+		if in.Running == 0 && in.Stop == nil { // Resume has not done it, for the same reason
+			leaveSteering([]*Intake{d.L})
+		}
+	case in.Shared || copied:
+		if why = ErrShared; d.why != nil {
+			why = joined{ErrShared, d.why}
+		}
+		if in.Running == 0 {
+			if err := d.L.open(); err != nil {
+				return err
+			}
+		}
+	case d.why != nil:
+	case !d.stands():
+		why = fmt.Errorf("%w, which let them in", ErrShared)
+	}
+	if why == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrStillOpen, why)
+}
+
+// stands reports whether the socket still keeps new clients out. It is true for a closed
+// socket.
+func (d *Draining) stands() (yes bool) {
+	err := d.L.Raw.Control(func(fd uintptr) { yes = stands(d.L.Calls, int(fd)) })
+	return yes || err != nil
+}
+
+// errResumed is the reason of a drain that Resume has ended.
+var errResumed = errors.New("Resume was called")

@@ -46,7 +46,7 @@ func NewFlight(ctx context.Context, drainings []*Draining) *flight {
 	f := &flight{calls: l.Calls, until: time.Now().Add(DrainFlight), cookies: sys.Unknown, setting: sys.Unknown}
 	addr := l.TCP.Addr().(*net.TCPAddr)
 	f.port, f.families = uint16(addr.Port), Families(addr)
-	f.where, f.lost = l.namespace(ctx)
+	f.where, f.lost = namespaceOf(ctx, l)
 	for _, d := range drainings {
 		s, err := d.L.queue()
 		if err != nil {
@@ -79,15 +79,15 @@ func (f *flight) mayUseCookies() bool {
 	return f.setting == 2 || f.setting == sys.Unknown && f.cookies != 0
 }
 
-// namespace returns the network namespace of l. Some kernels cannot compare namespaces.
+// namespaceOf returns the network namespace of l. Some kernels cannot compare namespaces.
 // There it is the namespace of the calling thread, if l is listed in it.
-func (l *Intake) namespace(ctx context.Context) (ns netns.Namespace, err error) {
+func namespaceOf(ctx context.Context, l *Intake) (ns netns.Namespace, err error) {
 	var compared bool
 	cerr := l.Raw.Control(func(fd uintptr) { ns, compared, err = netns.Of(l.Calls, int(fd)) })
 	if err := cmp.Or(cerr, err); err != nil || compared {
 		return ns, err
 	}
-	inode, err := l.inode()
+	inode, err := inodeOf(l)
 	if err == nil {
 		addr := l.TCP.Addr().(*net.TCPAddr)
 		_, err = groupRows(l.Calls, ctx, familyOf(addr), uint16(addr.Port), uint32(inode))

@@ -17,7 +17,7 @@ func duplicated(listeners []*Intake) map[*Intake]bool {
 	counts, err := listeners[0].Calls.Descriptors()
 	found := make(map[*Intake]bool)
 	for _, l := range listeners {
-		inode, statErr := l.inode()
+		inode, statErr := inodeOf(l)
 		if errors.Is(statErr, net.ErrClosed) {
 			continue // a closed socket has nothing to restore
 		}
@@ -64,8 +64,8 @@ func lowestFree() (int, error) {
 	return fd, err
 }
 
-// inode returns the inode number of the socket of l, which identifies it.
-func (l *Intake) inode() (uint64, error) {
+// inodeOf returns the inode number of the socket of l, which identifies it.
+func inodeOf(l *Intake) (uint64, error) {
 	var s unix.Stat_t
 	var err error
 	cerr := l.Raw.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &s) })

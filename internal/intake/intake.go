@@ -1,7 +1,6 @@
 package intake
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -44,77 +43,10 @@ type Intake struct {
 	Steering  atomic.Pointer[place] // nil unless a drain steers or has steered clients
 }
 
-// Begin keeps new clients out, if the system can do that and no earlier drain does. cookies
-// means that every handshake may use a SYN cookie.
-func (d *Draining) Begin(cookies bool) {
-	in := d.L
-	in.Mu.Lock()
-	defer in.Mu.Unlock()
-	if d.L.mptcp {
-		d.why = fmt.Errorf("on an MPTCP socket: %w", errors.ErrUnsupported)
-	} else if in.Stop == nil && in.resumes == d.resumes {
-		err := d.L.Raw.Control(func(fd uintptr) { in.Stop, d.why = stopFor(d.L.Calls, int(fd), in, cookies) })
-		if err != nil {
-			d.why = sys.Cause(err)
-		}
-	}
-	d.stop = in.Stop
-	in.Running++
-}
-
-// resumed reports whether Resume was called since the drain began.
-func (d *Draining) resumed() bool { return d.L.timesResumed() != d.resumes }
-
 func (in *Intake) timesResumed() int {
 	in.Mu.Lock()
 	defer in.Mu.Unlock()
 	return in.resumes
-}
-
-// errResumed is the reason of a drain that Resume has ended.
-var errResumed = errors.New("Resume was called")
-
-// end ends a drain. The error says why new clients are not kept out. If the socket has
-// another holder, the last drain that ends lets new clients in again.
-func (d *Draining) end(copied bool) error {
-	in := d.L
-	in.Mu.Lock()
-	defer in.Mu.Unlock()
-	in.Running--
-	why := d.why
-	switch {
-	case d.failed != nil:
-		forgetSteering(d.L) // Close has not done it if it ran before the drain joined
-		return sys.Cause(d.failed)
-	case in.resumes != d.resumes:
-		why = errResumed
-		if in.Running == 0 && in.Stop == nil { // Resume has not done it, for the same reason
-			leaveSteering([]*Intake{d.L})
-		}
-	case in.Shared || copied:
-		if why = ErrShared; d.why != nil {
-			why = joined{ErrShared, d.why}
-		}
-		if in.Running == 0 {
-			if err := d.L.open(); err != nil {
-				return err
-			}
-		}
-	case d.why != nil:
-	case !d.stands():
-		why = fmt.Errorf("%w, which let them in", ErrShared)
-	}
-	if why == nil {
-		return nil
-	}
-	return fmt.Errorf("%w: %w", ErrStillOpen, why)
-}
-
-// stands reports whether the socket still keeps new clients out. It is true for a closed
-// socket.
-func (d *Draining) stands() (yes bool) {
-	err := d.L.Raw.Control(func(fd uintptr) { yes = stands(d.L.Calls, int(fd)) })
-	return yes || err != nil
 }
 
 // Resume lets new clients in to listeners, and then steers clients to them again. It
@@ -219,4 +151,9 @@ func (l *Intake) RemoveStop(c *net.TCPConn, before *inheritance) {
 	if s, err := l.queue(); err == nil && s.Queued == 0 {
 		l.Inherited.CompareAndSwap(now, &inheritance{Stop: now.Stop, Over: true})
 	}
+}
+
+// mayHoldBack reports whether the kernel holds back connections from Accept, or may do so.
+func (l *Intake) mayHoldBack(incomplete int) bool {
+	return incomplete > 0 || incomplete == sys.Unknown && l.Filtered
 }

@@ -754,7 +754,7 @@ func steeringOf(ctx context.Context, drainings []*Draining) *Steering {
 	var listeners []*Intake
 	for _, d := range drainings {
 		listeners = append(listeners, d.L)
-		if d.L.isShared() {
+		if isShared(d.L) {
 			return nil // another holder may accept from the socket
 		}
 	}
@@ -772,7 +772,7 @@ func steeringOf(ctx context.Context, drainings []*Draining) *Steering {
 }
 
 // isShared reports whether another holder has the socket, or may have it.
-func (in *Intake) isShared() bool {
+func isShared(in *Intake) bool {
 	in.Mu.Lock()
 	defer in.Mu.Unlock()
 	return in.Shared
@@ -819,7 +819,7 @@ func GroupOf(ctx context.Context, listeners []*Intake) (k *sys.Calls, key groupK
 		if !l.Steers {
 			return nil, key, nil, errors.ErrUnsupported
 		}
-		inode, err := l.inode()
+		inode, err := inodeOf(l)
 		if err != nil {
 			return nil, key, nil, err
 		}

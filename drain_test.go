@@ -431,6 +431,7 @@ func TestDrainWhileTheQueueCannotBeRead(t *testing.T) {
 // If a filter holds connections back and the system does not report how many, there may be
 // some: a drain waits as long as for connections that are reported.
 func TestDrainWithAFilterThatTellsNothing(t *testing.T) {
+	t.Parallel()
 	ln := drainable(t)
 	if s, err := ln.Stats(); err != nil || s.Incomplete != unknown {
 		t.Skip("this system reports the number")

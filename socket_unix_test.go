@@ -283,7 +283,10 @@ func testActs(t *testing.T, acts []act) {
 				require.NotEmpty(t, wrong[name], name)
 				had, did := faults, survived
 				for nth := 1; nth <= counting.calls[name]; nth++ {
-					for _, w := range wrong[name] {
+					for i, w := range wrong[name] {
+						if testkit.Factor() < 5 && (i+nth)%3 != 0 {
+							continue // a third of the answers to each call, unless all are asked for
+						}
 						m := &meddler{calls: map[string]int{}, name: name, nth: nth}
 						err := a.try(t, m, m.kernel(a.base, func() answer { return w }), &w)
 						if !m.met && nth > 1 && err == nil {

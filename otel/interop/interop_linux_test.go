@@ -73,6 +73,10 @@ func TestCollector(t *testing.T) {
 	require.EqualValues(t, stats.Limit, got["tcp.accept_queue.limit"].IntValue())
 	require.NotContains(t, got, "tcp.accept_queue.held_back", "what is unknown is absent")
 
+	require.Eventually(t, func() bool { // longer than a tick of the kernel's clock
+		waiting, err := ln.Waiting(t.Context())
+		return err == nil && len(waiting) > 0 && waiting[0].Waited >= 20*time.Millisecond
+	}, 20*time.Second, time.Millisecond)
 	srv := &http.Server{ConnContext: api.ConnContext, Handler: http.NotFoundHandler()}
 	go srv.Serve(ln)
 	defer srv.Close()

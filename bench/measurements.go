@@ -157,32 +157,32 @@ var (
 var measurements = []*measurement{
 	{name: "listen", picture: "speed", alt: "CPU time of listening, accepting and serving, as a multiple of that of net.Listen.",
 		bench: "Listen", benchtime: "100ms", rounds: 12,
-		code: "listener.go address*.go backlog*.go options*.go socket_*.go", tables: []table{
+		code: "listener.go backlog*.go rule.go options.go socket_*.go internal/endpoint/*.go internal/sockopt/*.go internal/sys/*.go", tables: []table{
 			{"Listen/addr=literal", `Listen on "127.0.0.1:0" and Close`, "", peerNames, timeColumns},
 			{"Listen/addr=wildcard", `Listen on ":0" and Close`, "tcplisten, go-reuseport and fasthttp listen on IPv4 only here, the others on both IP families.", peerNames, timeColumns},
 		}},
 	{name: "accept",
 		bench: "Accept|HTTP", benchtime: "100ms", rounds: 12,
-		code: "listener.go options*.go drain*.go", tables: []table{
+		code: "listener.go options.go drain.go internal/intake/*.go", tables: []table{
 			{"Accept", "Accept, while clients wait in the queue", "", peerNames, timeColumns},
 			{"HTTP", "net/http, one request for each connection", "The clients run in the same process: time and CPU time include the clients.", peerNames, timeColumns},
 		}},
 	{name: "read", picture: "read", alt: "The time of one reading of an accept queue, in eight ways, with 10, 1,000 and 10,000 other sockets.",
 		bench: "Read", benchtime: "20ms", rounds: 12,
-		code: "stats.go backlog_linux.go", tables: readTables()},
+		code: "stats*.go internal/sys/*.go internal/tcpinfo/*.go", tables: readTables()},
 	{name: "memory",
-		bench: "Memory", benchtime: "200x", rounds: 6, code: "*.go", tables: []table{
+		bench: "Memory", benchtime: "200x", rounds: 6, code: "*.go internal/*/*.go", tables: []table{
 			{"Memory", "Go's heap, for each listener", "The kernel's memory for a socket is not counted.", peerNames, []column{
 				{"allocated", "B/op", netDefault}, {"allocations", "allocs/op", ""}, {"kept while open", kept, netDefault}}},
 		}},
 	{name: "program",
-		bench: "Program", benchtime: "1x", rounds: 1, code: "*.go go.mod", tables: []table{
+		bench: "Program", benchtime: "1x", rounds: 1, code: "*.go internal/*/*.go go.mod", tables: []table{
 			{"Program", "The smallest program that serves, built without symbols", "Packages: without those of Go and of the program itself.", names(programs), []column{
 				{"size", "size-B", ""}, {"packages", "packages", ""}}},
 		}},
 	{name: "burst", picture: "burst", alt: "5,000 clients at once and a server that is stopped: how many are let in at once, and the time to the first byte, for net.Listen, other libraries, and 1 to 64 shards.",
 		bench: "Burst", benchtime: "1x", rounds: 7,
-		code: "shards*.go listener.go socket_*.go", tables: []table{
+		code: "shards.go listener.go socket_*.go internal/sockopt/*.go", tables: []table{
 			{"Burst", "5,000 clients at once, the server is stopped for 0.5 s, somaxconn is 128",
 				"At once: answered, and the client's kernel retransmitted no packet. Sent again: answered, but only after a packet was retransmitted. " +
 					"Each client waits for up to a minute, and \"unanswered\" counts the clients without an answer then. " +
@@ -193,7 +193,7 @@ var measurements = []*measurement{
 		}},
 	{name: "restart", picture: "restart", alt: "Requests lost, refused and stalled in one restart under load, for each way to restart.",
 		bench: "Restart|RestartKept", benchtime: "1x", rounds: 16,
-		code: "drain*.go steer*.go listener.go shards*.go graceful/*.go", tables: []table{
+		code: "drain.go internal/intake/*.go listener.go shards.go graceful/*.go", tables: []table{
 			{"Restart/clients=busy", "One restart of an HTTP server; 64 clients never rest", restartNote, names(restarts), restartColumns},
 			{"Restart/clients=calm", "One restart of an HTTP server; 64 clients rest for about 20 ms after each request", restartNote, names(restarts), restartColumns},
 			{"RestartKept/protocol=http1", "One restart; 64 clients, half with kept-alive connections, HTTP/1.1", keptNote, names(restartsKept), keptColumns},

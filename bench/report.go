@@ -110,12 +110,16 @@ func (m *measurement) outdated() string {
 	for _, name := range strings.Fields(m.code) {
 		args = append(args, ":(top,glob)"+name)
 	}
-	changed, err := git(append(args, ":(top,exclude,glob)*_test.go")...)
+	changed, err := git(append(args, ":(top,exclude,glob)**/*_test.go")...)
 	switch {
 	case err != nil:
 		return "commit " + commit + " is not in this repository"
 	case changed != "":
-		return strings.Join(strings.Fields(changed), ", ") + " changed since"
+		files := strings.Fields(changed)
+		if len(files) > 4 {
+			return fmt.Sprintf("%d of its files changed since", len(files))
+		}
+		return strings.Join(files, ", ") + " changed since"
 	case dirty != "":
 		return "measured with changes that were not committed"
 	}

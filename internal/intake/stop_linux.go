@@ -103,7 +103,12 @@ func stateOf(k *sys.Calls, fd int) (s state) {
 func filterOf(k *sys.Calls, fd int) (holder, error) {
 	var p [len(DropSYN)]unix.SockFilter
 	switch n, err := k.GetFilter(fd, p[:]); {
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EACCES): // the filter is longer than p, or eBPF
+	case errors.Is(err, unix.EINVAL): // the filter is longer than p, unless its length says otherwise
+		if n, lerr := k.GetFilter(fd, nil); lerr == nil && n <= len(p) {
+			return unclear, os.NewSyscallError("getsockopt", err)
+		}
+		return somebody, nil
+	case errors.Is(err, unix.EACCES): // eBPF
 		return somebody, nil
 	case err != nil:
 		return unclear, os.NewSyscallError("getsockopt", err)
@@ -111,6 +116,8 @@ func filterOf(k *sys.Calls, fd int) (holder, error) {
 		return nobody, nil
 	case n == len(DropSYN) && p == DropSYN:
 		return ours, nil
+	case n == len(p) && p == [len(DropSYN)]unix.SockFilter{}: // no program ends like that
+		return unclear, os.NewSyscallError("getsockopt", unix.EBADMSG)
 	}
 	return somebody, nil
 }

@@ -74,7 +74,7 @@ func TestShutdown(t *testing.T) {
 func TestWrongUse(t *testing.T) {
 	try.Misused(t, "rolling", `"40"`, "40")
 	for _, args := range [][]string{
-		{"-stop", "now"}, {"-restarts", "0"}, {"-restarts", "-1"}, {"-clients", "0"}, {"-clients", "-1"}, {"-clients", "9223372036854775807"},
+		{"-stop", "now"}, {"-restarts", "0"}, {"-restarts", "-1"}, {"-clients", "0"}, {"-clients", "-1"}, {"-clients", "2147483647"},
 	} {
 		try.Misused(t, "rolling", args[0], args...)
 	}

@@ -392,6 +392,7 @@ func TestAccepted(t *testing.T) {
 	require.NoError(t, ln.SetDeadline(time.Unix(1, 0)))
 	_, err = ln.Accept()
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	require.NoError(t, ln.SetDeadline(time.Time{}))
 	require.NoError(t, ln.Close())
 	_, err = ln.Accept()
 	require.ErrorIs(t, err, net.ErrClosed)

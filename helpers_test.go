@@ -2,7 +2,6 @@ package acceptq
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"math"
 	"net"
@@ -117,11 +116,7 @@ func shardsOf(s *Shards) []*Listener { return slices.Collect(s.All()) }
 
 // TestMain fails the run if it leaves a goroutine or a descriptor behind.
 func TestMain(m *testing.M) {
-	flag.Parse()
-	fuzzing := flag.Lookup("test.fuzz").Value.String() != ""
-	if asked := flag.Lookup("test.parallel"); asked.Value.String() == asked.DefValue && !fuzzing {
-		asked.Value.Set("8") // most of them wait for the kernel, in namespaces of their own
-	}
+	testkit.Parallel(8)
 	if ln, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
 		ln.Close() // the runtime's poller keeps descriptors of its own from here on
 	}

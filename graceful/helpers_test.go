@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/acceptq/acceptq"
+	"github.com/acceptq/acceptq/internal/testkit"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 )
@@ -35,6 +36,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	testkit.Parallel(8)
 	goleak.VerifyTestMain(m)
 }
 

@@ -1,6 +1,7 @@
 package testkit
 
 import (
+	"flag"
 	"os"
 	"strconv"
 )
@@ -13,4 +14,14 @@ func Factor() int {
 		return 1
 	}
 	return max(n, 1)
+}
+
+// Parallel lets n tests run at a time, unless the command line says how many, or is that of
+// a fuzz test. Most tests wait for the kernel, so there may be more of them than processors.
+func Parallel(n int) {
+	flag.Parse()
+	fuzzing := flag.Lookup("test.fuzz").Value.String() != ""
+	if asked := flag.Lookup("test.parallel"); asked.Value.String() == asked.DefValue && !fuzzing {
+		asked.Value.Set(strconv.Itoa(n))
+	}
 }

@@ -451,9 +451,28 @@ func (f *fleet) gone(r *replica) {
 	f.odd += r.odd
 }
 
-// even notes a member whose share of the next clients is more than six standard deviations
-// from that of a uniform choice among the listeners.
+// even notes a member whose share of the next clients is not that of a uniform choice.
 func (f *fleet) even(t *testing.T, when string, members []*replica) {
+	t.Helper()
+	if shares, even := f.share(t, members); !even {
+		f.uneven = append(f.uneven, fmt.Sprintf("%s: %v", when, shares))
+	}
+}
+
+// evenSoon is even for a group of which a drain that goes on has yet to notice a change.
+func (f *fleet) evenSoon(t *testing.T, when string, members []*replica) {
+	t.Helper()
+	for deadline := time.Now().Add(testkit.Patience); time.Now().Before(deadline); {
+		if _, even := f.share(t, members); even {
+			return
+		}
+	}
+	f.even(t, when, members)
+}
+
+// share returns how many of the next clients each of members gets, and whether each share is
+// within six standard deviations of that of a uniform choice among the listeners.
+func (f *fleet) share(t *testing.T, members []*replica) (shares []int, even bool) {
 	t.Helper()
 	listeners := 0
 	for _, m := range members {
@@ -467,18 +486,15 @@ func (f *fleet) even(t *testing.T, when string, members []*replica) {
 	for _, m := range members {
 		total += after[m.ID] - before[m.ID]
 	}
-	var parts []int
-	wrong := total < n
+	even = total >= n
 	for _, m := range members {
 		got := after[m.ID] - before[m.ID]
-		parts = append(parts, got)
+		shares = append(shares, got)
 		p := float64(m.Shards) / float64(listeners)
 		want := p * float64(total)
-		wrong = wrong || math.Abs(float64(got)-want) > 6*math.Sqrt(want*(1-p))+1
+		even = even && math.Abs(float64(got)-want) <= 6*math.Sqrt(want*(1-p))+1
 	}
-	if wrong {
-		f.uneven = append(f.uneven, fmt.Sprintf("%s: %v of %d", when, parts, n))
-	}
+	return shares, even
 }
 
 // finish ends the clients and the members, and requires that everything was right.
@@ -1809,10 +1825,9 @@ func TestRollingBesideADrain(t *testing.T) {
 		for range 2 * rollingRounds(t) {
 			f.add(t, 1)
 			f.settle(t, time.Now())
-			f.even(t, "before the stop", others(f.members, drains))
+			f.evenSoon(t, "before the stop", others(f.members, drains))
 			f.stop(t, others(f.members, drains)[0])
-			f.more(t, 300) // the drain that goes on notices the change
-			f.even(t, "after the stop", others(f.members, drains))
+			f.evenSoon(t, "after the stop", others(f.members, drains))
 		}
 		f.kill(t, drains, false)
 		f.finish(t)

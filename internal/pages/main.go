@@ -1,6 +1,7 @@
 // Command pages checks the fenced blocks of Markdown files:
 //
-//   - a Go block is a program that go vet accepts, or a fragment that gofmt can parse
+//   - a Go block is a program that go vet accepts, or a fragment that gofmt can parse. In
+//     the README a fragment must compile too, as the body of a function.
 //   - a shell block parses, and one that consists of go commands runs without error
 //
 // A comment <!-- not run: why --> before a shell block keeps it from being run. With -n
@@ -98,20 +99,64 @@ func (b block) check(dry bool) error {
 	return nil
 }
 
-// checkGo parses a fragment, and vets a program in a folder of this module.
+// checkGo parses a fragment, and vets a program.
 func (b block) checkGo(dry bool) error {
-	if err := run(b.text, "gofmt", "-e"); err != nil || dry || !strings.HasPrefix(b.text, "package ") {
+	program, folder := b.program()
+	if err := run(b.text, "gofmt", "-e"); err != nil || dry || program == "" {
 		return err
 	}
-	dir, err := os.MkdirTemp(".", ".pages")
+	dir, err := os.MkdirTemp(folder, ".pages")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(b.text), 0o666); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(program), 0o666); err != nil {
 		return err
 	}
-	return run("", "go", "vet", "./"+dir)
+	return run("", "go", "-C", folder, "vet", "./"+filepath.Base(dir))
+}
+
+// imports are what a fragment of the README may use.
+var imports = map[string]string{
+	"acceptq":     "github.com/acceptq/acceptq",
+	"acceptqotel": "github.com/acceptq/acceptq/otel",
+	"acceptqprom": "github.com/acceptq/acceptq/prom",
+	"context":     "context",
+	"graceful":    "github.com/acceptq/acceptq/graceful",
+	"http":        "net/http",
+	"log":         "log",
+	"otel":        "go.opentelemetry.io/otel",
+	"overload":    "github.com/acceptq/acceptq/overload",
+	"prometheus":  "github.com/prometheus/client_golang/prometheus",
+	"time":        "time",
+}
+
+var selector = regexp.MustCompile(`\b([a-z]+)\.[A-Z]`)
+
+// program returns the program to vet and a folder of the module that has its imports. A
+// fragment of another page than the README has no program.
+func (b block) program() (text, folder string) {
+	text = b.text
+	if !strings.HasPrefix(text, "package ") {
+		if b.page != "README.md" {
+			return "", ""
+		}
+		text = "\nfunc main() {\n" + b.text + "}\n"
+		used := make(map[string]bool)
+		for _, m := range selector.FindAllStringSubmatch(b.text, -1) {
+			if from := imports[m[1]]; from != "" && !used[from] {
+				used[from] = true
+				text = fmt.Sprintf("import %s %q\n", m[1], from) + text
+			}
+		}
+		text = "package main\n" + text
+	}
+	for _, module := range []string{"prom", "otel"} {
+		if strings.Contains(text, `"github.com/acceptq/acceptq/`+module+`"`) {
+			return text, module
+		}
+	}
+	return text, "."
 }
 
 // checkShell parses a block, and runs it if it can run anywhere.

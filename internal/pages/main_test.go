@@ -58,4 +58,21 @@ func TestProgramThatFails(t *testing.T) {
 	need(t, "go", "gofmt")
 	require.NoError(t, block{kind: "go", text: "package main\n\nfunc main() {}\n"}.check(false))
 	require.Error(t, block{kind: "go", text: "package main\n\nfunc main() { undefined() }\n"}.check(false))
+	fragment := func(page, text string) block { return block{page: page, kind: "go", text: text} }
+	require.NoError(t, fragment("README.md", "log.Print(1)\n").check(false))
+	require.Error(t, fragment("README.md", "log.Print(srv)\n").check(false))
+	require.Error(t, fragment("README.md", "x := 1\n").check(false), "x is not used")
+	require.NoError(t, fragment("docs/a.md", "log.Print(srv)\n").check(false))
+}
+
+func TestModuleOfABlock(t *testing.T) {
+	for text, folder := range map[string]string{
+		"log.Print(1)":                  ".",
+		"acceptqprom.NewCollector()":    "prom",
+		"acceptqotel.New(otel.Meter())": "otel",
+	} {
+		program, in := block{page: "README.md", text: text}.program()
+		require.Equal(t, folder, in)
+		require.Contains(t, program, text)
+	}
 }

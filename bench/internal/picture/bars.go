@@ -39,8 +39,12 @@ type Bars struct {
 	Shared bool
 }
 
-// spread returns the median, the smallest and the largest value.
-func spread(values []float64) (median, least, most float64) {
+// Spread returns the median, the smallest and the largest value. Without values all are
+// NaN.
+func Spread(values []float64) (median, least, most float64) {
+	if len(values) == 0 {
+		return math.NaN(), math.NaN(), math.NaN()
+	}
 	v := slices.Sorted(slices.Values(values))
 	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2, v[0], v[len(v)-1]
 }
@@ -58,7 +62,7 @@ func (p Panel) limits(rows []string) (least, most, longest float64, err error) {
 			}
 		}
 		if len(b.Rounds) > 0 {
-			median, low, high := spread(b.Rounds)
+			median, low, high := Spread(b.Rounds)
 			least, most, longest = min(least, low), max(most, high), max(longest, median)
 		}
 	}
@@ -128,7 +132,9 @@ func (s sheet) columns(plots []*plot.Plot, heads vg.Length) []draw.Canvas {
 			canvases[i] = all
 			canvases[i].Min.X, canvases[i].Max.X = left, left+widths[i]
 			data := p.DataCanvas(canvases[i])
-			room[i] = data.Max.X - data.Min.X
+			if room[i] = data.Max.X - data.Min.X; !(room[i] > 0) { // NaN if a number does not fit beside the names
+				room[i] = 0
+			}
 			sum += room[i]
 			left += widths[i] + gap
 		}
@@ -209,7 +215,7 @@ func (m mark) text(p *plot.Plot) (words string, at float64) {
 	if len(m.Rounds) == 0 {
 		return "not measured", p.X.Min
 	}
-	median, _, most := spread(m.Rounds)
+	median, _, most := Spread(m.Rounds)
 	return m.Format(median), most
 }
 
@@ -220,7 +226,7 @@ func (m mark) Plot(c draw.Canvas, p *plot.Plot) {
 	if len(m.Rounds) == 0 {
 		return
 	}
-	median, least, most := spread(m.Rounds)
+	median, least, most := Spread(m.Rounds)
 	if !m.Log && median > 0 {
 		end := max(x(median), x(0)+1) // so that it differs from 0
 		c.FillPolygon(m.Ink, []vg.Point{{X: x(0), Y: y(m.y) - 6}, {X: end, Y: y(m.y) - 6}, {X: end, Y: y(m.y) + 6}, {X: x(0), Y: y(m.y) + 6}})

@@ -185,7 +185,7 @@ var measurements = []*measurement{
 			{"Program", "The smallest program that serves, built without symbols", "Packages: without those of Go and of the program itself.", names(programs), []column{
 				{"size", "size-B", ""}, {"packages", "packages", ""}}},
 		}},
-	{name: "burst", picture: "burst", alt: "5,000 clients at once and a server that is stopped: how many are let in at once, and the time to the first byte, for net.Listen, other libraries, and 1 to 64 shards.",
+	{name: "burst", picture: "burst", alt: "5,000 clients connect at once to a server that is stopped: how many are let in at once, and the time to the first byte.",
 		bench: "Burst", benchtime: "1x", rounds: 7,
 		code: "shards.go listener.go socket_*.go internal/sockopt/*.go", tables: []table{
 			{"Burst", "5,000 clients at once, the server is stopped for 0.5 s, somaxconn is 128",
@@ -200,9 +200,9 @@ var measurements = []*measurement{
 			{restartBench(1, "busy"), "One replica restarts; 64 clients never rest", restartNote, names(restarts), restartColumns},
 			{restartBench(1, "calm"), "One replica restarts; 64 clients rest for about 20 ms after each request", restartNote, names(restarts), restartColumns},
 			{restartBench(3, "busy"), "Three replicas restart one after the other; 64 clients never rest", "", names(restartsBeside), restartColumns},
-			{keptBench("http1"), "One replica restarts; 64 clients, half with kept-alive connections, HTTP/1.1", "", names(restartsKept), restartColumns},
-			{keptBench("h2-tls"), "One replica restarts; 64 clients, half with kept-alive connections, HTTP/2 over TLS", "", names(restartsKept), restartColumns},
-			{keptBench("h2c"), "One replica restarts; 64 clients, half with kept-alive connections, h2c", "", names(restartsKept), restartColumns},
+			{keptBench("http1"), "One replica restarts; 32 of 64 clients keep their connection, HTTP/1.1", "", names(restartsKept), restartColumns},
+			{keptBench("h2-tls"), "One replica restarts; 32 of 64 clients keep their connection, HTTP/2 over TLS", "", names(restartsKept), restartColumns},
+			{keptBench("h2c"), "One replica restarts; 32 of 64 clients keep their connection, h2c", "", names(restartsKept), restartColumns},
 		}},
 }
 
@@ -216,8 +216,8 @@ func readBench(size int) string { return fmt.Sprintf("Read/sockets=%d", size) }
 
 func readTables() (all []table) {
 	for _, size := range readSizes {
-		all = append(all, table{readBench(size), fmt.Sprintf("One reading of a queue in which 3 clients wait, with %d other TCP sockets", size),
-			"vishvananda/netlink also has SocketGet for one address. It is not here because it fails when more than one client is queued.",
+		all = append(all, table{readBench(size), fmt.Sprintf("One reading of a queue, with %d other TCP sockets", size),
+			"Three clients wait in the queue. vishvananda/netlink has SocketGet for one address too. It fails when more than one client is queued (`TestSocketGet`).",
 			readerNames, []column{{"time", "ns/op", readStats}}})
 	}
 	return all

@@ -32,7 +32,7 @@ var pictures = map[string]func(rounds int) picture.Bars{
 		c := picture.Bars{
 			Title: "One replica restarts under load: requests that are lost, refused or stalled",
 			Notes: []string{"64 clients that never rest. Lost: reset, cut, or no answer in 20 s. Refused: nobody listened. Stalled: answered, but only after a retransmission.",
-				fmt.Sprintf("Each bar and number is the median of %d restarts. The line goes from the smallest number to the largest. All panels have the same scale.", rounds),
+				fmt.Sprintf("Each bar and number is the median of %d restarts. The line goes from the smallest to the largest; an arrow goes further. The panels share a scale.", rounds),
 				"Wait: until every accepted connection has had its first answer. " + restartNote},
 			Rows: names(restarts), Shared: true,
 		}

@@ -15,7 +15,9 @@ import (
 const rowHeight = 20
 
 // A Bar shows the median of some rounds as its length and as a number, and a line from
-// the smallest round to the largest. Without rounds it shows the words "not measured".
+// the smallest round to the largest. The scale goes to twice the longest bar at most; a
+// line that is longer ends in an arrow. Without rounds the Bar shows the words "not
+// measured".
 type Bar struct {
 	Rounds []float64
 	Ink    Ink
@@ -96,8 +98,8 @@ func (c Bars) Draw() ([]byte, error) {
 	}
 	for i, p := range plots {
 		// Otherwise one round sets the scale, and every bar is too short to be compared.
-		if !c.Panels[i].Log && longest[i] > 0 && longest[i] < p.X.Max/4 {
-			return nil, fmt.Errorf("%s: panel %q: the longest bar is %.3g, but the scale goes to %.3g: make it logarithmic", c.Title, c.Panels[i].Title, longest[i], p.X.Max)
+		if !c.Panels[i].Log && longest[i] > 0 {
+			p.X.Max = min(p.X.Max, 2*longest[i])
 		}
 	}
 	s := newSheet(c.Title, c.Notes, vg.Length(heads*lead+len(c.Rows)*rowHeight)+38)
@@ -210,13 +212,18 @@ type mark struct {
 	y float64
 }
 
-// text returns the words behind the bar and the place where they start.
+// text returns the words behind the bar and the place where they start. The largest
+// round is among the words if it is beyond the scale.
 func (m mark) text(p *plot.Plot) (words string, at float64) {
 	if len(m.Rounds) == 0 {
 		return "not measured", p.X.Min
 	}
 	median, _, most := Spread(m.Rounds)
-	return m.Format(median), most
+	words = m.Format(median)
+	if most > p.X.Max {
+		words += " (to " + m.Format(most) + ")"
+	}
+	return words, min(most, p.X.Max)
 }
 
 func (m mark) Plot(c draw.Canvas, p *plot.Plot) {
@@ -233,9 +240,13 @@ func (m mark) Plot(c draw.Canvas, p *plot.Plot) {
 	}
 	if least < most {
 		line := draw.LineStyle{Color: body, Width: 1.5}
-		c.StrokeLine2(line, x(least), y(m.y), x(most), y(m.y))
-		for _, end := range []vg.Length{x(least), x(most)} {
-			c.StrokeLine2(line, end, y(m.y)-3, end, y(m.y)+3)
+		left, right := x(least), x(min(most, p.X.Max))
+		c.StrokeLine2(line, left, y(m.y), right, y(m.y))
+		c.StrokeLine2(line, left, y(m.y)-3, left, y(m.y)+3)
+		if most > p.X.Max { // an arrow
+			c.FillPolygon(body, []vg.Point{{X: right + 3, Y: y(m.y)}, {X: right - 5, Y: y(m.y) - 4}, {X: right - 5, Y: y(m.y) + 4}})
+		} else {
+			c.StrokeLine2(line, right, y(m.y)-3, right, y(m.y)+3)
 		}
 	}
 	if m.Log { // above the line, which can be shorter

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-
 	"syscall"
 	"testing"
 	"time"
@@ -23,7 +22,7 @@ import (
 
 const (
 	burstStall    = 500 * time.Millisecond
-	burstPatience = time.Minute // a client without an answer after this time counts as unanswered
+	burstPatience = time.Minute // a client without an answer after this time is lost
 )
 
 // BenchmarkBurst connects many clients at once to a server that is stopped for a while.
@@ -54,15 +53,15 @@ func BenchmarkBurst(b *testing.B) {
 		if err := errors.Join(err, err1, err2); err != nil {
 			b.Fatal(err)
 		}
-		var atOnce, again, never float64
+		var atOnce, stalled, lost float64
 		first := make([]float64, len(visits))
 		for k, v := range visits {
 			switch {
 			case v.first == 0:
-				never++
+				lost++
 				v.first = burstPatience
 			case v.retried:
-				again++
+				stalled++
 			default:
 				atOnce++
 			}
@@ -70,8 +69,8 @@ func BenchmarkBurst(b *testing.B) {
 		}
 		slices.Sort(first)
 		b.ReportMetric(atOnce, "at-once")
-		b.ReportMetric(again, "sent-again")
-		b.ReportMetric(never, "unanswered")
+		b.ReportMetric(stalled, "stalled")
+		b.ReportMetric(lost, "lost")
 		b.ReportMetric(float64(after.ListenDrops-before.ListenDrops), "dropped")
 		b.ReportMetric(first[len(first)/2], "p50-ns")
 		b.ReportMetric(first[len(first)*99/100], p99)

@@ -88,9 +88,7 @@ func ask(addr net.Addr, timeout time.Duration) (e exchange) {
 	}
 	conn := c.(*net.TCPConn)
 	defer func() {
-		if raw, err := conn.SyscallConn(); err == nil {
-			raw.Control(func(fd uintptr) { e.retried = retried(int(fd)) })
-		}
+		e.retried = resent(conn)
 		conn.SetLinger(0)
 		conn.Close()
 	}()
@@ -117,4 +115,12 @@ func ask(addr net.Addr, timeout time.Duration) (e exchange) {
 func retried(fd int) bool {
 	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
 	return err == nil && info.Total_retrans > 0
+}
+
+// resent is retried for a connection of package net.
+func resent(c *net.TCPConn) (yes bool) {
+	if raw, err := c.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { yes = retried(int(fd)) })
+	}
+	return yes
 }

@@ -49,17 +49,27 @@ func goals() (all []goal) {
 	}
 	less(readBench(some), readStats, ns, 1.0/50, next, fmt.Sprintf("Stats: with %d sockets at most 1/50 of the time of the next best way (%s)", some, next))
 
-	zero("Burst", manyQueues, oneQueue, "sent-again", "Burst, 64 shards: no client sends a packet again, in any round")
+	zero("Burst", manyQueues, oneQueue, "stalled", "Burst, 64 shards: no client stalls, in any round")
 	late := samples("Burst", manyQueues, p99)
 	all = append(all, goal{"Burst, 64 shards: p99 of the first byte at most 600 ms, 1.2 × the stall", cell(late, p99), atMost(late, 1, slices.Repeat([]float64{600e6}, len(late)))})
 
-	for _, clients := range []string{"busy", "calm"} {
-		zero("Restart/clients="+clients, restartOurs, restartNet, "refused", fmt.Sprintf("Restart with Drain, %s clients: no request is refused, in any restart", clients))
-		zero("Restart/clients="+clients, restartOurs, restartBeside, "lost", fmt.Sprintf("Restart with Drain, %s clients: no request is lost, in any restart", clients))
-		zero("Restart/clients="+clients, restartOurs, restartAlone, "stalled", fmt.Sprintf("Restart with Drain, %s clients: no client stalls, in any restart", clients))
+	// A control differs in one step: it has no overlap, no Drain or no steering.
+	for _, r := range []struct {
+		replicas int
+		clients  string
+		text     string
+	}{{1, "busy", "One replica restarts, busy clients"}, {1, "calm", "One replica restarts, calm clients"}, {3, "busy", "Three replicas restart, busy clients"}} {
+		bench := restartBench(r.replicas, r.clients)
+		if r.replicas == 1 {
+			zero(bench, restartShutdown, restartNet, "refused", r.text+", with overlap: no request is refused, in any round")
+		}
+		for _, own := range []struct{ row, name string }{{restartDrain, "Drain"}, {restartServe, "graceful.Serve"}} {
+			zero(bench, own.row, restartShutdown, "lost", fmt.Sprintf("%s, %s: no request is lost, in any round", r.text, own.name))
+			zero(bench, own.row, restartUnsteered, "stalled", fmt.Sprintf("%s, %s: no client stalls, in any round", r.text, own.name))
+		}
 	}
 	for _, protocol := range []string{"http1", "h2-tls", "h2c"} {
-		zero("RestartKept/protocol="+protocol, restartServe, restartBeside, "lost", fmt.Sprintf("Restart with graceful.Serve, kept-alive clients too, %s: no request is lost, in any restart", protocol))
+		zero(keptBench(protocol), restartServe, restartShutdown, "lost", fmt.Sprintf("One replica restarts, kept-alive clients too, %s, graceful.Serve: no request is lost, in any round", protocol))
 	}
 	return all
 }

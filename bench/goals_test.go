@@ -42,19 +42,21 @@ func TestGoals(t *testing.T) {
 		if q.verdict == undecided { // the control lost nothing
 			control = zeros
 		}
-		set("Burst", manyQueues, "sent-again", q.none)
-		set("Burst", oneQueue, "sent-again", control)
-		for _, clients := range []string{"busy", "calm"} {
-			set("Restart/clients="+clients, restartOurs, "lost", q.none)
-			set("Restart/clients="+clients, restartOurs, "refused", q.none)
-			set("Restart/clients="+clients, restartOurs, "stalled", q.none)
-			set("Restart/clients="+clients, restartNet, "refused", control)
-			set("Restart/clients="+clients, restartBeside, "lost", control)
-			set("Restart/clients="+clients, restartAlone, "stalled", control)
+		set("Burst", manyQueues, "stalled", q.none)
+		set("Burst", oneQueue, "stalled", control)
+		for _, bench := range []string{restartBench(1, "busy"), restartBench(1, "calm"), restartBench(3, "busy")} {
+			for _, row := range []string{restartDrain, restartServe} {
+				set(bench, row, "lost", q.none)
+				set(bench, row, "stalled", q.none)
+			}
+			set(bench, restartShutdown, "lost", control)
+			set(bench, restartUnsteered, "stalled", control)
+			set(bench, restartShutdown, "refused", q.none)
+			set(bench, restartNet, "refused", control)
 		}
 		for _, protocol := range []string{"http1", "h2-tls", "h2c"} {
-			set("RestartKept/protocol="+protocol, restartServe, "lost", q.none)
-			set("RestartKept/protocol="+protocol, restartBeside, "lost", control)
+			set(keptBench(protocol), restartServe, "lost", q.none)
+			set(keptBench(protocol), restartShutdown, "lost", control)
 		}
 		for i, size := range readSizes {
 			set(readBench(size), readerNames[4], "ns/op", q.others)

@@ -31,7 +31,7 @@ func run() error {
 	}
 	rounds := flag.Int("rounds", 0, "run each measurement in `n` rounds; 0 means its own default")
 	only := flag.String("only", strings.Join(names, ","), "run these measurements only; separate the `names` by commas")
-	out := flag.String("out", "", "write to this `directory` instead of results/ and the READMEs")
+	out := flag.String("out", "", "write to this `directory` instead of results/ and README.md")
 	short := flag.Bool("short", false, "run everything for a short time, to check that it works; without -out, write nothing")
 	draw := flag.Bool("draw", false, "measure nothing; write the tables and pictures of earlier results again")
 	check := flag.Bool("check", false, "exit with status 1 if a goal is missed")
@@ -87,9 +87,9 @@ func run() error {
 	}
 	goals := goals()
 	if *out == "" && dir == "results" {
-		err = errors.Join(writeReadmes(goals), darkenQueues())
+		err = errors.Join(writeReadme(goals), darkenQueues())
 	} else {
-		_, err = io.WriteString(os.Stdout, longText(goals))
+		_, err = io.WriteString(os.Stdout, text(goals))
 	}
 	if err == nil {
 		err = drawAll(dir)

@@ -2,7 +2,10 @@
 
 package main
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // A measurement is a set of benchmarks that are run and published together. To add one,
 // write its benchmarks and add a line to measurements; see "Adding a measurement" in
@@ -92,37 +95,46 @@ var bursts = []candidate{
 }
 
 const (
-	restartNet     = "net.Listen: Shutdown, listen again"
-	restartMigrate = "go-reuseport: the same, with tcp_migrate_req ²"
-	restartBeside  = "acceptq: listen beside, Shutdown"
-	restartAlone   = "acceptq: Drain, wait, Shutdown, listen again"
-	restartOurs    = "acceptq: listen beside, Drain, wait, Shutdown"
-	restartServe   = "acceptq: listen beside, graceful.Serve"
+	restartNet       = "net.Listen: Shutdown, listen again"
+	restartMigrate   = "go-reuseport: the same, with tcp_migrate_req ²"
+	restartShutdown  = "acceptq: listen beside, Shutdown"
+	restartAlone     = "acceptq: Drain, wait, Shutdown, listen again"
+	restartDrain     = "acceptq: listen beside, Drain, wait, Shutdown"
+	restartUnsteered = "acceptq: the same, without steering"
+	restartServe     = "acceptq: listen beside, graceful.Serve"
 )
 
 // The name of a restart lists all its steps in order. Every library is used in the best
 // known way, which waits for first answers.
-var restarts = []candidate{
+var restarts = slices.Concat(restartsAlone, restartsBeside)
+
+// restartsAlone are the ways in which the port has one socket.
+var restartsAlone = []candidate{
 	{restartNet, "webnet", "shutdown", false},
 	{"net.Listen: the same again (control)", "webnet", "shutdown", false},
 	{"net.Listen: close, listen again, wait, Shutdown", "webnet", "close", false},
 	{"net.Listen: pass descriptor ¹, Shutdown", "webnet", "shutdown", true},
 	{"net.Listen: pass descriptor ¹, close, wait, Shutdown", "webnet", "close", true},
+	{restartAlone, "webacceptq", "drain", false},
+}
+
+// restartsBeside are the ways in which every process has a socket of its own on the port.
+var restartsBeside = []candidate{
 	{"tcplisten: listen beside, close, wait, Shutdown", "webtcplisten", "close", false},
 	{"fasthttp: listen beside, close, wait, Shutdown", "webfasthttp", "close", false},
 	{"go-reuseport: listen beside, close, wait, Shutdown", "weblibp2p", "close", false},
 	{restartMigrate, "weblibp2p", "close", false},
-	{restartBeside, "webacceptqshared", "shutdown", false},
-	{restartAlone, "webacceptq", "drain", false},
-	{restartOurs, "webacceptqshared", "drain", false},
+	{restartShutdown, "webacceptqshared", "shutdown", false},
+	{restartDrain, "webacceptqshared", "drain", false},
+	{restartUnsteered, "webacceptqunsteered", "drain", false},
 	{restartServe, "webgraceful", "", false},
 }
 
 // restartsKept are the ways with connections that are used for more than one request.
 var restartsKept = []candidate{
-	{restartBeside, "webacceptqshared", "shutdown", false},
-	{restartBeside + " (control)", "webacceptqshared", "shutdown", false},
-	{restartOurs, "webacceptqshared", "drain", false},
+	{restartShutdown, "webacceptqshared", "shutdown", false},
+	{restartShutdown + " (control)", "webacceptqshared", "shutdown", false},
+	{restartDrain, "webacceptqshared", "drain", false},
 	{restartServe, "webgraceful", "", false},
 }
 
@@ -133,13 +145,7 @@ func names(all []candidate) (names []string) {
 	return names
 }
 
-const restartNote = "A round is one restart. Lost: reset, cut or unanswered after 20 s. Refused: nobody listened; the client tries again at once, " +
-	"so it can count more than once. Stalled: answered, but only after a packet was retransmitted. " +
-	"Wait: until every accepted connection has had its first answer. ¹ Needs a parent process or socket activation. " +
-	"² net.ipv4.tcp_migrate_req=1 needs root."
-
-const keptNote = "A round is one restart. Half of the clients keep their connection for as long as the server lets them, the others have a new one " +
-	"for each request. Nothing is sent twice: each request has a body that cannot be read again. Lost: no answer. Stalled: answered after more than 900 ms."
+const restartNote = "¹ Needs a parent process or socket activation. ² A sysctl that only root can set."
 
 const (
 	cpu  = "cpu-ns/op"
@@ -149,9 +155,8 @@ const (
 
 var (
 	timeColumns    = []column{{"time", "ns/op", ""}, {"CPU time", cpu, netDefault}}
-	keptColumns    = []column{{"requests", "requests", ""}, {"lost", "lost", ""}, {"stalled", "stalled", ""}, {"the old server ends after", "ns/op", ""}}
 	restartColumns = []column{{"requests", "requests", ""}, {"lost", "lost", ""}, {"refused", "refused", ""},
-		{"stalled", "stalled", ""}, {"the old server ends after", "ns/op", ""}}
+		{"stalled", "stalled", ""}, {"a server stops in", "ns/op", ""}}
 )
 
 var measurements = []*measurement{
@@ -180,34 +185,39 @@ var measurements = []*measurement{
 			{"Program", "The smallest program that serves, built without symbols", "Packages: without those of Go and of the program itself.", names(programs), []column{
 				{"size", "size-B", ""}, {"packages", "packages", ""}}},
 		}},
-	{name: "burst", picture: "burst", alt: "5,000 clients at once and a server that is stopped: how many are let in at once, and the time to the first byte, for net.Listen, other libraries, and 1 to 64 shards.",
+	{name: "burst", picture: "burst", alt: "5,000 clients connect at once to a server that is stopped: how many are let in at once, and the time to the first byte.",
 		bench: "Burst", benchtime: "1x", rounds: 7,
 		code: "shards.go listener.go socket_*.go internal/sockopt/*.go", tables: []table{
 			{"Burst", "5,000 clients at once, the server is stopped for 0.5 s, somaxconn is 128",
-				"At once: answered, and the client's kernel retransmitted no packet. Sent again: answered, but only after a packet was retransmitted. " +
-					"Each client waits for up to a minute, and \"unanswered\" counts the clients without an answer then. " +
-					"somaxconn raised: to 5,000. The CPU time is that of the server only.", names(bursts), []column{
-					{"at once", "at-once", ""}, {"sent again", "sent-again", ""}, {"unanswered", "unanswered", ""},
+				"At once: answered, and the client's kernel retransmitted no packet. Somaxconn raised: to 5,000.", names(bursts), []column{
+					{"at once", "at-once", ""}, {"stalled", "stalled", ""}, {"lost", "lost", ""},
 					{"packets dropped", "dropped", ""}, {"first byte, p50", "p50-ns", ""}, {"first byte, p99", p99, ""},
 					{"server's CPU time", "server-cpu-ns", netDefault}}},
 		}},
-	{name: "restart", picture: "restart", alt: "Requests lost, refused and stalled in one restart under load, for each way to restart.",
+	{name: "restart", picture: "restart", alt: "Requests lost, refused and stalled while one replica restarts under load, for each way to restart.",
 		bench: "Restart|RestartKept", benchtime: "1x", rounds: 16,
 		code: "drain.go internal/intake/*.go listener.go shards.go graceful/*.go", tables: []table{
-			{"Restart/clients=busy", "One restart of an HTTP server; 64 clients never rest", restartNote, names(restarts), restartColumns},
-			{"Restart/clients=calm", "One restart of an HTTP server; 64 clients rest for about 20 ms after each request", restartNote, names(restarts), restartColumns},
-			{"RestartKept/protocol=http1", "One restart; 64 clients, half with kept-alive connections, HTTP/1.1", keptNote, names(restartsKept), keptColumns},
-			{"RestartKept/protocol=h2-tls", "One restart; 64 clients, half with kept-alive connections, HTTP/2 over TLS", keptNote, names(restartsKept), keptColumns},
-			{"RestartKept/protocol=h2c", "One restart; 64 clients, half with kept-alive connections, h2c", keptNote, names(restartsKept), keptColumns},
+			{restartBench(1, "busy"), "One replica restarts; 64 clients never rest", restartNote, names(restarts), restartColumns},
+			{restartBench(1, "calm"), "One replica restarts; 64 clients rest for about 20 ms after each request", restartNote, names(restarts), restartColumns},
+			{restartBench(3, "busy"), "Three replicas restart one after the other; 64 clients never rest", "", names(restartsBeside), restartColumns},
+			{keptBench("http1"), "One replica restarts; 32 of 64 clients keep their connection, HTTP/1.1", "", names(restartsKept), restartColumns},
+			{keptBench("h2-tls"), "One replica restarts; 32 of 64 clients keep their connection, HTTP/2 over TLS", "", names(restartsKept), restartColumns},
+			{keptBench("h2c"), "One replica restarts; 32 of 64 clients keep their connection, h2c", "", names(restartsKept), restartColumns},
 		}},
 }
+
+func restartBench(replicas int, clients string) string {
+	return fmt.Sprintf("Restart/replicas=%d/clients=%s", replicas, clients)
+}
+
+func keptBench(protocol string) string { return "RestartKept/protocol=" + protocol }
 
 func readBench(size int) string { return fmt.Sprintf("Read/sockets=%d", size) }
 
 func readTables() (all []table) {
 	for _, size := range readSizes {
-		all = append(all, table{readBench(size), fmt.Sprintf("One reading of a queue in which 3 clients wait, with %d other TCP sockets", size),
-			"vishvananda/netlink also has SocketGet for one address. It is not here because it fails when more than one client is queued.",
+		all = append(all, table{readBench(size), fmt.Sprintf("One reading of a queue, with %d other TCP sockets", size),
+			"Three clients wait in the queue. vishvananda/netlink has SocketGet for one address too. It fails when more than one client is queued (`TestSocketGet`).",
 			readerNames, []column{{"time", "ns/op", readStats}}})
 	}
 	return all

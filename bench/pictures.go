@@ -19,7 +19,7 @@ var pictures = map[string]func(rounds int) picture.Bars{
 	"burst": func(rounds int) picture.Bars {
 		return picture.Bars{
 			Title: "5,000 clients at once: who is let in, and how long the others wait",
-			Notes: []string{"The server is stopped for 0.5 s; net.core.somaxconn is 128. At once: no packet was retransmitted. No client gives up.",
+			Notes: []string{"The server is stopped for 0.5 s; net.core.somaxconn is 128. At once: no packet was retransmitted. No client gives up within a minute.",
 				fmt.Sprintf("Each bar, point and number is the median of %d rounds. The line goes from the smallest round to the largest. The time has a logarithmic scale.", rounds)},
 			Rows: names(bursts),
 			Panels: []picture.Panel{
@@ -30,10 +30,10 @@ var pictures = map[string]func(rounds int) picture.Bars{
 	},
 	"restart": func(rounds int) picture.Bars {
 		c := picture.Bars{
-			Title: "A restart under load: requests that are lost, refused or stalled",
-			Notes: []string{"64 clients that never rest. Lost: reset or cut. Refused: nobody listened. Stalled: answered, but only after a retransmission.",
-				fmt.Sprintf("Each bar and number is the median of %d restarts. The line goes from the smallest number to the largest. All panels have the same scale.", rounds),
-				"Wait: until every accepted connection has had its first answer. ¹ Needs a parent process or socket activation. ² A sysctl, needs root."},
+			Title: "One replica restarts under load: requests that are lost, refused or stalled",
+			Notes: []string{"64 clients that never rest. Lost: reset, cut, or no answer in 20 s. Refused: nobody listened. Stalled: answered, but only after a retransmission.",
+				fmt.Sprintf("Each bar and number is the median of %d restarts. The line goes from the smallest to the largest; an arrow goes further. The panels share a scale.", rounds),
+				"Wait: until every accepted connection has had its first answer. " + restartNote},
 			Rows: names(restarts), Shared: true,
 		}
 		for _, result := range []struct {
@@ -41,7 +41,7 @@ var pictures = map[string]func(rounds int) picture.Bars{
 			unit  string
 			ink   picture.Ink
 		}{{"Lost", "lost", picture.Red}, {"Refused", "refused", picture.Brown}, {"Stalled", "stalled", picture.Yellow}} {
-			p := panel(result.title, result.unit, names(restarts), func(row string) []float64 { return samples("Restart/clients=busy", row, result.unit) })
+			p := panel(result.title, result.unit, names(restarts), func(row string) []float64 { return samples(restartBench(1, "busy"), row, result.unit) })
 			for i := range p.Bars {
 				p.Bars[i].Ink = result.ink
 			}

@@ -4,7 +4,6 @@ package main
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,26 +15,21 @@ import (
 // written names this program in the pages that it writes.
 const written = "go run -C bench . -draw"
 
-// writeReadmes writes all tables to README.md, and the short one to the README of
-// the repository.
-func writeReadmes(goals []goal) error {
-	if err := page.Write("README.md", written, longText(goals)); err != nil {
-		return err
-	}
-	return page.Write("../README.md", written, shortText(goals))
-}
+// writeReadme writes everything that is measured to README.md.
+func writeReadme(goals []goal) error { return page.Write("README.md", written, text(goals)) }
 
-// provenance says where the figures of m come from, and whether the measured code has
-// changed since.
+// provenance returns the row of the table that says where the figures of m come from,
+// and whether the measured code has changed since.
 func (m *measurement) provenance() string {
-	s := fmt.Sprintf("%s, commit %s; %s (%s)", m.meta["date"], m.meta["commit"], m.meta["machine"], m.meta["cpu"])
+	if m.ran() == 0 {
+		return fmt.Sprintf("| %s | not measured at present | | | | | |\n", m.name)
+	}
+	date := m.meta["date"]
 	if m.meta["short"] != "" {
-		s += "; a short run, whose figures are worth nothing"
+		date += ", a short run, whose figures are worth nothing"
 	}
-	if why := m.outdated(); why != "" {
-		s += "; † " + why
-	}
-	return s
+	return fmt.Sprintf("| %s | %s | %s | %s (%s) | %d | %s | %s |\n",
+		m.name, date, m.meta["commit"], m.meta["machine"], m.meta["cpu"], m.ran(), m.meta["load"], m.outdated())
 }
 
 // ran is the number of rounds.
@@ -54,9 +48,18 @@ func (m *measurement) mark() string {
 	return ""
 }
 
-// longText returns every table and the verdicts of the goals.
-func longText(goals []goal) string {
+// text returns the verdicts of the goals, every picture and every table.
+func text(goals []goal) string {
 	var b strings.Builder
+	b.WriteString("### Goals\n\n| Goal | Measured | Verdict |\n| --- | --- | --- |\n")
+	for _, g := range goals {
+		fmt.Fprintf(&b, "| %s | %s | %s |\n", g.text, g.figure, g.verdict)
+	}
+	b.WriteString("\n### When and where\n\n| | date | commit | machine | rounds | load average | † the measured code |\n| --- | --- | --- | --- | --- | --- | --- |\n")
+	for _, m := range measurements {
+		b.WriteString(m.provenance())
+	}
+	b.WriteString("\n")
 	for _, m := range measurements {
 		if len(m.figures) == 0 {
 			continue
@@ -93,16 +96,11 @@ func longText(goals []goal) string {
 			}
 			note = t.note
 		}
-		if retry := m.meta["tcp_syn_linear_timeouts"]; m.name == "burst" || m.name == "restart" {
+		if retry := m.meta["tcp_syn_linear_timeouts"]; m.name == "burst" {
 			fmt.Fprintf(&b, "%s\n\n", retryStory(retry))
 		}
-		fmt.Fprintf(&b, "%s. Rounds: %d. Load average: %s.\n\n", m.provenance(), m.ran(), m.meta["load"])
 	}
-	b.WriteString("### Goals\n\n| Goal | Measured | Verdict |\n| --- | --- | --- |\n")
-	for _, g := range goals {
-		fmt.Fprintf(&b, "| %s | %s | %s |\n", g.text, g.figure, g.verdict)
-	}
-	return b.String()
+	return strings.TrimSuffix(b.String(), "\n")
 }
 
 // retryStory says when this kernel retransmits the SYN of a client.
@@ -131,65 +129,4 @@ func against(bench, row, base, unit string) string {
 		text += ", undecided"
 	}
 	return text
-}
-
-// shortText returns the table for the README of the repository: five lines, compared
-// with net.Listen.
-func shortText(goals []goal) string {
-	var b strings.Builder
-	var missing []string
-	sources := map[string][]string{}
-	for _, m := range measurements {
-		switch {
-		case m.ran() == 0:
-			missing = append(missing, m.name)
-			continue
-		case m.name == "burst" || m.name == "restart":
-			b.WriteString(picture.Link("bench/results/"+m.picture, m.alt) + "\n\n")
-		}
-		sources[m.provenance()] = append(sources[m.provenance()], m.name)
-	}
-	if len(sources) == 0 {
-		return "Not measured at present.\n"
-	}
-	b.WriteString("| | acceptq | compared with | ratio |\n| --- | --- | --- | --- |\n")
-	of := map[string]*measurement{}
-	for _, m := range measurements {
-		of[m.name] = m
-	}
-	for _, line := range []struct {
-		what, measurement, bench, own, base, baseName, unit string
-	}{
-		{"CPU time of `Listen` and `Close`", "listen", "Listen/addr=literal", ours, netDefault, "`net.Listen`", cpu},
-		{"CPU time of a net/http request over a new connection, its client included", "accept", "HTTP", ours, netDefault, "`net.Listen`", cpu},
-		{"Go's heap that an open listener keeps", "memory", "Memory", ours, netDefault, "`net.Listen`", kept},
-		{"5,000 clients at once, somaxconn 128: time to the first byte, p99, 64 shards", "burst", "Burst", manyQueues, netDefault, "`net.Listen`", p99},
-		{"Requests lost in a restart under load, in which the next process listens before this one stops: `Drain`", "restart", "Restart/clients=busy", restartOurs, restartBeside, "`Shutdown` alone", "lost"},
-	} {
-		own, other := samples(line.bench, line.own, line.unit), samples(line.bench, line.base, line.unit)
-		if len(own) > 0 && len(other) > 0 {
-			fmt.Fprintf(&b, "| %s%s | %s | %s: %s | %s |\n", line.what, of[line.measurement].mark(),
-				cell(own, line.unit), line.baseName, cell(other, line.unit), against(line.bench, line.own, line.base, line.unit))
-		}
-	}
-	b.WriteString("\nMedians; the brackets hold the smallest and the largest round. \"Undecided\" means that a U test cannot tell the two apart.\n")
-	for _, v := range []verdict{fallsShort, undecided} {
-		var list string
-		for _, g := range goals {
-			if g.verdict == v {
-				list += fmt.Sprintf("- %s: %s\n", g.text, g.figure)
-			}
-		}
-		if list != "" {
-			fmt.Fprintf(&b, "\nGoals with the verdict \"%s\":\n\n%s", v, list)
-		}
-	}
-	b.WriteString("\nMeasured:\n\n")
-	for _, source := range slices.Sorted(maps.Keys(sources)) {
-		fmt.Fprintf(&b, "- %s: %s.\n", strings.Join(sources[source], ", "), source)
-	}
-	if missing != nil {
-		fmt.Fprintf(&b, "- Not measured at present: %s.\n", strings.Join(missing, ", "))
-	}
-	return b.String()
 }

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/acceptq/acceptq/bench/internal/picture"
 	"golang.org/x/perf/benchfmt"
 	"golang.org/x/perf/benchmath"
 	"golang.org/x/sys/unix"
@@ -132,10 +133,8 @@ func sample(values []float64) *benchmath.Sample {
 
 // center gives the median. It is NaN if nothing was measured.
 func center(values []float64) float64 {
-	if len(values) == 0 {
-		return math.NaN()
-	}
-	return benchmath.AssumeNothing.Summary(sample(values), 0.95).Center
+	median, _, _ := picture.Spread(values)
+	return median
 }
 
 // ratios divides the rounds of a by those of b; nil if that cannot be done.
@@ -234,11 +233,9 @@ func digits(v float64) string {
 // cell writes the median and, in brackets, the smallest and the largest round if they
 // differ.
 func cell(values []float64, unit string) string {
-	text := format(center(values), unit)
-	if len(values) == 0 {
-		return text
-	}
-	if low, high := format(slices.Min(values), unit), format(slices.Max(values), unit); low != high {
+	median, least, most := picture.Spread(values)
+	text := format(median, unit)
+	if low, high := format(least, unit), format(most, unit); low != high {
 		text += " (" + low + " to " + high + ")"
 	}
 	return text

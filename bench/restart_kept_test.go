@@ -40,44 +40,52 @@ func restartKept(b *testing.B, program string, c candidate, protocol string) {
 	addr := ln.Addr().String()
 	ln.Close()
 	args := []string{addr, c.arg, protocol}
-	var transports []*http.Transport
-	var scheme string
+	var clients []*keeper
 	for i := range restartClients {
-		var tr *http.Transport
-		tr, scheme = transport(protocol)
-		tr.DisableKeepAlives = i%2 == 0
-		defer tr.CloseIdleConnections()
-		transports = append(transports, tr)
+		k := newKeeper(protocol, i%2 == 1)
+		defer k.CloseIdleConnections()
+		clients = append(clients, k)
 	}
-	var asked, lost, stalled atomic.Int64
-	replace(b, func() *exec.Cmd { return startWeb(b, nil, program, args) }, func(client int) {
-		began := time.Now()
-		err := post(transports[client], scheme+"://"+addr)
-		asked.Add(1)
-		switch {
-		case err != nil:
-			lost.Add(1)
-		case time.Since(began) > 900*time.Millisecond:
-			stalled.Add(1)
-		}
-	})
-	b.ReportMetric(float64(asked.Load()), "requests")
-	b.ReportMetric(float64(lost.Load()), "lost")
-	b.ReportMetric(float64(stalled.Load()), "stalled")
+	var t tally
+	replace(b, 1, func() *exec.Cmd { return startWeb(b, nil, program, args) }, func(client int) { t.add(clients[client].ask(addr)) })
+	t.report(b)
 }
 
-func transport(protocol string) (tr *http.Transport, scheme string) {
-	tr = &http.Transport{Protocols: new(http.Protocols), TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+// A keeper is a client that can keep its connection.
+type keeper struct {
+	*http.Transport
+	scheme  string
+	retried atomic.Bool // the kernel retransmitted a SYN
+}
+
+func newKeeper(protocol string, keeps bool) *keeper {
+	k := &keeper{Transport: &http.Transport{
+		Protocols: new(http.Protocols), DisableKeepAlives: !keeps, TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+	}, scheme: "http"}
 	switch protocol {
 	case web.H2C:
-		tr.Protocols.SetUnencryptedHTTP2(true)
-		return tr, "http"
+		k.Protocols.SetUnencryptedHTTP2(true)
 	case web.H2TLS:
-		tr.Protocols.SetHTTP2(true)
-		return tr, "https"
+		k.Protocols.SetHTTP2(true)
+		k.scheme = "https"
+	default:
+		k.Protocols.SetHTTP1(true)
 	}
-	tr.Protocols.SetHTTP1(true)
-	return tr, "http"
+	// Only SYNs count: later the kernel also retransmits packets for which no client waits.
+	k.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+		if err == nil && resent(conn.(*net.TCPConn)) {
+			k.retried.Store(true)
+		}
+		return conn, err
+	}
+	return k
+}
+
+// ask sends one request and reads its answer.
+func (k *keeper) ask(addr string) exchange {
+	err := post(k.Transport, k.scheme+"://"+addr)
+	return exchange{err: err, retried: k.retried.Swap(false)}
 }
 
 // post sends a request that net/http does not repeat by itself: it cannot read the body

@@ -17,11 +17,11 @@ import (
 // A crowd is the clients of one server. They are independent: the number of new clients
 // does not depend on the number of answers.
 type crowd struct {
-	addr                       string
-	counting                   atomic.Bool
-	came, tried, good, refused atomic.Int64
-	mu                         sync.Mutex
-	waits                      []time.Duration // of the good answers
+	addr                          string
+	counting                      atomic.Bool
+	came, tried, good, turnedAway atomic.Int64
+	mu                            sync.Mutex
+	waits                         []time.Duration // of the good answers
 }
 
 func newCrowd(addr string) *crowd { return &crowd{addr: addr} }
@@ -73,7 +73,7 @@ func (c *crowd) visit() {
 			return
 		case status == http.StatusServiceUnavailable:
 			if counting {
-				c.refused.Add(1)
+				c.turnedAway.Add(1)
 			}
 			time.Sleep(time.Second + rand.N(time.Second)) // Retry-After, and a random time so that clients do not run in step
 		}
@@ -112,7 +112,7 @@ func (c *crowd) report(measured time.Duration) string {
 	}
 	seconds := measured.Seconds()
 	text := fmt.Sprintf("%.1f good/s %.1f came/s %.1f tried/s %.1f turned-away/s",
-		float64(c.good.Load())/seconds, float64(c.came.Load())/seconds, float64(c.tried.Load())/seconds, float64(c.refused.Load())/seconds)
+		float64(c.good.Load())/seconds, float64(c.came.Load())/seconds, float64(c.tried.Load())/seconds, float64(c.turnedAway.Load())/seconds)
 	if len(c.waits) > 0 { // without an answer there is no time
 		text += fmt.Sprintf(" %d p50-ns %d p99-ns", at(0.5), at(0.99))
 	}

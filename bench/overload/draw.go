@@ -4,9 +4,7 @@ package main
 
 import (
 	"fmt"
-	"math"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -74,16 +72,6 @@ func read(name string) (*figures, error) {
 	return f, nil
 }
 
-// spread returns the median, the minimum and the maximum of the rounds. ok is false if
-// the figure was not measured.
-func (f *figures) spread(server string, load float64, unit string) (median, least, most float64, ok bool) {
-	v := slices.Sorted(slices.Values(f.values[key{server, load, unit}]))
-	if len(v) == 0 {
-		return math.NaN(), math.NaN(), math.NaN(), false
-	}
-	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2, v[0], v[len(v)-1], true
-}
-
 // rounds returns the number of rounds.
 func (f *figures) rounds() (n int) {
 	for _, v := range f.values {
@@ -94,10 +82,11 @@ func (f *figures) rounds() (n int) {
 
 // cell writes the median, and the minimum and maximum if they differ.
 func (f *figures) cell(server string, load float64, unit string) string {
-	median, least, most, ok := f.spread(server, load, unit)
-	if !ok {
+	rounds := f.values[key{server, load, unit}]
+	if len(rounds) == 0 {
 		return "none"
 	}
+	median, least, most := picture.Spread(rounds)
 	write := func(v float64) string {
 		if unit == "p99-ns" {
 			return time.Duration(v).Round(time.Millisecond).String()
@@ -150,7 +139,8 @@ func (f *figures) summary() string {
 	const load = 1.5
 	var parts []string
 	for _, s := range servers {
-		if median, _, _, ok := f.spread(s.name, load, "good/s"); ok {
+		if rounds := f.values[key{s.name, load, "good/s"}]; len(rounds) > 0 {
+			median, _, _ := picture.Spread(rounds)
 			parts = append(parts, fmt.Sprintf("%s %.0f %%", s.title, 100*median/capacity))
 		}
 	}
@@ -172,7 +162,7 @@ func (f *figures) picture() ([]byte, error) {
 	}
 	p := picture.Lines{
 		Title: "Good answers of a server that gets more clients than it can serve: " + title,
-		Notes: []string{fmt.Sprintf("A good answer comes within %v, before the client gives up. The server can give %.0f a second. Each client tries up to %d times.", patience, capacity, tries),
+		Notes: []string{fmt.Sprintf("A good answer comes within %.0f s, before the client gives up. The server can give %.0f a second. Each client tries up to %d times.", patience.Seconds(), capacity, tries),
 			rounds},
 		X:  "new clients, as a multiple of those that the server can serve",
 		Y:  "good answers a second",

@@ -50,8 +50,8 @@ func TestPage(t *testing.T) {
 
 	profile := t.TempDir()
 	allocator, cancelAllocator := chromedp.NewExecAllocator(context.Background(),
-		chromedp.ExecPath(browser), chromedp.UserDataDir(profile), chromedp.WindowSize(1500, 690),
-		chromedp.Flag("headless", true), chromedp.Flag("no-sandbox", true), chromedp.Flag("disable-gpu", true),
+		chromedp.ExecPath(browser), chromedp.UserDataDir(profile), chromedp.WindowSize(1500, 674), // the plots of the accept queue and no others
+		chromedp.Flag("headless", true), chromedp.Flag("hide-scrollbars", true), chromedp.Flag("no-sandbox", true), chromedp.Flag("disable-gpu", true),
 		chromedp.Flag("disable-quic", true), chromedp.Flag("no-first-run", true),
 		chromedp.Flag("disable-background-networking", true), chromedp.Flag("disable-component-update", true),
 		chromedp.Flag("disable-sync", true))

@@ -15,7 +15,9 @@ import (
 const rowHeight = 20
 
 // A Bar shows the median of some rounds as its length and as a number, and a line from
-// the smallest round to the largest. Without rounds it shows the words "not measured".
+// the smallest round to the largest. The scale goes to twice the longest bar at most; a
+// line that is longer ends in an arrow. Without rounds the Bar shows the words "not
+// measured".
 type Bar struct {
 	Rounds []float64
 	Ink    Ink
@@ -39,8 +41,12 @@ type Bars struct {
 	Shared bool
 }
 
-// spread returns the median, the smallest and the largest value.
-func spread(values []float64) (median, least, most float64) {
+// Spread returns the median, the smallest and the largest value. Without values all are
+// NaN.
+func Spread(values []float64) (median, least, most float64) {
+	if len(values) == 0 {
+		return math.NaN(), math.NaN(), math.NaN()
+	}
 	v := slices.Sorted(slices.Values(values))
 	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2, v[0], v[len(v)-1]
 }
@@ -58,7 +64,7 @@ func (p Panel) limits(rows []string) (least, most, longest float64, err error) {
 			}
 		}
 		if len(b.Rounds) > 0 {
-			median, low, high := spread(b.Rounds)
+			median, low, high := Spread(b.Rounds)
 			least, most, longest = min(least, low), max(most, high), max(longest, median)
 		}
 	}
@@ -92,8 +98,8 @@ func (c Bars) Draw() ([]byte, error) {
 	}
 	for i, p := range plots {
 		// Otherwise one round sets the scale, and every bar is too short to be compared.
-		if !c.Panels[i].Log && longest[i] > 0 && longest[i] < p.X.Max/4 {
-			return nil, fmt.Errorf("%s: panel %q: the longest bar is %.3g, but the scale goes to %.3g: make it logarithmic", c.Title, c.Panels[i].Title, longest[i], p.X.Max)
+		if !c.Panels[i].Log && longest[i] > 0 {
+			p.X.Max = min(p.X.Max, 2*longest[i])
 		}
 	}
 	s := newSheet(c.Title, c.Notes, vg.Length(heads*lead+len(c.Rows)*rowHeight)+38)
@@ -128,7 +134,9 @@ func (s sheet) columns(plots []*plot.Plot, heads vg.Length) []draw.Canvas {
 			canvases[i] = all
 			canvases[i].Min.X, canvases[i].Max.X = left, left+widths[i]
 			data := p.DataCanvas(canvases[i])
-			room[i] = data.Max.X - data.Min.X
+			if room[i] = data.Max.X - data.Min.X; !(room[i] > 0) { // NaN if a number does not fit beside the names
+				room[i] = 0
+			}
 			sum += room[i]
 			left += widths[i] + gap
 		}
@@ -204,13 +212,18 @@ type mark struct {
 	y float64
 }
 
-// text returns the words behind the bar and the place where they start.
+// text returns the words behind the bar and the place where they start. The largest
+// round is among the words if it is beyond the scale.
 func (m mark) text(p *plot.Plot) (words string, at float64) {
 	if len(m.Rounds) == 0 {
 		return "not measured", p.X.Min
 	}
-	median, _, most := spread(m.Rounds)
-	return m.Format(median), most
+	median, _, most := Spread(m.Rounds)
+	words = m.Format(median)
+	if most > p.X.Max {
+		words += " (to " + m.Format(most) + ")"
+	}
+	return words, min(most, p.X.Max)
 }
 
 func (m mark) Plot(c draw.Canvas, p *plot.Plot) {
@@ -220,16 +233,20 @@ func (m mark) Plot(c draw.Canvas, p *plot.Plot) {
 	if len(m.Rounds) == 0 {
 		return
 	}
-	median, least, most := spread(m.Rounds)
+	median, least, most := Spread(m.Rounds)
 	if !m.Log && median > 0 {
 		end := max(x(median), x(0)+1) // so that it differs from 0
 		c.FillPolygon(m.Ink, []vg.Point{{X: x(0), Y: y(m.y) - 6}, {X: end, Y: y(m.y) - 6}, {X: end, Y: y(m.y) + 6}, {X: x(0), Y: y(m.y) + 6}})
 	}
 	if least < most {
 		line := draw.LineStyle{Color: body, Width: 1.5}
-		c.StrokeLine2(line, x(least), y(m.y), x(most), y(m.y))
-		for _, end := range []vg.Length{x(least), x(most)} {
-			c.StrokeLine2(line, end, y(m.y)-3, end, y(m.y)+3)
+		left, right := x(least), x(min(most, p.X.Max))
+		c.StrokeLine2(line, left, y(m.y), right, y(m.y))
+		c.StrokeLine2(line, left, y(m.y)-3, left, y(m.y)+3)
+		if most > p.X.Max { // an arrow
+			c.FillPolygon(body, []vg.Point{{X: right + 3, Y: y(m.y)}, {X: right - 5, Y: y(m.y) - 4}, {X: right - 5, Y: y(m.y) + 4}})
+		} else {
+			c.StrokeLine2(line, right, y(m.y)-3, right, y(m.y)+3)
 		}
 	}
 	if m.Log { // above the line, which can be shorter

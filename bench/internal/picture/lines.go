@@ -97,7 +97,7 @@ func (s Series) add(q *plot.Plot) error {
 		if len(p.Rounds) == 0 {
 			continue
 		}
-		median, least, most := spread(p.Rounds)
+		median, least, most := Spread(p.Rounds)
 		line = append(line, plotter.XY{X: p.X, Y: median})
 		low, high = append(low, plotter.XY{X: p.X, Y: least}), append(high, plotter.XY{X: p.X, Y: most})
 	}

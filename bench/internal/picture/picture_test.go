@@ -79,12 +79,25 @@ func TestWrongBars(t *testing.T) {
 		"no number":                        bars(false, []float64{math.NaN()}),
 		"a negative round":                 bars(false, []float64{-1, 1}),
 		"zero, logarithmic":                bars(true, []float64{0, 1}),
-		"a scale that one round sets":      bars(false, []float64{4, 4, 55}, []float64{1}),
 		"fewer bars than rows":             {Title: "x", Rows: []string{"a", "b"}, Panels: bars(false, []float64{1}).Panels},
 		"an infinite round of another row": bars(false, []float64{math.Inf(1), 1, 2}),
 	} {
 		if _, err := c.Draw(); err == nil {
 			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+// One round does not set the scale.
+func TestScale(t *testing.T) {
+	svg, err := bars(false, []float64{4, 4, 55}, []float64{1, 2, 3}, []float64{7, 7, 8}, nil).Draw()
+	if err != nil {
+		t.Fatal(err)
+	}
+	picturetest.Legible(t, "bars", svg)
+	for words, want := range map[string]int{">4 (to 55)<": 1, ">2<": 1, ">7<": 1, ">50<": 0} {
+		if n := bytes.Count(svg, []byte(words)); n != want {
+			t.Errorf("%d times %s, want %d:\n%s", n, words, want, svg)
 		}
 	}
 }

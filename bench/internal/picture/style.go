@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -119,11 +120,17 @@ func newSheet(title string, notes []string, middle vg.Length) sheet {
 	return s
 }
 
-// bytes returns the file. vgsvg counts in points and names one font only.
+var unreal = regexp.MustCompile(`[ML,"](NaN|[+-]?Inf)\b`)
+
+// bytes returns the file. vgsvg counts in points and names one font only. A coordinate
+// that is no finite number is an error.
 func (s sheet) bytes() ([]byte, error) {
 	var b bytes.Buffer
 	if _, err := s.file.WriteTo(&b); err != nil {
 		return nil, err
+	}
+	if m := unreal.Find(b.Bytes()); m != nil {
+		return nil, fmt.Errorf("a coordinate is %s", m[1:])
 	}
 	size := fmt.Sprintf(`width="%d" height="%.5g"`, Width, float64(s.height))
 	return []byte(strings.NewReplacer(

@@ -1,9 +1,10 @@
 // Package acceptq listens on TCP with an explicit backlog and reports the accept
 // queue that the kernel granted.
 //
-// [net.Listen] uses the system-wide ceiling as its backlog and reads that ceiling once
-// per process. It does not report what the kernel granted. With this package the caller
-// chooses the backlog, and the listener reports the result:
+// The accept queue has the connections that have finished the handshake and wait for
+// Accept. The backlog bounds its length. [net.Listen] uses the system-wide ceiling as its
+// backlog, reads that ceiling once per process, and does not report what the kernel granted.
+// With this package the caller chooses the backlog, and the listener reports the result:
 //
 //	ln, err := acceptq.ListenTCP(":8080", acceptq.WithBacklog(4096))
 //	if err != nil {

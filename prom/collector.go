@@ -109,7 +109,7 @@ func NewCollector(opts ...Option) *Collector {
 	c.descs = descs{
 		length:     desc("tcp_accept_queue_length", "Connections that wait in the accept queue of this listener now.", labels...),
 		peak:       desc("tcp_accept_queue_length_peak", "Largest length of the accept queue that the sampler saw in the last "+window+".", labels...),
-		capacity:   desc("tcp_accept_queue_capacity", "Connections that fit in the accept queue.", labels...),
+		capacity:   desc("tcp_accept_queue_capacity", "Connections that fit in the accept queue before the next client is turned away.", labels...),
 		limit:      desc("tcp_accept_queue_limit", "Backlog that the kernel granted to this listener.", labels...),
 		requested:  desc("tcp_accept_queue_requested", "Backlog that the program asked for; absent if it asked for the maximum or if that is unknown.", labels...),
 		heldBack:   desc("tcp_accept_queue_held_back", "Connections that an accept filter holds back from the accept queue.", labels...),

@@ -12,9 +12,10 @@ import (
 // waits for the in-flight handshakes, and returns when Accept has returned every queued
 // connection. The server must continue to call Accept. Drain does not close l.
 //
-// A nil error means that Close resets no connection, except one whose handshake was not
-// finished, or that the kernel held back, for 3 seconds. Otherwise the error is a
-// [*net.OpError] and matches at least one of these. Check for them in this order:
+// A nil error means that Close resets no connection. There are two exceptions: a handshake
+// that was not finished after 3 seconds, and a connection that the kernel held back for
+// longer than that. Any other error is a [*net.OpError] and matches at least one of these.
+// Check for them in this order:
 //   - [*DrainError] and the error of ctx: ctx ended first.
 //   - [ErrStillOpen]: new clients are let in when Drain returns.
 //   - [net.ErrClosed]: l is closed.
@@ -22,13 +23,14 @@ import (
 //   - [syscall.EINVAL]: l is a zero Listener, its socket was shut down, or ctx is nil.
 //
 // Unless the socket is shared, new clients stay out until [Listener.Close] or
-// [Listener.Resume], even if ctx ends. With [WithReusePort] on Linux they go to the other
-// listeners of the address at once. Otherwise they retry after a second and reach the
+// [Listener.Resume], even if ctx ends. With [WithReusePort] on Linux they usually go to the
+// other listeners of the address at once. Otherwise they retry after a second and reach the
 // process that listens by then. Drain may be called again and concurrently.
 //
-// Where new clients cannot be kept out, as on the BSDs and macOS, Drain returns at the first
-// moment at which the queue is empty. Under load there may be none, so give ctx a deadline:
-// without one Drain may not end. The error then counts the connections that Close resets.
+// On the BSDs and macOS new clients cannot be kept out. There Drain returns at the first
+// moment at which the queue is empty. Under load there may be no such moment, and Drain may
+// never return, so give ctx a deadline. When it ends, the error counts the connections that
+// Close resets.
 //
 // To drain l, call Accept, SetDeadline and File on l only, not on its
 // [*net.TCPListener]. See the section "Draining" of the package comment.
@@ -41,9 +43,9 @@ func (l *Listener) Drain(ctx context.Context) error {
 
 // Resume undoes a drain: l lets new clients in again. A drain that is in progress ends
 // with [ErrStillOpen]. If another holder of the socket keeps new clients out, Resume ends
-// that too. If nothing does, Resume does nothing.
+// that too. If new clients already get in, Resume does nothing.
 //
-// If the kernel refuses to let new clients in, the error says so. After Close the error
+// The error is that of the system call that failed to let new clients in. After Close it
 // matches [net.ErrClosed].
 func (l *Listener) Resume() error {
 	if !l.ok() {
@@ -62,9 +64,10 @@ func (l *Listener) Resume() error {
 //   - [Listener.Resume] was called.
 var ErrStillOpen = intake.ErrStillOpen
 
-// ErrShared is the error of a drain of a socket that has, or may have, another holder: see
-// [Listener.File] and [Wrap]. It comes with [ErrStillOpen]. If the other holder continues
-// to listen, Close resets no client, because the queue stays with the socket.
+// ErrShared is the error of a drain of a socket that has, or may have, another holder, see
+// [Listener.File] and [Wrap]. An error that matches ErrShared also matches [ErrStillOpen]. If
+// the other holder continues to listen, Close resets no client, because the queue stays with
+// the socket.
 var ErrShared = intake.ErrShared
 
 // A DrainError reports what a drain was still waiting for when its context ended. It
@@ -73,7 +76,7 @@ type DrainError struct {
 	Queued   int // connections that wait for Accept; Close resets them
 	InFlight int // unfinished handshakes that began before the drain
 	HeldBack int // connections that the kernel holds back from Accept, see Stats.Incomplete
-	Accepted int // accepted connections whose loop has not called Accept again
+	Accepted int // connections that Accept has returned to a goroutine that has not called it again
 
 	err error
 }

@@ -416,8 +416,8 @@ func (l *Listener) opError(op string, err error) error {
 	return &net.OpError{Op: op, Net: "tcp", Addr: l.Addr(), Err: sys.Cause(err)}
 }
 
-// EffectiveBacklog returns the length to which the accept queue may grow, in
-// connections. It returns -1 if the length is unknown. On FreeBSD the length is one and
+// EffectiveBacklog returns how long the accept queue may grow, in connections. It is not the
+// current length, see [Listener.Stats]. It is -1 if it is unknown. On FreeBSD it is one and
 // a half times the limit, see listen(2). On most systems the queue holds one more, see
 // [Backlog].Capacity.
 //

@@ -88,8 +88,8 @@ func (o *options) callControls(network, address string, c syscall.RawConn) error
 // system allows.
 //
 // The kernel may grant less without an error, because POSIX calls the number a hint.
-// [Listener.Backlog] reports what the kernel granted. With [WithStrictBacklog] it is an
-// error if the kernel grants less. Some values are special:
+// [Listener.Backlog] reports what the kernel granted. [WithStrictBacklog] makes listening
+// fail if that is less than n. Some values are special:
 //   - 0: the queue holds one connection on Linux and FreeBSD. macOS treats 0 as the
 //     maximum, and OpenBSD raises it to 80.
 //   - Values that the kernel cannot store are capped. The maximum is 32767 on macOS,
@@ -141,10 +141,10 @@ func WithReusePort() Option {
 }
 
 // WithoutSteering keeps this package from changing the BPF program of a SO_REUSEPORT
-// group, and from asking the kernel which listeners of the group answer. Use it if the
-// group has a program of its own. Every listener of the group needs the option.
+// group, and from asking the kernel which listeners of the group answer. Use it if your
+// code attaches such a program. Every listener of the group needs the option.
 //
-// During a drain the kernel still assigns clients to the draining listener and drops
+// During a drain the kernel then still assigns clients to the draining listener and drops
 // their SYNs. These clients retry after a second. The option has no effect without
 // [WithReusePort] and on systems other than Linux.
 func WithoutSteering() Option {
@@ -174,12 +174,12 @@ func WithControl(f func(network, address string, c syscall.RawConn) error) Optio
 // It is an error if d is not positive.
 //
 //   - Linux: TCP_DEFER_ACCEPT, tcp(7). The connection waits in the SYN queue. d is
-//     rounded up to the next SYN-ACK retransmission (1, 3, 7, 15, ... seconds). If the
-//     client sends no data by then, the kernel drops the connection, or lets it in if
-//     the client answers that retransmission. If the SYN queue is full, connections
-//     made with a SYN cookie are not deferred. Drops in [Stats] rises by one for each
-//     client, which is no loss. If d is longer than the maximum of the kernel, about 8
-//     hours, the error matches [errors.ErrUnsupported].
+//     rounded up to the next SYN-ACK retransmission (1, 3, 7, 15, ... seconds). The
+//     kernel then sends the SYN-ACK again. A client that answers it, as Linux does, gets
+//     in without data. Other connections are dropped. If the SYN queue is full,
+//     connections made with a SYN cookie are not deferred. Drops in [Stats] rises by one
+//     for each client, which harms nobody. If d is longer than the maximum of the
+//     kernel, about 8 hours, the error matches [errors.ErrUnsupported].
 //   - FreeBSD, NetBSD and DragonFly: the accept filter "dataready", which ignores d, see
 //     [WithAcceptFilter].
 //   - Other systems: the error matches [errors.ErrUnsupported].
@@ -193,9 +193,9 @@ func WithDeferAccept(d time.Duration) Option {
 // data through at once, such as a POST request. The meaning of arg depends on the filter,
 // and arg is usually empty. A name has at most 15 bytes and an argument at most 239.
 //
-// If the limit is exceeded, the kernel resets the oldest connection that it holds back
-// (FreeBSD, DragonFly) or lets it through (NetBSD). On FreeBSD, Incomplete in [Stats] is
-// the number of these connections. NetBSD and DragonFly do not report it.
+// If more connections than the limit are held back, the kernel resets the oldest (FreeBSD,
+// DragonFly) or lets it through (NetBSD). On FreeBSD, Incomplete in [Stats] is the number of
+// connections that are held back. NetBSD and DragonFly do not report it.
 //
 // If the module of the filter is not loaded, the error matches ENOENT and names the
 // module. The option cannot be combined with [WithDeferAccept]. On systems without
@@ -216,11 +216,10 @@ func WithAcceptFilter(name, arg string) Option {
 // handshake. It is an error if qlen is not positive. If the kernel does not grant the
 // option or qlen, the error matches [errors.ErrUnsupported].
 //
-//   - Linux: TCP_FASTOPEN, tcp(7). The kernel silently ignores the option if the
-//     bit 0x2 of net.ipv4.tcp_fastopen is off. It silently clamps qlen to
-//     net.core.somaxconn.
-//     Listening fails in both cases. The bit is not checked if the setting cannot be
-//     read.
+//   - Linux: TCP_FASTOPEN, tcp(7). Listening fails if the bit 0x2 of
+//     net.ipv4.tcp_fastopen is off, which makes the kernel ignore the option, or if qlen
+//     is above net.core.somaxconn, to which the kernel clamps it. The bit is not checked
+//     if the setting cannot be read.
 //   - FreeBSD: TCP_FASTOPEN, tcp(4), with net.inet.tcp.fastopen.server_enable. The
 //     kernel uses half the limit instead of qlen. Listening fails if that is less than
 //     qlen. Before FreeBSD 15 the kernel leaks one counter at each listen(2) on the
@@ -263,9 +262,9 @@ func WithSendBuffer(n int) Option {
 // The listening socket has no keep-alive, because NetBSD and macOS end a listening socket
 // that has it.
 //
-// Listening fails if the kernel refuses a value. This is tested on a temporary socket. On
-// systems where package net makes the socket, package net ignores the refusal. The error
-// matches [errors.ErrUnsupported] in these cases:
+// Listening fails if the kernel rejects a value, which is tested on a temporary socket. On
+// systems where package net makes the socket, package net ignores a rejected value. The
+// error matches [errors.ErrUnsupported] in these cases:
 //   - OpenBSD, which cannot set the values, unless all three are negative.
 //   - A negative field, if the system does not report its own value or if that value is
 //     less than a second.

@@ -22,7 +22,7 @@ import (
 // The result is -1 if there is an error. The error matches
 //   - [syscall.EINVAL] if c was dialed, has sent data (Linux before 4.6 does not always
 //     report that), or is not a TCP connection
-//   - [errors.ErrUnsupported] on systems other than Linux, see docs/systems.md
+//   - [errors.ErrUnsupported] on systems other than Linux, see docs/evidence.md
 //   - [net.ErrClosed] if c is closed
 //
 // The source is tcpi_last_data_sent of TCP_INFO, tcp(7).

@@ -15,15 +15,15 @@ import (
 
 // Stats is the state of an accept queue at one moment. -1 means unknown.
 type Stats struct {
-	// Queued is the number of connections that wait for Accept. On most systems a
-	// connection that its client has reset stays in the queue.
+	// Queued is the number of connections that wait for Accept now. On most systems that
+	// includes a connection that its client has reset.
 	//   - Linux: TCP_INFO, tcp(7).
 	//   - FreeBSD: SO_LISTENQLEN, getsockopt(2).
 	//   - NetBSD, OpenBSD: EVFILT_READ, kqueue(2).
-	//   - macOS: EVFILT_READ. If at least one handshake is finished, it counts the
-	//     unfinished handshakes too.
-	//   - DragonFly: EVFILT_READ. It reports lengths below kern.ipc.soavailconn, 32 by
-	//     default. The length of a longer queue is unknown.
+	//   - macOS: EVFILT_READ. If at least one handshake is finished, the number includes
+	//     the unfinished handshakes.
+	//   - DragonFly: EVFILT_READ. If the queue is as long as kern.ipc.soavailconn, 32 by
+	//     default, or longer, the number is unknown.
 	Queued int
 	// Incomplete is the number of connections that the kernel holds back from Accept
 	// and does not count in Queued.
@@ -36,27 +36,27 @@ type Stats struct {
 	//   - Linux, FreeBSD: read from the socket at each call.
 	//   - Other systems: the limit in [Listener.Backlog]. ReadStats does not know it.
 	Limit int
-	// Capacity is how many finished handshakes fit under the limit, see [Backlog].
+	// Capacity is how many connections fit in the queue, see [Backlog].
 	Capacity int
 	// Drops is the number of packets that this socket has dropped since it was made. It
-	// counts packets and not clients, and most of these packets harm nobody. On Linux it
-	// rises by one for each of these:
+	// counts packets and not clients. On Linux it rises by one for each packet of these
+	// kinds. The first two stall a client, and the others harm nobody:
 	//   - a SYN that meets a full accept queue: its client sends it again after a second.
 	//     A final ACK that meets one counts twice
 	//   - a SYN that meets a full SYN queue, if SYN cookies are off, see [System]
 	//   - a SYN that [Listener.Drain] keeps out. The client connects later or elsewhere
 	//   - a SYN that the client repeats because its SYN-ACK was lost. The client connects
-	//   - an RST that ends a handshake, as port scanners and the health checks of some
-	//     load balancers send it
-	//   - a packet that no client sends, for example one with FIN, SYN and FIN, RST, or
-	//     ECE and CWR
+	//   - an RST that ends a handshake. Port scanners and the health checks of some load
+	//     balancers send it
+	//   - a packet that no client sends, for example with FIN, SYN and FIN, RST, or ECE
+	//     and CWR
 	//   - with [WithDeferAccept], the final ACK of each client
-	//   - with [WithReusePort], a question: when a listener of the address drains, closes
-	//     after a drain or joins, each listener drops a packet
+	//   - with [WithReusePort], the packet that asks a listener whether it answers, when
+	//     another listener of the address drains, closes after a drain or joins
 	//
-	// Only the first two are a loss. ListenOverflows of [System] rises in the first case,
-	// and ListenDrops in both. An alarm needs one of them in addition to Drops, or a Queued
-	// that has reached Capacity.
+	// ListenOverflows of [System] rises for the first kind, and ListenDrops for the first
+	// two. An alarm needs one of them in addition to Drops, or a Queued that has reached
+	// Capacity.
 	//   - Linux: SK_MEMINFO_DROPS of SO_MEMINFO, which wraps at 32 bits. It is unknown
 	//     on an MPTCP socket, where the kernel does not update it.
 	//   - Other systems: unknown.
@@ -67,11 +67,11 @@ type Stats struct {
 	Fullest *Stats
 }
 
-// Utilization returns Queued divided by Capacity. 0 is an empty queue. At 1 the kernel
-// refuses the next client. known is false if one of the two numbers is unknown.
+// Utilization returns Queued divided by Capacity. 0 is an empty queue. At 1 the queue is
+// full. known is false if one of the two numbers is unknown.
 //
-// For the sums of several shards it returns the utilization of the fullest: the kernel
-// refuses clients there, even if all other shards are empty.
+// For the sums of several shards it returns the utilization of the fullest shard: clients
+// of a full shard stall, even if all other shards are empty.
 //
 // A burst of clients can raise the result above 1: slightly on Linux, to 1.5 on NetBSD
 // and DragonFly, and to 3 on OpenBSD.
@@ -85,7 +85,7 @@ func (s Stats) Utilization() (part float64, known bool) {
 	return float64(s.Queued) / float64(s.Capacity), true
 }
 
-// String returns the numbers in one line. If no number is known, as in a zero Stats, it
+// String returns the numbers in one line. For a zero Stats, and if no number is known, it
 // returns "nothing known".
 func (s Stats) String() string {
 	s = orNothing(s, noStats)
@@ -160,10 +160,9 @@ var noStats = Stats{Queued: unknown, Incomplete: unknown, Limit: unknown, Capaci
 // concurrently with Accept.
 //
 // It makes two system calls on Linux and three on the BSDs and macOS, and it does not
-// allocate. DragonFly is an exception: if a connection is queued, it needs more system
-// calls and allocates. On macOS, NetBSD, OpenBSD and DragonFly the call opens a
-// kqueue(2) and closes it again. If the process has no descriptor left, the error
-// matches EMFILE.
+// allocate. On DragonFly it makes more system calls and allocates if a connection is queued.
+// On macOS, NetBSD, OpenBSD and DragonFly the call opens a kqueue(2) and closes it again. If
+// the process has no descriptor left, the error matches EMFILE.
 //
 // After Close the error matches [net.ErrClosed]. On systems that do not report the queue
 // it matches [errors.ErrUnsupported].

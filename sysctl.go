@@ -28,9 +28,9 @@ type System struct {
 	// Knob is the name of the setting that holds the ceiling. It is "" if the ceiling is
 	// compiled in.
 	Knob string
-	// SYNBacklog is the maximum number of in-flight handshakes if SYN cookies are off.
-	// If three quarters of it are in use, the kernel refuses clients that it does not
-	// know. The limit of a socket also bounds its SYN queue. Linux only:
+	// SYNBacklog is the maximum number of in-flight handshakes of a socket if SYN cookies
+	// are off. When three quarters of it are in use, only clients that the kernel has seen
+	// before get in. The limit of the socket bounds its SYN queue too. Linux only:
 	// net.ipv4.tcp_max_syn_backlog, tcp(7).
 	SYNBacklog int
 	// SYNCookies is 0 if the kernel drops a SYN when the SYN queue is full, 1 if it
@@ -44,9 +44,9 @@ type System struct {
 	//     cases.
 	//   - FreeBSD: net.inet.tcp.syncache.rst_on_sock_fail.
 	AbortOnOverflow int
-	// MigrateRequests is 1 if the connections and in-flight handshakes of a listener that
-	// is closed move to another listener of its SO_REUSEPORT group. It is 0 if they are
-	// reset. Linux only: net.ipv4.tcp_migrate_req, since 5.14.
+	// MigrateRequests is 1 if the kernel moves the connections and in-flight handshakes of
+	// a closed listener to another listener of its SO_REUSEPORT group. It is 0 if the
+	// kernel resets them. Linux only: net.ipv4.tcp_migrate_req, since 5.14.
 	MigrateRequests int
 
 	// The counters are those of the TcpExt table in /proc/net/netstat. They count packets,
@@ -149,8 +149,8 @@ var noSystem = System{
 // ReadSystem reads the current settings and counters. If a number cannot be read, it is
 // -1, and that is not an error. The error matches
 //   - [errors.ErrUnsupported] on systems where the package can read nothing
-//   - EMFILE or ENFILE if no file descriptor is left to read them on
-//     Linux, which is a cause of a full accept queue. Numbers that were read are returned.
+//   - EMFILE or ENFILE if Linux has no file descriptor left to read them. This is also a
+//     cause of a full accept queue. Numbers that were read are returned.
 func ReadSystem() (System, error) {
 	return readSystem(&sys.Real)
 }

@@ -22,10 +22,10 @@ type Waiting struct {
 	// is the case before Linux 4.1.
 	Received int64
 	// Closed reports whether the client has closed the connection, or its sending side.
-	// A client that waits for an answer rarely does that, so it has probably given up.
+	// Such a client has probably given up.
 	Closed bool
 	// Shared reports whether the connection may be in the queue of another socket that
-	// listens on the port, see [WithReusePort]. The kernel does not report the queue.
+	// listens on the port, see [WithReusePort]. The kernel does not tell which queue has it.
 	Shared bool
 }
 
@@ -61,14 +61,15 @@ func (w Waiting) String() string {
 // the network namespace, which took 67 ms of CPU time with 198,000 sockets. If ctx ends,
 // Waiting stops early and returns its error.
 //
-// A listener can also get clients of other local ports or addresses: by TPROXY, or by a BPF
+// A listener can also get clients of other local ports or addresses, by TPROXY or by a BPF
 // program of type sk_lookup. Then Waiting cannot tell which connections are in the queue,
-// and returns an error. It notices the socket option IP_TRANSPARENT. It notices sk_lookup
-// only after Accept has returned such a client; before that, these clients are missing.
+// and returns an error. It finds TPROXY by the socket option IP_TRANSPARENT. It finds
+// sk_lookup only after Accept has returned such a client. Before that, such clients are
+// missing from the list.
 //
-// After Close the error matches [net.ErrClosed]. On systems other than Linux it matches
-// [errors.ErrUnsupported], as it does if Waiting cannot tell. The source is sock_diag(7):
-// connections without an inode.
+// After Close the error matches [net.ErrClosed]. On systems other than Linux, and if Waiting
+// cannot tell the connections, it matches [errors.ErrUnsupported]. The source is
+// sock_diag(7): connections without an inode.
 func (l *Listener) Waiting(ctx context.Context) ([]Waiting, error) {
 	if !l.ok() {
 		return nil, l.opError("waiting", sys.ErrNotListening)
@@ -104,8 +105,8 @@ func waiting(ctx context.Context, listeners []*Listener) ([]Waiting, error) {
 }
 
 // Handshakes returns the number of in-flight handshakes that may become connections of l:
-// the kernel has answered a SYN, and the final ACK has not come. Many of them without a
-// rising [Listener.Accepted] are a sign of a SYN flood.
+// the kernel has answered a SYN, and the final ACK has not come. If there are many and
+// [Listener.Accepted] does not rise, that is a sign of a SYN flood.
 //
 // The kernel does not report the listener of a handshake. So the number includes the
 // handshakes of other listeners on the same port and address, such as a SO_REUSEPORT

@@ -13,50 +13,46 @@
 //		log.Fatal(err)
 //	}
 //
-// [http.Server.Shutdown] alone loses requests in four situations:
-//   - It closes the listener while connections wait in the accept queue. The kernel
-//     resets these connections.
-//   - It drops a request that it has just read on a new connection.
-//   - It closes a kept-alive connection while the client sends the next request on it.
-//   - It sends GOAWAY on an HTTP/2 connection before the first request has arrived.
+// [http.Server.Shutdown] alone loses requests: those of connections in the accept queue, and
+// others. The page [docs/draining.md] lists them, and compares the ways to restart.
 //
 // [ServeGRPC] does the same for a gRPC server, and [Run] for a server of any other kind.
 //
 // # How the server stops
 //
-// When ctx ends, [Serve] stops the server in these phases. [WithTimeout] limits all of them
-// together, and each phase gets what is left of that time. The last fifth of the time, or
-// 5 s, is reserved for phases 3 to 5.
+// When ctx ends, [Serve] stops the server in five phases. [WithTimeout] limits all of them
+// together, and each phase gets what is left of that time. The last 5 s of it, or its last
+// fifth if that is less, are reserved for phases 3 to 5.
 //
 //  1. Serve calls the function of [WithOnStop]. The server then continues as before for
 //     the time of [WithDelay].
 //  2. From now on every answer closes its connection. An HTTP/1 answer has the header
 //     "Connection: close", even if the handler has set another. An HTTP/2 connection
 //     gets a GOAWAY frame with the answer. An idle kept-alive connection stays open for
-//     the time of [WithLinger], and a request on it is still answered. Then an HTTP/1
-//     connection is closed, unless a part of a request has arrived. New connections are
-//     served.
+//     the time of [WithLinger], and a request on it is still answered. Then Serve closes
+//     it if it is an HTTP/1 connection, unless a part of a request has arrived, which
+//     only Linux reports. New connections are served.
 //  3. Serve drains the listeners, see [acceptq.Listener.Drain], and closes them. New
 //     clients are kept out, and the server accepts every connection in the queue. The
-//     drain goes on while the queue shrinks or a request is being answered. If neither is
-//     so for 5 s, Serve closes new connections whose clients are silent, and HTTP/2
-//     connections at rest, because Accept may wait for their end. After another 5 s it
-//     gives up.
+//     drain goes on while the queue shrinks or a request is being answered. If neither
+//     happens for 5 s, Serve closes new connections whose clients are silent, and HTTP/2
+//     connections at rest. They may be what Accept waits for, as with a limit on the
+//     number of connections. After another 5 s the drain ends.
 //  4. Serve waits for the first request on new connections, for at most 5 s.
 //  5. [http.Server.Shutdown] closes the idle connections and calls the functions of
 //     [http.Server.RegisterOnShutdown]. Serve waits for the requests that are being
 //     answered, including HTTP/2 streams whose client has gone.
 //
 // If [WithTimeout] is below 25 s, a fifth of it takes the place of each 5 s. An ordinary
-// stop returns nil. A client that has connected and has sent nothing makes it last 5 s
-// longer, and is no error on Linux, which tells such clients from others.
+// stop returns nil. A client that has connected and has sent nothing makes it last up to
+// 5 s longer. On Linux, which tells such clients from others, that is not an error.
 //
 // All functions of the caller run in the background, and so does closing a connection. If
 // one hangs, the stop still ends in time.
 //
 // If no other process listens on the port by then, the kernel refuses new clients. Start
 // the new process before the old one stops, and let both listen with
-// [acceptq.WithReusePort]. The page docs/draining.md compares the ways to restart.
+// [acceptq.WithReusePort].
 //
 // # The server and its handler
 //
@@ -66,10 +62,9 @@
 // too, such as RegisterOnShutdown and SetKeepAlivesEnabled.
 //
 // The handler gets an [http.ResponseWriter] with the same methods as that of net/http.
-// [http.ResponseController] works with it. [http.MaxBytesReader] works too, but it cannot
-// make net/http close the connection if the body is too large. net/http then closes it
-// only if more than 256 KiB of the body are left. This is so for every ResponseWriter
-// that wraps another.
+// [http.ResponseController] works with it. [http.MaxBytesReader] works too. If a body
+// exceeds its limit, net/http closes the connection only if more than 256 KiB of the body
+// are left, as with every ResponseWriter that wraps another.
 //
 // # WebSockets and other hijacked connections
 //
@@ -81,25 +76,23 @@
 // more time, use [WithOnStop]. Answers that do not end by themselves, such as server-sent
 // events, need such a function too.
 //
-// The same is true of h2c.NewHandler of golang.org/x/net, which hijacks each connection: it
-// does not send GOAWAY, and the stop waits until its clients leave. Use
-// [http.Protocols.SetUnencryptedHTTP2] instead. http2.ConfigureServer of golang.org/x/net
-// loses requests in a stop. net/http needs neither.
+// h2c.NewHandler of golang.org/x/net hijacks each connection too. It does not send GOAWAY,
+// and the stop waits until its clients leave. Use [http.Protocols.SetUnencryptedHTTP2]
+// instead. http2.ConfigureServer of golang.org/x/net loses requests in a stop. net/http
+// needs neither.
 //
 // # Limitations
+//
+// The section [What is left] of docs/draining.md lists the requests that no server can save,
+// such as a request that is on its way when its idle connection is closed after the linger.
 //
 //   - net/http reads the header of an HTTP/1 answer when the handler calls WriteHeader or
 //     Write for the first time. If that was before the stop, the answer cannot contain
 //     "Connection: close". When the answer ends, the connection stays open for the linger.
-//     If the answer lasts until phase 5, the connection is closed right after it. A
-//     request that the client sends at that moment is lost. So is one that the client has
-//     sent before the answer to the former request, which is called pipelining.
-//   - A kept-alive connection that is idle for longer than the linger is closed. A
-//     request that is on its way at that moment is lost, as with any server. On Linux a
-//     request of which a part has arrived is not.
-//   - If an HTTP/2 client opens a stream at the moment of the GOAWAY, the stream is not
-//     answered. The frame says so. The client then repeats the request on a new
-//     connection.
+//     If the answer lasts until phase 5, the connection is closed right after it.
 //   - If the system has no way to keep new clients out, the kernel resets those that
 //     connect right before the listener closes, see [acceptq.Listener.Drain].
+//
+// [docs/draining.md]: https://github.com/acceptq/acceptq/blob/main/docs/draining.md#what-shutdown-loses
+// [What is left]: https://github.com/acceptq/acceptq/blob/main/docs/draining.md#what-is-left
 package graceful

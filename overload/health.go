@@ -14,16 +14,16 @@ import (
 
 // Health returns a handler that answers 200 while the server accepts connections from the
 // listeners. It answers 503 with one sentence if a client has waited for longer than limit
-// and none was accepted meanwhile, or if a listener is closed. For [acceptq.Shards] pass
-// slices.Collect(shards.All()).
+// and no client was accepted meanwhile, or if a listener is closed. For [acceptq.Shards]
+// pass slices.Collect(shards.All()).
 //
-// It answers 200 to a server that is slow or overloaded but accepts. An overloaded server
-// gets slower if its checks fail and its clients move to the others.
+// It also answers 200 while a server is slow or overloaded but accepts. If the checks of an
+// overloaded server fail, its clients move to the other servers, which get slower.
 //
-// The handler compares the requests that it gets, and its creation, so it notices a server
-// that has stopped at the first check after the limit on Linux, and one check later on
-// other systems that report the queue. On a system that does not report it, the answer is
-// always 200.
+// The handler remembers what earlier checks have seen, beginning with its creation. On Linux
+// the first check after the limit notices a server that has stopped. On other systems that
+// report the queue the check after that does. On a system that does not report it, the
+// answer is always 200.
 func Health(limit time.Duration, listeners ...*acceptq.Listener) http.Handler {
 	h := &health{limit: limit}
 	for _, l := range listeners {

@@ -12,11 +12,12 @@ import (
 	"github.com/acceptq/acceptq"
 )
 
-// A Shedder turns away clients that have waited in the accept queue for longer than its
-// budget. It comes from [NewShedder]. All methods may be called concurrently.
+// A Shedder sheds clients that have waited in the accept queue for longer than its budget:
+// its Handler answers them with 503, and its Listener closes their connections. [NewShedder]
+// returns a Shedder. All methods may be called concurrently.
 //
-// The wait is [acceptq.QueueTime], which only Linux reports. On other systems a Shedder
-// serves everybody, and [Shedder.Err] says so.
+// The wait is that of [acceptq.QueueTime], which only Linux reports. On other systems a
+// Shedder serves everybody, and [Shedder.Err] returns the reason.
 type Shedder struct {
 	budget time.Duration
 	shed   atomic.Uint64
@@ -27,12 +28,12 @@ type Shedder struct {
 // everybody.
 func NewShedder(budget time.Duration) *Shedder { return &Shedder{budget: budget} }
 
-// Shed returns how many requests were answered with 503, and how many connections the
-// Listener has closed.
+// Shed returns the number of requests that the Handler has answered with 503, plus the
+// number of connections that the Listener has closed.
 func (s *Shedder) Shed() uint64 { return s.shed.Load() }
 
-// Err returns nil if waits can be read, or if no connection has come yet. Otherwise nobody
-// is turned away, and the error matches [errors.ErrUnsupported].
+// Err returns nil if the Shedder can read waits, or if no connection has come yet. Otherwise
+// it sheds nobody, and the error matches [errors.ErrUnsupported].
 func (s *Shedder) Err() error {
 	if err := s.err.Load(); err != nil {
 		return *err
@@ -54,9 +55,8 @@ func (s *Shedder) late(c net.Conn) bool {
 
 type lateKey struct{ *Shedder }
 
-// ConnContext notes whether c has waited for too long, for Handler. It is meant for the
-// field of that name in [http.Server]. Several functions for that field are chained like
-// this:
+// ConnContext tells Handler whether c has waited for too long. It is a function for the field
+// ConnContext of [http.Server]. To use several functions, chain them:
 //
 //	srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 //		return shed.ConnContext(queue.ConnContext(ctx, c), c)
@@ -69,9 +69,10 @@ func (s *Shedder) ConnContext(ctx context.Context, c net.Conn) context.Context {
 }
 
 // Handler returns a handler that calls h, except for requests of a connection that has
-// waited for too long. It answers them with 503, Retry-After: 1 and Connection: close: the
-// next connection of the client has its own wait. Wrap only handlers that do work, so that
-// /debug answers under overload too. The server needs ConnContext.
+// waited for too long. It answers them with 503, "Retry-After: 1" and "Connection: close",
+// so the next request of the client comes on a new connection with a wait of its own. Wrap
+// only handlers that do work, so that /debug answers under overload too. The server also
+// needs ConnContext.
 func (s *Shedder) Handler(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Context().Value(lateKey{s}) == nil {
@@ -88,9 +89,9 @@ func (s *Shedder) Handler(h http.Handler) http.Handler {
 // retryAfter is in seconds, the unit of the header.
 const retryAfter = 1
 
-// Listener returns a listener for the connections of ln. It closes those that have waited
-// for too long, and Accept returns the others. Put it below TLS, so that no handshake is
-// wasted on them. To drain or close the server, use ln as without it.
+// Listener returns a listener for the connections of ln. It closes connections that have
+// waited for too long, and its Accept method returns the others. Put it below TLS, so that
+// no TLS handshake is wasted on late connections. To drain, use ln itself.
 func (s *Shedder) Listener(ln net.Listener) net.Listener { return &listener{ln, s} }
 
 type listener struct {

@@ -46,9 +46,9 @@ type Queue = observe.Queue
 type Option func(*Collector)
 
 // WithSampler reads each queue at an interval, in addition to the scrapes, and reports the
-// largest length that was seen during the last window as tcp_accept_queue_length_peak. So a
-// burst shows that came and went between two scrapes. The peak does not change when it is
-// read, so that any number of scrapers see it. Make the window at least as long as the
+// largest length of the last window as tcp_accept_queue_length_peak. So the metrics show a
+// burst that came and went between two scrapes. A scrape does not reset the peak, so any
+// number of Prometheus servers see it. Make the window at least as long as the
 // longest scrape interval. The alert rules assume that it is not longer than five minutes.
 //
 // An interval of 0 or less is 10 ms, a window of 0 or less is one minute. The sampler runs
@@ -68,17 +68,16 @@ func WithShardLabel() Option {
 }
 
 // WithOldestWait reports how long the oldest waiting connection has waited as
-// tcp_accept_queue_oldest_wait_seconds. The kernel is asked in a scrape, only if a
-// connection waits, and at most once in the given time; see [acceptq.Listener.Waiting] for
-// what that costs. 0 or less is 5 s. Linux only.
+// tcp_accept_queue_oldest_wait_seconds. A scrape asks the kernel if a connection waits, and
+// at most once in the given time. [acceptq.Listener.Waiting] says what that costs. A time of
+// 0 or less is 5 s. Linux only.
 func WithOldestWait(every time.Duration) Option {
 	return func(c *Collector) { c.config.OldestWait = listing(every) }
 }
 
-// WithHandshakes reports the in-flight handshakes as tcp_accept_queue_handshakes. The
-// kernel is asked in a scrape, at most once in the given time; see
-// [acceptq.Listener.Handshakes] for what is counted and what that costs. 0 or less is 5 s.
-// Linux only.
+// WithHandshakes reports the in-flight handshakes as tcp_accept_queue_handshakes. A scrape
+// asks the kernel at most once in the given time. [acceptq.Listener.Handshakes] says what is
+// counted and what that costs. A time of 0 or less is 5 s. Linux only.
 func WithHandshakes(every time.Duration) Option {
 	return func(c *Collector) { c.config.Handshakes = listing(every) }
 }
@@ -147,7 +146,7 @@ func NewCollector(opts ...Option) *Collector {
 func (c *Collector) Add(name string, l syscall.Conn) (*Queue, error) { return c.set.Add(name, l) }
 
 // AddShards is Add for [acceptq.Shards]. The metrics are the sums of all shards, and how
-// full the fullest is; or those of each shard with [WithShardLabel].
+// full the fullest shard is. With [WithShardLabel] each shard has metrics of its own.
 func (c *Collector) AddShards(name string, shards *acceptq.Shards) (*Queue, error) {
 	return c.set.AddShards(name, shards)
 }

@@ -203,7 +203,7 @@ func fate(err error) string {
 	if timedOut(err) {
 		return "hangs"
 	}
-	return fmt.Sprintf("was turned away: %v", err)
+	return fmt.Sprintf("fails: %v", err)
 }
 
 func timedOut(err error) bool {

@@ -39,7 +39,7 @@ func TestWrongUse(t *testing.T) {
 	try.ClosedPipe(t, "backlog")
 }
 
-// A client that failed for lack of a descriptor does not count as turned away.
+// A client that failed for lack of a descriptor does not count as one that did not get in.
 func TestFewDescriptors(t *testing.T) {
 	cmd := try.WithDescriptors(t, 40, "-backlog", "100")
 	out := try.Fails(t, cmd, 1, "backlog", "too many open files")

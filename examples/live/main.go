@@ -4,10 +4,14 @@
 //	cd examples/live
 //	go run . -load 40
 //
-// Then open http://127.0.0.1:8081/debug/statsviz/. The server takes a limited number of
-// connections at a time, as servers with a pool of workers do. The others wait in the accept
-// queue. With -load the program loads itself in waves; without it, use a load generator of
-// your own on the address of -addr.
+// Then open http://127.0.0.1:8081/debug/statsviz/, the address that the program prints. The
+// first plots of the page are those of the accept queue: its length and capacity, drops, and
+// the time in the queue. Plots of the Go runtime follow. If the program runs on another
+// machine, forward the port: ssh -L 8081:127.0.0.1:8081 HOST, or pass -admin :8081.
+//
+// The server takes a limited number of connections at a time, as servers with a pool of
+// workers do. The others wait in the accept queue. With -load the program loads itself in
+// waves. Without it, use a load generator of your own on the address of -addr.
 package main
 
 import (

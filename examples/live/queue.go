@@ -79,7 +79,7 @@ func (q *queue) plots(ln *acceptq.Listener) (options []statsviz.Option, err erro
 
 	// The page asks for the series in this order, once for each update.
 	add("accept-queue", "Accept queue", "connections",
-		"Connections that wait for Accept, the largest number since the last update, and how many fit. At the capacity new clients are turned away.",
+		"Connections that wait for Accept, the largest number since the last update, and how many fit. At the capacity the queue is full, and the kernel drops or resets new clients.",
 		statsviz.Scatter,
 		series("waiting", "d", func() float64 {
 			if s, err := ln.Stats(); err == nil {

@@ -114,7 +114,7 @@ func stall(out *bufio.Writer, addr string, n, backlog, clients int) (outcome, er
 	}
 	fmt.Fprintf(out, "%d of %d got in", o.in, clients)
 	if o.in < clients {
-		fmt.Fprintf(out, ", %d were turned away", clients-o.in)
+		fmt.Fprintf(out, ", %d did not", clients-o.in)
 	}
 	if o.sum.Drops >= 0 {
 		fmt.Fprintf(out, "; drops %d", o.sum.Drops)

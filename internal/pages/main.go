@@ -1,7 +1,7 @@
 // Command pages checks the fenced blocks of Markdown files:
 //
 //   - a Go block is a program that go vet accepts, or a fragment that gofmt can parse. In
-//     the README a fragment must compile too, as the body of a function.
+//     the README a fragment must compile too: functions, or the body of one.
 //   - a shell block parses, and one that consists of go commands runs without error
 //
 // A comment <!-- not run: why --> before a shell block keeps it from being run. With -n
@@ -141,7 +141,9 @@ func (b block) program() (text, folder string) {
 		if b.page != "README.md" {
 			return "", ""
 		}
-		text = "\nfunc main() {\n" + b.text + "}\n"
+		if text = b.text + "\nfunc main() {}\n"; !strings.HasPrefix(b.text, "func ") {
+			text = "\nfunc main() {\n" + b.text + "}\n"
+		}
 		used := make(map[string]bool)
 		for _, m := range selector.FindAllStringSubmatch(b.text, -1) {
 			if from := imports[m[1]]; from != "" && !used[from] {

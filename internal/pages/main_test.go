@@ -62,6 +62,8 @@ func TestProgramThatFails(t *testing.T) {
 	require.NoError(t, fragment("README.md", "log.Print(1)\n").check(false))
 	require.Error(t, fragment("README.md", "log.Print(srv)\n").check(false))
 	require.Error(t, fragment("README.md", "x := 1\n").check(false), "x is not used")
+	require.NoError(t, fragment("README.md", "func f() { log.Print(1) }\n").check(false))
+	require.Error(t, fragment("README.md", "func f() { log.Print(srv) }\n").check(false))
 	require.NoError(t, fragment("docs/a.md", "log.Print(srv)\n").check(false))
 }
 

@@ -22,9 +22,6 @@ import (
 	"github.com/acceptq/acceptq/internal/testkit"
 )
 
-//go:embed README.md
-var readme string
-
 //go:embed docs/systems.md docs/migrating.md
 var pages embed.FS
 
@@ -140,52 +137,28 @@ func TestOptionsAreHonouredOrRefused(t *testing.T) {
 	}
 }
 
-// For each option the table of the README names the systems that honor it.
-func TestOptionsOfTheREADME(t *testing.T) {
-	matrix := tableRows(t, page(t, "systems.md"), "Which option works where")
-	var want, got [][2]string
-	for _, row := range matrix[1:] {
-		var systems []string
-		for i, cell := range row[1:] {
-			if strings.HasPrefix(cell, "yes") {
-				systems = append(systems, matrix[0][i+1])
-			}
+// The ceilings in the table match the rules in the code.
+func TestCeilingsOfThePage(t *testing.T) {
+	known := 0
+	for _, row := range tableRows(t, page(t, "systems.md"), "The limit")[1:] {
+		goos := strings.ToLower(row[0])
+		if goos == "macos" {
+			goos = "darwin"
 		}
-		list := strings.Join(systems, ", ")
-		list = strings.Replace(list, "FreeBSD, NetBSD, DragonFly, OpenBSD", "BSDs", 1)
-		list = strings.Replace(list, "Linux, BSDs, macOS, Windows, Solaris, illumos, AIX", "all except Plan 9, js, wasip1", 1)
-		want = append(want, [2]string{row[0], list})
-	}
-	for _, row := range tableRows(t, readme, "Options")[1:] {
-		got = append(got, [2]string{row[0], row[2]})
-	}
-	require.Equal(t, want, got)
-}
-
-// The ceilings in the tables match the rules in the code.
-func TestCeilingsOfThePages(t *testing.T) {
-	for title, text := range map[string]string{"Limits by system": readme, "The limit": page(t, "systems.md")} {
-		known := 0
-		for _, row := range tableRows(t, text, title)[1:] {
-			goos := strings.ToLower(row[0])
-			if goos == "macos" {
-				goos = "darwin"
-			}
-			r, ok := ruleOf(goos)
-			switch {
-			case !ok:
-				require.Equal(t, []string{"others", "unknown"}, row[:2])
-				continue
-			case r.compiled != 0:
-				require.Equal(t, "compiled in", row[1])
-				require.Equal(t, strconv.Itoa(r.compiled), row[2])
-			default:
-				require.Equal(t, r.knob, row[1], row[0])
-			}
-			known++
+		r, ok := ruleOf(goos)
+		switch {
+		case !ok:
+			require.Equal(t, []string{"others", "unknown"}, row[:2])
+			continue
+		case r.compiled != 0:
+			require.Equal(t, "compiled in", row[1])
+			require.Equal(t, strconv.Itoa(r.compiled), row[2])
+		default:
+			require.Equal(t, r.knob, row[1], row[0])
 		}
-		require.Equal(t, 6, known, title)
+		known++
 	}
+	require.Equal(t, 6, known)
 }
 
 // Each recipe in docs/migrating.md has an example of that name.

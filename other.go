@@ -48,6 +48,8 @@ func listQueues(*sys.Calls, context.Context) ([]Queue, error) { return nil, errN
 
 func listGroup(*sys.Calls, context.Context, *Listener) ([]Queue, error) { return nil, errNoQueues }
 
+func listForeign(*sys.Calls, context.Context, Queue) ([]Waiting, error) { return nil, errNoQueues }
+
 var errNoQueues = fmt.Errorf("this system does not list the accept queues of other processes: %w", errors.ErrUnsupported)
 
 // ceilingPlace returns "": these systems have one ceiling for the machine.

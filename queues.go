@@ -85,6 +85,25 @@ func (l *Listener) Group(ctx context.Context) ([]Queue, error) {
 	return queues, nil
 }
 
+// Waiting lists the connections that wait in q, the longest wait first, as
+// [Listener.Waiting] does for a socket of this program. q comes from [Queues], and the caller
+// is in the same network namespace.
+//
+// Waiting cannot notice that q also gets clients of other ports or addresses, by TPROXY or
+// by a BPF program of type sk_lookup. Such clients are missing. If the socket does not listen
+// any more, the error matches [errors.ErrUnsupported], as it does on systems other than Linux.
+func (q Queue) Waiting(ctx context.Context) ([]Waiting, error) {
+	all, err := []Waiting(nil), errNilContext
+	if ctx != nil {
+		all, err = listForeign(&sys.Real, ctx, q)
+	}
+	if err != nil {
+		return nil, &net.OpError{Op: "waiting", Net: "tcp", Addr: net.TCPAddrFromAddrPort(q.Addr), Err: err}
+	}
+	sortWaiting(all)
+	return all, nil
+}
+
 // sortQueues sorts by utilization, the fullest first. Queues that are equally full are in
 // the order of their addresses, so that two calls return the same order.
 func sortQueues(queues []Queue) {

@@ -80,6 +80,24 @@ func listGroup(k *sys.Calls, ctx context.Context, l *Listener) (queues []Queue, 
 	return queues, err
 }
 
+// listForeign lists the connections that wait in a queue of the calling thread's network
+// namespace, whose socket may belong to another process.
+func listForeign(k *sys.Calls, ctx context.Context, q Queue) ([]Waiting, error) {
+	own := map[uint32]bool{uint32(q.Inode): true}
+	// An IPv4 address can also be that of an IPv6 socket, as ::ffff:127.0.0.1.
+	err := errNotListed
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		if family == unix.AF_INET && !q.Addr.Addr().Is4() {
+			continue
+		}
+		var all []Waiting
+		if all, err = queuedOn(k, ctx, family, int(q.Addr.Port()), own); !errors.Is(err, errNotListed) {
+			return all, err
+		}
+	}
+	return nil, err
+}
+
 // sameAddress reports whether two listeners of one family share an address. The kernel lets
 // them do that only if they are a SO_REUSEPORT group.
 func sameAddress(a, b sockdiag.Row) bool {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -189,6 +190,57 @@ func TestGroupOfAnAddress(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, group, 2)
 		require.ElementsMatch(t, []uint64{inodeOf(t, one), inodeOf(t, two)}, []uint64{group[0].Inode, group[1].Inode})
+	})
+}
+
+// listenMapped listens on an IPv6 socket with an IPv4-mapped address, which package net does
+// not make.
+func listenMapped(t *testing.T) net.Listener {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	f := os.NewFile(uintptr(fd), "listener")
+	defer f.Close()
+	at := unix.SockaddrInet6{Addr: netip.MustParseAddr("::ffff:127.0.0.1").As16()}
+	require.NoError(t, unix.Bind(fd, &at))
+	require.NoError(t, unix.Listen(fd, 5))
+	ln, err := net.FileListener(f)
+	require.NoError(t, err)
+	return ln
+}
+
+// The clients that wait in a queue are those that its Listener lists, for every kind of
+// address.
+func TestWaitingInAQueue(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		for _, address := range []string{"127.0.0.1:0", "[::ffff:127.0.0.1]:0", "[::1]:0", ":0"} {
+			var l *acceptq.Listener
+			if strings.HasPrefix(address, "[::ffff") {
+				l = mustWrap(t, listenMapped(t))
+			} else {
+				ln, err := net.Listen("tcp", address)
+				require.NoError(t, err, address)
+				l = mustWrap(t, ln)
+			}
+			defer l.Close()
+			dialed(t, l, 3)
+			q := queuesByInode(t)[inodeOf(t, l)]
+			all, err := q.Waiting(t.Context())
+			require.NoError(t, err, address)
+			want, err := l.Waiting(t.Context())
+			require.NoError(t, err)
+			require.Len(t, want, 3, address)
+			for i := range all { // time goes on
+				require.GreaterOrEqual(t, want[i].Waited, all[i].Waited)
+				want[i].Waited = all[i].Waited
+			}
+			require.Equal(t, want, all, address)
+
+			require.NoError(t, l.Close())
+			_, err = q.Waiting(t.Context())
+			require.ErrorIs(t, err, errors.ErrUnsupported, "the socket does not exist any more")
+		}
 	})
 }
 

@@ -44,6 +44,11 @@ func TestQueuesThatCannotBeListed(t *testing.T) {
 			require.ErrorIs(t, err, test.linux, name)
 		}
 	}
+	_, err := acceptq.Queue{}.Waiting(none)
+	testkit.RequireOp(t, err, "waiting")
+	require.ErrorIs(t, err, syscall.EINVAL)
+	_, err = acceptq.Queue{}.Waiting(t.Context())
+	require.ErrorIs(t, err, errors.ErrUnsupported, "no such socket")
 	if runtime.GOOS != "linux" {
 		_, err := acceptq.Queues(t.Context())
 		require.ErrorIs(t, err, errors.ErrUnsupported)

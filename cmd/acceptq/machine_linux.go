@@ -96,18 +96,17 @@ func placeOfProcess(pid int) string {
 	return fmt.Sprintf("%s %d", printable(strings.TrimSpace(string(comm))), pid)
 }
 
-// boundInactive is the state that the kernel lists for a socket that is bound and neither
-// listens nor connects, since Linux 6.8 (TCP_BOUND_INACTIVE).
-const boundInactive = 13
+// everyState selects the states up to bound, TCP_BOUND_INACTIVE, which the kernel lists since
+// Linux 6.8: the socket is bound and neither listens nor connects.
+const everyState = 1<<(bound+1) - 1
 
 // socketsOn lists the sockets with a local port, except the listeners.
 func socketsOn(ctx context.Context, port uint16) (all []connection, err error) {
 	seen := make(map[uint64]bool)
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		r := sockdiag.Request{Family: family, Port: port, States: 1<<(boundInactive+1) - 1&^(1<<tcpinfo.Listen)}
+		r := sockdiag.Request{Family: family, Port: port, States: everyState &^ (1 << tcpinfo.Listen)}
 		_, err := sockdiag.Dump(&sys.Real, ctx, r, func(r sockdiag.Row) bool {
-			// Only a socket that exists longer than a moment has a cookie of its own.
-			if r.Cookie == 0 || !seen[r.Cookie] {
+			if !seen[r.Cookie] { // the kernel can list a socket twice while its table changes
 				seen[r.Cookie] = true
 				all = append(all, connection{local: r.Local, remote: r.Client, state: r.State, inode: uint64(r.Inode)})
 			}

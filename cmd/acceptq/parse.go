@@ -28,7 +28,7 @@ func containerOf(text string) string {
 			if kind == "" && path[i-1] == "docker" {
 				kind = "docker"
 			}
-			return orDefault(printable(strings.TrimPrefix(kind, "cri-")), "container") + " " + name[:12]
+			return printable(orDefault(strings.TrimPrefix(kind, "cri-"), "container")) + " " + name[:12]
 		}
 	}
 	return ""

@@ -226,12 +226,20 @@ func nameProcesses(all []observe.Process) string {
 	return text
 }
 
-// name names a listener in a sentence.
+// holder names the process that holds a listener, at the start of a sentence.
+func (l *listener) holder() string {
+	if len(l.Processes) == 0 {
+		return fmt.Sprintf("A process of the user %d", l.UID)
+	}
+	p := l.Processes[0]
+	return fmt.Sprintf("%s (pid %d)", printable(p.Name), p.PID)
+}
+
+// name names a listener at the start of a sentence.
 func (l *listener) name(namespace string) string {
 	text := "The listener on " + l.address()
 	if len(l.Processes) > 0 {
-		p := l.Processes[0]
-		text = fmt.Sprintf("%s (pid %d) on %s", printable(p.Name), p.PID, l.address())
+		text = l.holder() + " on " + l.address()
 	}
 	if namespace != "" {
 		text += " in the network namespace " + namespace

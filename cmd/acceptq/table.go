@@ -204,7 +204,8 @@ func wide(text *strings.Builder, rows []row, namespaces, rates bool, s style) bo
 			text.WriteString(spaces[:min(n, len(spaces))])
 		}
 	}
-	line := func(cell func(c *column) string) {
+	line := func(on, off string, cell func(c *column) string) {
+		text.WriteString(on)
 		due := 0 // spaces, which are not written at the end of a line
 		for i := range columns {
 			c := &columns[i]
@@ -223,16 +224,15 @@ func wide(text *strings.Builder, rows []row, namespaces, rates bool, s style) bo
 			}
 			due += free + gap
 		}
+		text.WriteString(off)
 		text.WriteByte('\n')
 	}
 	text.Grow((len(rows) + 1) * (total + 1))
-	line(func(c *column) string { return c.title })
+	line("", "", func(c *column) string { return c.title })
 	for i := range rows {
 		r := &rows[i]
 		on, off := s.paint(r.used)
-		text.WriteString(on)
-		line(func(c *column) string { return c.cell(r) })
-		text.WriteString(off)
+		line(on, off, func(c *column) string { return c.cell(r) })
 	}
 	return true
 }
@@ -248,13 +248,11 @@ func narrow(text *strings.Builder, rows []row, rates bool, s style) {
 		if r.namespace != "" {
 			lines = append(lines, "  in "+r.namespace)
 		}
-		on, off := s.paint(r.used)
-		text.WriteString(on)
-		for _, line := range lines {
-			text.WriteString(fold(line, s.width))
-			text.WriteByte('\n')
+		for i, line := range lines {
+			lines[i] = fold(line, s.width)
 		}
-		text.WriteString(off)
+		on, off := s.paint(r.used)
+		text.WriteString(on + strings.Join(lines, "\n") + off + "\n")
 	}
 }
 

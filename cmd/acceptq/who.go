@@ -26,7 +26,7 @@ const (
 	bound    = 13
 )
 
-// A use is who uses a port.
+// A use says who uses a port.
 type use struct {
 	at          target
 	listeners   []listener
@@ -86,7 +86,7 @@ func (u use) text() string {
 	for _, group := range groups(u.listeners) {
 		l := fullest(group)
 		if len(group) == 1 {
-			fmt.Fprintf(&text, "%s listens: %v.\n", l.name(""), l.Stats)
+			fmt.Fprintf(&text, "%s listens on %s: %v\n", l.holder(), l.address(), l.Stats)
 			unnamed = unnamed || len(l.Processes) == 0
 			continue
 		}
@@ -166,7 +166,7 @@ func (u use) rows() (lines []string, missing bool) {
 func (u use) why() (all []string) {
 	for _, group := range groups(u.listeners) {
 		l := fullest(group)
-		by := l.name("") + " listens."
+		by := fmt.Sprintf("%s listens on %s.", l.holder(), l.address())
 		if len(group) > 1 {
 			by = fmt.Sprintf("%d sockets listen on %s.", len(group), l.address())
 		}
@@ -198,9 +198,9 @@ func (u use) why() (all []string) {
 		if len(holders) > 0 {
 			by = " of " + strings.Join(holders, ", ")
 		}
-		all = append(all, fmt.Sprintf("No socket listens, but %s%s the port. If a program has dialed them, no server can listen "+
-			"on the port until they end. If a server that has ended had accepted them, a server that sets SO_REUSEADDR can listen.",
-			count(open, "connection", "connections"), by+pick(open, " uses", " use")))
+		all = append(all, fmt.Sprintf("No socket listens, but %s%s %s the port. If a program has dialed %s, no server can listen "+
+			"on the port until %s. If a server that has ended had accepted %[4]s, a server that sets SO_REUSEADDR can listen.",
+			count(open, "connection", "connections"), by, pick(open, "uses", "use"), pick(open, "it", "them"), pick(open, "it ends", "they end")))
 	}
 	if waiting > 0 {
 		all = append(all, fmt.Sprintf("%s in TIME_WAIT, for 60 s at most. If a server here had accepted them, a server that sets "+

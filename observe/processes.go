@@ -25,9 +25,9 @@ func Processes(ctx context.Context, inodes ...uint64) (holders map[uint64][]Proc
 	if err := ctx.Err(); err != nil {
 		return nil, false, err
 	}
-	wanted := make(map[uint64][]Process, len(inodes))
+	wanted := make(map[uint64]int, len(inodes))
 	for _, inode := range inodes {
-		wanted[inode] = nil
+		wanted[inode] = 0
 	}
 	delete(wanted, 0) // a socket without a number
 	return processes(ctx, wanted)

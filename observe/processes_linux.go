@@ -11,20 +11,22 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// processes returns the holders of the sockets whose inodes are the keys of wanted.
-func processes(ctx context.Context, wanted map[uint64][]Process) (holders map[uint64][]Process, complete bool, err error) {
-	holders = make(map[uint64][]Process)
+// processes returns the holders of the sockets whose inodes are the keys of wanted. It uses the
+// values to remember the last holder.
+func processes(ctx context.Context, wanted map[uint64]int) (holders map[uint64][]Process, complete bool, err error) {
+	holders = make(map[uint64][]Process, len(wanted))
 	if len(wanted) == 0 {
 		return holders, true, nil
 	}
 	fail := func(err error) (map[uint64][]Process, bool, error) {
 		return nil, false, fmt.Errorf("acceptq: processes: %w", err)
 	}
-	s := scan{complete: true, held: make(map[uint64]bool)}
+	s := scan{complete: true}
 	// Process 1 is in every PID namespace. If it is missing, /proc hides the processes of
 	// other users (hidepid=2, proc(5)).
 	if err := unix.Access("/proc/1", unix.F_OK); err != nil {
@@ -49,11 +51,15 @@ func processes(ctx context.Context, wanted map[uint64][]Process) (holders map[ui
 		if len(s.held) == 0 {
 			continue
 		}
-		process := Process{PID: pid, Name: name(pid)}
-		for inode := range s.held {
-			holders[inode] = append(holders[inode], process)
+		// Most sockets have one holder, so those of a process share this slice.
+		one := []Process{{PID: pid, Name: name(pid)}}
+		for _, inode := range s.held {
+			if holders[inode] == nil {
+				holders[inode] = one[:1:1]
+			} else {
+				holders[inode] = append(holders[inode], one[0])
+			}
 		}
-		clear(s.held)
 	}
 	for _, all := range holders {
 		slices.SortFunc(all, func(a, b Process) int { return cmp.Compare(a.PID, b.PID) })
@@ -63,16 +69,18 @@ func processes(ctx context.Context, wanted map[uint64][]Process) (holders map[ui
 
 // A scan has the buffers and the result of reading one process after the other.
 type scan struct {
-	held        map[uint64]bool // the wanted sockets of this process
-	complete    bool            // no process has been refused
+	held        []uint64 // the wanted sockets of this process, each once
+	complete    bool     // no process has been refused
 	descriptors []int
-	buffer      [1 << 15]byte // for getdents64(2)
+	path        [32]byte
 	link        [64]byte
+	buffer      [1 << 14]byte // for getdents64(2)
 }
 
 // read sets held to the wanted sockets that a process holds. A process that ends meanwhile
 // holds none.
-func (s *scan) read(proc, pid int, wanted map[uint64][]Process) error {
+func (s *scan) read(proc, pid int, wanted map[uint64]int) error {
+	s.held = s.held[:0]
 	dir, err := openDirectory(proc, strconv.Itoa(pid)+"/fd")
 	if err != nil {
 		return s.refused("open", err)
@@ -82,20 +90,32 @@ func (s *scan) read(proc, pid int, wanted map[uint64][]Process) error {
 		return s.refused("getdents64", err)
 	}
 	for _, fd := range s.descriptors {
-		n, err := unix.Readlinkat(dir, strconv.Itoa(fd), s.link[:])
+		n, err := s.readLink(dir, fd)
 		switch {
-		case errors.Is(err, unix.ENOENT): // closed meanwhile
+		case err == unix.ENOENT: // closed meanwhile
 			continue
-		case err != nil:
+		case err != 0:
 			return s.refused("readlinkat", err)
 		}
 		if inode, ok := socketLink(s.link[:n]); ok {
-			if _, is := wanted[inode]; is {
-				s.held[inode] = true
+			// A process can hold a socket by several descriptors.
+			if last, is := wanted[inode]; is && last != pid {
+				wanted[inode] = pid
+				s.held = append(s.held, inode)
 			}
 		}
 	}
 	return nil
+}
+
+// readLink reads the link of a descriptor into s.link. A machine can have a million
+// descriptors, so this makes the system call without what unix.Readlinkat allocates. A link
+// of /proc never blocks.
+func (s *scan) readLink(dir, fd int) (n int, err unix.Errno) {
+	path := append(strconv.AppendInt(s.path[:0], int64(fd), 10), 0)
+	r, _, err := unix.RawSyscall6(unix.SYS_READLINKAT, uintptr(dir), uintptr(unsafe.Pointer(&path[0])),
+		uintptr(unsafe.Pointer(&s.link[0])), uintptr(len(s.link)), 0, 0)
+	return int(r), err
 }
 
 // refused notes that a process could not be read. It returns an error only if that is not

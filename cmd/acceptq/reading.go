@@ -105,7 +105,7 @@ func readMachine(ctx context.Context, all bool, more func(*namespace)) (reading,
 
 // findProcesses sets the processes of all listeners.
 func (r *reading) findProcesses(ctx context.Context) error {
-	var inodes []uint64
+	inodes := make([]uint64, 0, r.count())
 	for l := range r.all {
 		inodes = append(inodes, l.Inode)
 	}
@@ -129,6 +129,14 @@ func (r *reading) findProcesses(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// count returns the number of listeners.
+func (r *reading) count() (n int) {
+	for _, space := range r.namespaces {
+		n += len(space.listeners)
+	}
+	return n
 }
 
 // all yields the listeners of all namespaces.
@@ -156,15 +164,17 @@ func (l *listener) group() groupKey { return groupKey{l.Addr, l.Device, l.V6Only
 // first.
 func groups(listeners []listener) (all [][]*listener) {
 	at := make(map[groupKey]int, len(listeners))
+	all = make([][]*listener, 0, len(listeners))
+	alone := make([]*listener, len(listeners)) // the memory of the groups with one member
 	for i := range listeners {
 		l := &listeners[i]
-		n, known := at[l.group()]
-		if !known {
-			n = len(all)
-			at[l.group()] = n
-			all = append(all, nil)
+		if n, known := at[l.group()]; known {
+			all[n] = append(all[n], l)
+			continue
 		}
-		all[n] = append(all[n], l)
+		at[l.group()] = len(all)
+		alone[i] = l
+		all = append(all, alone[i:i+1:i+1])
 	}
 	return all
 }
@@ -200,31 +210,34 @@ func unreadable() string {
 
 // address returns the address of a listener, with the device that it is bound to. An IPv6
 // wildcard that IPv4 clients cannot use is marked.
-func (l *listener) address() string {
-	text := l.Addr.String()
+func (l *listener) address() string { return string(l.appendAddress(nil)) }
+
+func (l *listener) appendAddress(text []byte) []byte {
+	text = l.Addr.AppendTo(text)
 	if l.Device != "" && l.Addr.Addr().Zone() == "" {
-		text += "%" + l.Device
+		text = append(append(text, '%'), l.Device...)
 	}
 	if l.V6Only && l.Addr.Addr().IsUnspecified() {
-		text += " v6"
+		text = append(text, " v6"...)
 	}
 	return text
 }
 
-// process names the first process that holds a listener, and how many others do. It is "?" if
-// no process is known.
-func (l *listener) process() string { return nameProcesses(l.Processes) }
-
-func nameProcesses(all []observe.Process) string {
+// appendProcesses names the first process, and says how many others there are. It is "?" if
+// there is none.
+func appendProcesses(text []byte, all []observe.Process) []byte {
 	if len(all) == 0 {
-		return "?"
+		return append(text, '?')
 	}
-	text := printable(all[0].Name) + " " + strconv.Itoa(all[0].PID)
+	text = append(append(text, printable(all[0].Name)...), ' ')
+	text = strconv.AppendInt(text, int64(all[0].PID), 10)
 	if more := len(all) - 1; more > 0 {
-		text += fmt.Sprintf(" +%d", more)
+		text = strconv.AppendInt(append(text, " +"...), int64(more), 10)
 	}
 	return text
 }
+
+func nameProcesses(all []observe.Process) string { return string(appendProcesses(nil, all)) }
 
 // holder names the process that holds a listener, at the start of a sentence.
 func (l *listener) holder() string {

@@ -107,49 +107,102 @@ func (r rates) of(l *listener) float64 {
 	return float64(n) / r.seconds
 }
 
-// A row is one line of the table.
-type row struct {
-	namespace, address, process, bar, queued, limit, drops, rate string
-	used                                                         float64
+// The columns of the table.
+const (
+	columnAddress = iota
+	columnProcess
+	columnQueued
+	columnLimit
+	columnDrops
+	columnRate
+	columnNamespace
+	columns
+)
+
+// A grid holds the cells of a table. They are in one piece of memory, because a machine can
+// have thousands of listeners.
+type grid struct {
+	text  []byte
+	ends  []int     // of each cell in text
+	used  []float64 // the utilization of each row
+	shown [columns]bool
+}
+
+// end ends a cell.
+func (g *grid) end() { g.ends = append(g.ends, len(g.text)) }
+
+func (g *grid) rows() int { return len(g.ends) / columns }
+
+func (g *grid) cell(row, column int) []byte {
+	i, begin := row*columns+column, 0
+	if i > 0 {
+		begin = g.ends[i-1]
+	}
+	return g.text[begin:g.ends[i]]
+}
+
+// titles begins a grid with the names of its columns.
+func (g *grid) titles() {
+	for _, title := range [columns]string{"ADDRESS", "PROCESS", "QUEUED", "LIMIT", "DROPS", "DROPS/S", "NAMESPACE"} {
+		g.text = append(g.text, title...)
+		g.end()
+	}
+	g.used = append(g.used, 0)
+}
+
+// add adds a listener, the nth of a group.
+func (g *grid) add(l *listener, namespace string, nth, members int, rate float64) {
+	g.text = l.appendAddress(g.text)
+	if members > 1 {
+		g.text = fmt.Appendf(g.text, " (%d of %d)", nth, members)
+	}
+	g.end()
+	g.text = appendProcesses(g.text, l.Processes)
+	g.end()
+	g.text = append(append(g.text, bar(l.Stats)...), ' ')
+	g.text = append(appendNumber(g.text, int64(l.Stats.Queued)), '/')
+	g.text = appendNumber(g.text, int64(l.Stats.Capacity))
+	g.end()
+	g.text = appendNumber(g.text, int64(l.Stats.Limit))
+	g.end()
+	g.text = appendNumber(g.text, l.Stats.Drops)
+	g.end()
+	if rate == unknown {
+		g.text = append(g.text, '-')
+	} else {
+		g.text = strconv.AppendFloat(g.text, rate, 'f', 1, 64)
+	}
+	g.end()
+	g.text = append(g.text, namespace...)
+	g.end()
+	g.used = append(g.used, used(l.Stats))
 }
 
 // table returns the table as text. With rates it has the drops per second since before.
 func table(now reading, before *reading, rates bool, s style) string {
 	since := ratesSince(before, now)
-	var rows []row
+	all := now.groups()
+	g := grid{shown: [columns]bool{true, true, true, true, true, rates, len(now.namespaces) > 1}}
+	g.text = make([]byte, 0, 80*(now.count()+1))
+	g.ends = make([]int, 0, columns*(now.count()+1))
+	g.titles()
 	unnamed := false
-	for _, at := range now.groups() {
+	for _, at := range all {
 		for i, l := range at.group {
-			r := row{
-				namespace: at.namespace, address: l.address(), process: l.process(), bar: bar(l.Stats),
-				queued: number(int64(l.Stats.Queued)) + "/" + number(int64(l.Stats.Capacity)),
-				limit:  number(int64(l.Stats.Limit)), drops: number(l.Stats.Drops), used: used(l.Stats),
-			}
-			if len(at.group) > 1 {
-				r.address += fmt.Sprintf(" (%d of %d)", i+1, len(at.group))
-			}
-			if rates {
-				r.rate = "-"
-				if n := since.of(l); n != unknown {
-					r.rate = strconv.FormatFloat(n, 'f', 1, 64)
-				}
-			}
+			g.add(l, at.namespace, i+1, len(at.group), since.of(l))
 			unnamed = unnamed || len(l.Processes) == 0
-			rows = append(rows, r)
 		}
 	}
-	var text strings.Builder
-	if len(rows) == 0 {
-		text.WriteString("Nothing listens here.\n")
-	} else if !wide(&text, rows, len(now.namespaces) > 1, rates, s) {
-		narrow(&text, rows, rates, s)
+	var text []byte
+	if g.rows() == 1 {
+		text = append(text, "Nothing listens here.\n"...)
+	} else if text = g.wide(s); text == nil {
+		text = g.narrow(s)
 	}
 	for _, note := range notes(now, unnamed) {
-		text.WriteString("\n")
-		text.WriteString(fold(note, s.width))
-		text.WriteString("\n")
+		text = append(text, "\n"+fold(note, s.width)+"\n"...)
 	}
-	return text.String()
+	return string(text)
 }
 
 // notes returns the sentences below the table.
@@ -164,96 +217,69 @@ func notes(r reading, unnamed bool) (all []string) {
 	return append(all, r.notes...)
 }
 
-// wide writes one line for each row. It returns false if the lines do not fit.
-func wide(text *strings.Builder, rows []row, namespaces, rates bool, s style) bool {
-	type column struct {
-		title string
-		cell  func(*row) string
-		right bool
-		shown bool
-		width int
-	}
-	columns := []column{
-		{title: "ADDRESS", cell: func(r *row) string { return r.address }, shown: true},
-		{title: "PROCESS", cell: func(r *row) string { return r.process }, shown: true},
-		{title: "QUEUED", cell: func(r *row) string { return r.bar + " " + r.queued }, shown: true},
-		{title: "LIMIT", cell: func(r *row) string { return r.limit }, right: true, shown: true},
-		{title: "DROPS", cell: func(r *row) string { return r.drops }, right: true, shown: true},
-		{title: "DROPS/S", cell: func(r *row) string { return r.rate }, right: true, shown: rates},
-		{title: "NAMESPACE", cell: func(r *row) string { return r.namespace }, shown: namespaces},
-	}
+// wide returns one line for each row. It returns nil if the lines do not fit.
+func (g *grid) wide(s style) (text []byte) {
 	const gap = 2
-	total := -gap
-	for i := range columns {
-		c := &columns[i]
-		if !c.shown {
+	var widths [columns]int
+	total := 0
+	for column, shown := range g.shown {
+		if !shown {
 			continue
 		}
-		c.width = len(c.title)
-		for j := range rows {
-			c.width = max(c.width, utf8.RuneCountInString(c.cell(&rows[j])))
+		for row := range g.rows() {
+			widths[column] = max(widths[column], utf8.RuneCount(g.cell(row, column)))
 		}
-		total += c.width + gap
+		total += widths[column] + gap
 	}
-	if s.width > 0 && total > s.width {
-		return false
+	if s.width > 0 && total-gap > s.width {
+		return nil
 	}
-	const spaces = "                                                                                "
-	pad := func(n int) {
-		for ; n > 0; n -= len(spaces) {
-			text.WriteString(spaces[:min(n, len(spaces))])
-		}
-	}
-	line := func(on, off string, cell func(c *column) string) {
-		text.WriteString(on)
+	text = make([]byte, 0, g.rows()*(total+1)+100)
+	for row := range g.rows() {
+		on, off := s.paint(g.used[row])
+		text = append(text, on...)
 		due := 0 // spaces, which are not written at the end of a line
-		for i := range columns {
-			c := &columns[i]
-			if !c.shown {
+		for column, shown := range g.shown {
+			if !shown {
 				continue
 			}
-			value := cell(c)
-			free := c.width - utf8.RuneCountInString(value)
-			if c.right {
+			cell := g.cell(row, column)
+			free := widths[column] - utf8.RuneCount(cell)
+			if column == columnLimit || column == columnDrops || column == columnRate {
 				due, free = due+free, 0
 			}
-			if value != "" {
-				pad(due)
-				text.WriteString(value)
-				due = 0
+			if len(cell) > 0 {
+				for ; due > 0; due-- {
+					text = append(text, ' ')
+				}
+				text = append(text, cell...)
 			}
 			due += free + gap
 		}
-		text.WriteString(off)
-		text.WriteByte('\n')
+		text = append(append(text, off...), '\n')
 	}
-	text.Grow((len(rows) + 1) * (total + 1))
-	line("", "", func(c *column) string { return c.title })
-	for i := range rows {
-		r := &rows[i]
-		on, off := s.paint(r.used)
-		line(on, off, func(c *column) string { return c.cell(r) })
-	}
-	return true
+	return text
 }
 
-// narrow writes a few short lines for each row.
-func narrow(text *strings.Builder, rows []row, rates bool, s style) {
-	for _, r := range rows {
-		drops := "drops " + r.drops
-		if rates {
-			drops += " (" + r.rate + "/s)"
+// narrow returns a few short lines for each row.
+func (g *grid) narrow(s style) (text []byte) {
+	for row := 1; row < g.rows(); row++ {
+		cell := func(column int) string { return string(g.cell(row, column)) }
+		drops := "drops " + cell(columnDrops)
+		if g.shown[columnRate] {
+			drops += " (" + cell(columnRate) + "/s)"
 		}
-		lines := []string{r.address, "  " + r.process, "  " + r.bar + " " + r.queued, "  limit " + r.limit + ", " + drops}
-		if r.namespace != "" {
-			lines = append(lines, "  in "+r.namespace)
+		lines := []string{cell(columnAddress), "  " + cell(columnProcess), "  " + cell(columnQueued), "  limit " + cell(columnLimit) + ", " + drops}
+		if name := cell(columnNamespace); name != "" {
+			lines = append(lines, "  in "+name)
 		}
 		for i, line := range lines {
 			lines[i] = fold(line, s.width)
 		}
-		on, off := s.paint(r.used)
-		text.WriteString(on + strings.Join(lines, "\n") + off + "\n")
+		on, off := s.paint(g.used[row])
+		text = append(text, on+strings.Join(lines, "\n")+off+"\n"...)
 	}
+	return text
 }
 
 // nearlyFull is the utilization from which a queue is reported.
@@ -270,29 +296,29 @@ func (s style) paint(used float64) (on, off string) {
 	return "\x1b[31m", "\x1b[0m"
 }
 
-const barWidth = 10
-
 // bar shows the utilization. Only a queue that is full has a full bar, and only an empty one
 // an empty bar.
 func bar(s acceptq.Stats) string {
 	part, known := s.Utilization()
 	if !known {
-		return "[" + strings.Repeat("?", barWidth) + "]"
+		return "[??????????]"
 	}
-	n := min(int(part*barWidth), barWidth)
+	const bars = "[          ][#         ][##        ][###       ][####      ][#####     ]" +
+		"[######    ][#######   ][########  ][######### ][##########]"
+	const width = len("[##########]")
+	n := min(int(part*10), 10)
 	if part > 0 {
 		n = max(n, 1)
 	}
-	const full, empty = "##########", "          "
-	return "[" + full[:n] + empty[n:] + "]"
+	return bars[n*width:][:width]
 }
 
-// number returns a number, or "-" if it is unknown.
-func number(n int64) string {
+// appendNumber appends a number, or "-" if it is unknown.
+func appendNumber(text []byte, n int64) []byte {
 	if n == unknown {
-		return "-"
+		return append(text, '-')
 	}
-	return strconv.FormatInt(n, 10)
+	return strconv.AppendInt(text, n, 10)
 }
 
 // fold breaks a text into lines of at most width runes, between words if it can.

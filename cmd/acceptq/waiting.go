@@ -69,7 +69,7 @@ func waitingText(group []*listener, clients []acceptq.Waiting, err error) string
 	}
 	gone := 0
 	for _, c := range clients {
-		wait, sent, closed := "?", number(c.Received)+" bytes", ""
+		wait, sent, closed := "?", string(appendNumber(nil, c.Received))+" bytes", ""
 		if c.Waited != unknown {
 			wait = shortly(c.Waited)
 		}

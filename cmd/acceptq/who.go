@@ -92,7 +92,7 @@ func (u use) text() string {
 		}
 		fmt.Fprintf(&text, "%d sockets listen on %s with SO_REUSEPORT:\n", len(group), l.address())
 		for _, l := range group {
-			fmt.Fprintf(&text, "  %s: %v\n", l.process(), l.Stats)
+			fmt.Fprintf(&text, "  %s: %v\n", nameProcesses(l.Processes), l.Stats)
 			unnamed = unnamed || len(l.Processes) == 0
 		}
 	}

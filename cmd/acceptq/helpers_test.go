@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -10,7 +11,15 @@ import (
 	"github.com/acceptq/acceptq/observe"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m) }
+// commandEnv is set in a process of the test binary that is to be the command.
+const commandEnv = "ACCEPTQ_TEST_COMMAND"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(commandEnv) != "" {
+		main()
+	}
+	testkit.Main(m)
+}
 
 // queue returns a listener with a queue, as the kernel lists it.
 func queue(addr string, inode uint64, queued, limit int, drops int64, processes ...observe.Process) listener {

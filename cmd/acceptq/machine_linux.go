@@ -108,7 +108,11 @@ func socketsOn(ctx context.Context, port uint16) (all []connection, err error) {
 		_, err := sockdiag.Dump(&sys.Real, ctx, r, func(r sockdiag.Row) bool {
 			if !seen[r.Cookie] { // the kernel can list a socket twice while its table changes
 				seen[r.Cookie] = true
-				all = append(all, connection{local: r.Local, remote: r.Client, state: r.State, inode: uint64(r.Inode)})
+				c := connection{local: r.Local, remote: r.Client, state: r.State, inode: uint64(r.Inode)}
+				if c.state == closed && c.remote.Port() == 0 { // the kernel lists a bound socket so
+					c.state = bound
+				}
+				all = append(all, c)
 			}
 			return false
 		})

@@ -36,7 +36,7 @@ type namespace struct {
 // A listener is a queue with the processes that hold it.
 type listener struct {
 	acceptq.Queue
-	Processes []observe.Process `json:"processes"`
+	Processes []observe.Process
 
 	waiting []acceptq.Waiting // the clients, the longest wait first; read for check only
 	stopped []int             // the processes that a signal has stopped; read for check only

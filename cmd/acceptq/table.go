@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/acceptq/acceptq"
+	"github.com/acceptq/acceptq/observe"
 )
 
 // A style is how the output is shown.
@@ -351,9 +352,10 @@ type jsonReading struct {
 }
 
 type jsonListener struct {
-	*listener
-	Namespace      string   `json:"namespace"`
-	DropsPerSecond *float64 `json:"dropsPerSecond,omitempty"`
+	acceptq.Queue
+	Processes      []observe.Process `json:"processes"` // null if none is known
+	Namespace      string            `json:"namespace"` // "" is the namespace of the command
+	DropsPerSecond *float64          `json:"dropsPerSecond,omitempty"`
 }
 
 // asJSON returns a reading as a JSON object, on one line if the object is one of several.
@@ -362,8 +364,8 @@ func asJSON(now reading, before *reading, oneLine bool) (string, error) {
 	j := jsonReading{Time: now.at, Listeners: []jsonListener{}, Complete: now.complete, Notes: now.notes}
 	for _, at := range now.groups() {
 		for _, member := range at.group {
-			l := jsonListener{listener: member, Namespace: at.namespace}
-			if n := since.of(l.listener); n != unknown {
+			l := jsonListener{Queue: member.Queue, Processes: member.Processes, Namespace: at.namespace}
+			if n := since.of(member); n != unknown {
 				l.DropsPerSecond = &n
 			}
 			j.Listeners = append(j.Listeners, l)

@@ -22,8 +22,10 @@ type connection struct {
 
 // The states of a connection that the sentences need.
 const (
-	timeWait = 6
-	bound    = 13
+	established = 1
+	timeWait    = 6
+	closed      = 7
+	bound       = 13
 )
 
 // A use says who uses a port.
@@ -131,7 +133,7 @@ func (u use) rows() (lines []string, missing bool) {
 	for _, c := range u.connections {
 		k := kind{stateName(c.state), nameProcesses(c.processes)}
 		switch {
-		case c.inode == 0 && c.state == 1 && len(u.listeners) > 0:
+		case c.inode == 0 && c.state == established && len(u.listeners) > 0:
 			k.holder = "in the accept queue"
 		case c.inode == 0:
 			k.holder = "no process"

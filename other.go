@@ -39,6 +39,19 @@ func countHandshakes(*sys.Calls, context.Context, *Listener) (int, error) {
 	return unknown, fmt.Errorf("this system does not list the in-flight handshakes of a listener: %w", errors.ErrUnsupported)
 }
 
+// listQueues returns an error, because these systems need another source, which the package
+// does not read yet. On FreeBSD the sysctl net.inet.tcp.pcblist lists every TCP socket. A
+// row whose t_state of struct xtcpcb is TCPS_LISTEN is a listener. Its struct xsocket has the
+// length (so_qlen), the connections that an accept filter holds back (so_incqlen) and the limit
+// (so_qlimit), but no drops and no inode. That has been read in the sources and not run.
+func listQueues(*sys.Calls, context.Context) ([]Queue, error) { return nil, errNoQueues }
+
+func listGroup(*sys.Calls, context.Context, *Listener) ([]Queue, error) { return nil, errNoQueues }
+
+func listForeign(*sys.Calls, context.Context, Queue) ([]Waiting, error) { return nil, errNoQueues }
+
+var errNoQueues = fmt.Errorf("this system does not list the accept queues of other processes: %w", errors.ErrUnsupported)
+
 // ceilingPlace returns "": these systems have one ceiling for the machine.
 func ceilingPlace() string { return "" }
 

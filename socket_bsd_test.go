@@ -3,11 +3,13 @@
 package acceptq
 
 import (
+	"context"
 	"errors"
 	"math"
 	"net"
 	"os"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -420,4 +422,73 @@ func TestNegativeCeilingIsUnknown(t *testing.T) {
 	require.ErrorContains(t, err, r.knob)
 	require.Equal(t, unknown, b.Limit)
 	require.Equal(t, unknown, b.Ceiling)
+}
+
+// A process without a descriptor cannot open the kqueue that Stats needs. A drain tries
+// again until ctx ends, and does not report an unread queue as empty.
+func TestDrainWithoutADescriptor(t *testing.T) {
+	if runtime.GOOS == "freebsd" {
+		t.Skip("Stats needs no descriptor on FreeBSD")
+	}
+	var full atomic.Bool
+	k := sys.Real
+	k.Readable = func(fd int) (int, error) {
+		if full.Load() {
+			return unknown, os.NewSyscallError("kqueue", unix.EMFILE)
+		}
+		return sys.Real.Readable(fd)
+	}
+	ln, err := listenWith(&k, t.Context(), "tcp", "127.0.0.1:0", nil)
+	require.NoError(t, err)
+	defer ln.Close()
+	dialed(t, ln, 3)
+
+	full.Store(true)
+	err = ln.Drain(testkit.Within(t, 100*time.Millisecond))
+	var de *DrainError
+	require.ErrorAs(t, err, &de)
+	require.Equal(t, unknown, de.Queued)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorIs(t, err, unix.EMFILE)
+	require.False(t, errors.Is(err, ErrStillOpen))
+
+	drained := testkit.InBackground(t, ln, testkit.Within(t, testkit.Patience))
+	require.Never(t, func() bool { return len(drained) > 0 }, 50*time.Millisecond, time.Millisecond)
+	full.Store(false)
+	for range 3 {
+		c, err := ln.Accept()
+		require.NoError(t, err)
+		require.NoError(t, c.Close())
+	}
+	go func() {
+		if c, err := ln.Accept(); err == nil {
+			c.Close()
+		}
+	}()
+	requireDrained(t, testkit.Received(t, drained))
+}
+
+// If the bound cannot be read, every length except 0 is unknown, unless the kernel has
+// no such sysctl.
+func TestBoundOfTheLengthUnreadable(t *testing.T) {
+	if runtime.GOOS != "dragonfly" {
+		t.Skip("only DragonFly bounds the length")
+	}
+	for name, row := range map[string]struct {
+		n    int
+		errs error
+		want int
+	}{
+		"no such name":        {5, unix.ENOENT, 5},
+		"not allowed":         {5, unix.EPERM, unknown},
+		"an empty queue":      {0, unix.EPERM, 0},
+		"the bound is not 32": {5, nil, unknown},
+	} {
+		k := sys.Real
+		k.Readable = func(int) (int, error) { return row.n, nil }
+		k.Sysctl = func(string) (uint32, error) { return 5, row.errs }
+		n, err := queueLength(&k, -1)
+		require.NoError(t, err, name)
+		require.Equal(t, row.want, n, name)
+	}
 }

@@ -98,10 +98,15 @@ func waiting(ctx context.Context, listeners []*Listener) ([]Waiting, error) {
 	if err != nil {
 		return nil, first.opError("waiting", err)
 	}
+	sortWaiting(all)
+	return all, nil
+}
+
+// sortWaiting sorts by the wait, the longest first.
+func sortWaiting(all []Waiting) {
 	slices.SortFunc(all, func(a, b Waiting) int {
 		return cmp.Or(cmp.Compare(b.Waited, a.Waited), a.Client.Compare(b.Client))
 	})
-	return all, nil
 }
 
 // Handshakes returns the number of in-flight handshakes that may become connections of l:

@@ -40,6 +40,7 @@ type Row struct {
 	UID, Inode     uint32
 	Cookie         uint64 // unique for each socket
 	V6Only         bool   // an IPv6 listener that IPv4 clients cannot use
+	Drops          int64  // sk_drops, the packets that the socket has dropped; -1 if the row has none
 	Info           []byte // struct tcp_info; nil if the row has none
 }
 
@@ -64,6 +65,7 @@ const (
 // Attributes of a row, linux/inet_diag.h.
 const (
 	DiagInfo     = 2  // INET_DIAG_INFO, a struct tcp_info; only if requested
+	DiagMemInfo  = 7  // INET_DIAG_SKMEMINFO, the numbers of SO_MEMINFO; only if requested
 	diagSKV6Only = 11 // INET_DIAG_SKV6ONLY, a u8; each IPv6 listener has it
 )
 
@@ -185,6 +187,7 @@ func ParseRow(p []byte) (r Row, err error) {
 		UID:    number(diagUID),
 		Inode:  number(DiagInode),
 		Cookie: binary.NativeEndian.Uint64(p[DiagCookie:]),
+		Drops:  sys.Unknown,
 	}
 	for p = p[DiagMsgSize:]; len(p) >= unix.SizeofNlAttr; {
 		size := int(binary.NativeEndian.Uint16(p))
@@ -194,6 +197,10 @@ func ParseRow(p []byte) (r Row, err error) {
 		switch value := p[unix.SizeofNlAttr:size]; binary.NativeEndian.Uint16(p[2:]) {
 		case DiagInfo:
 			r.Info = value
+		case DiagMemInfo:
+			if len(value) >= sys.MemInfoEnd {
+				r.Drops = int64(binary.NativeEndian.Uint32(value[sys.MemInfoDrops:]))
+			}
 		case diagSKV6Only:
 			r.V6Only = len(value) > 0 && value[0] != 0
 		}

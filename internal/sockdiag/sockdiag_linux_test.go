@@ -1,8 +1,10 @@
 package sockdiag
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
+	"math"
 	"net/netip"
 	"slices"
 	"testing"
@@ -11,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/acceptq/acceptq/internal/sys"
 	"github.com/acceptq/acceptq/internal/tcpinfo"
 	"github.com/acceptq/acceptq/internal/testkit"
 )
@@ -143,7 +146,7 @@ func TestParseRow(t *testing.T) {
 			Family: unix.AF_INET6, Device: 1,
 			Local: netip.MustParseAddrPort("[2001:db8::1]:80"), Client: netip.MustParseAddrPort("10.0.0.2:4000"),
 		},
-		State: tcpinfo.Listen, Rqueue: 2, Wqueue: 3, UID: 4, Inode: 5, Cookie: 6,
+		State: tcpinfo.Listen, Rqueue: 2, Wqueue: 3, UID: 4, Inode: 5, Cookie: 6, Drops: sys.Unknown,
 	}
 	got, err := ParseRow(p)
 	require.NoError(t, err)
@@ -152,6 +155,14 @@ func TestParseRow(t *testing.T) {
 	require.NoError(t, err)
 	want.V6Only, want.Info = true, []byte{7, 8}
 	require.Equal(t, want, got)
+
+	memory := bytes.Repeat([]byte{0xff}, sys.MemInfoEnd) // the largest number of each kind
+	got, err = ParseRow(slices.Concat(p, testkit.AttributeOf(DiagMemInfo, memory...)))
+	require.NoError(t, err)
+	require.EqualValues(t, math.MaxUint32, got.Drops)
+	got, err = ParseRow(slices.Concat(p, testkit.AttributeOf(DiagMemInfo, memory[1:]...)))
+	require.NoError(t, err)
+	require.EqualValues(t, sys.Unknown, got.Drops, "a kernel without the number")
 
 	copy(p[DiagSource:], []byte{127, 0, 0, 1})
 	p[DiagFamily] = unix.AF_INET

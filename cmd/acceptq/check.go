@@ -1,0 +1,426 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/acceptq/acceptq"
+)
+
+// A finding is a sentence about a problem, and what mends it.
+type finding struct {
+	level int // one of the statuses; statusOK is a note
+	text  string
+	mend  []string
+}
+
+// check says what is wrong. If watched is not 0, it watches for that time.
+func check(ctx context.Context, all bool, watched time.Duration, out io.Writer) (status int, err error) {
+	var before *reading
+	if watched > 0 {
+		first, err := readForCheck(ctx, all)
+		if err != nil {
+			return statusUnknown, err
+		}
+		before = &first
+		if !pause(ctx, watched) {
+			return statusUnknown, ctx.Err()
+		}
+	}
+	now, err := readForCheck(ctx, all)
+	if err != nil {
+		return statusUnknown, err
+	}
+	findings := judge(before, now)
+	if _, err := io.WriteString(out, report(findings, now)); err != nil {
+		return statusUnknown, err
+	}
+	for _, f := range findings {
+		status = max(status, f.level)
+	}
+	return status, nil
+}
+
+// report returns the findings as text, the worst first, so that the first line tells a
+// monitoring system what it needs.
+func report(findings []finding, now reading) string {
+	var text strings.Builder
+	slices.SortStableFunc(findings, func(a, b finding) int { return b.level - a.level })
+	if len(findings) == 0 || findings[0].level == statusOK {
+		text.WriteString("OK: " + summary(now) + "\n")
+	}
+	for _, f := range findings {
+		text.WriteString([]string{"NOTE: ", "WARNING: ", "CRITICAL: "}[f.level] + f.text + "\n")
+		for _, m := range f.mend {
+			text.WriteString("  " + m + "\n")
+		}
+	}
+	for _, note := range now.notes {
+		text.WriteString("NOTE: " + note + "\n")
+	}
+	return text.String()
+}
+
+// summary says in one sentence how full the queues are.
+func summary(now reading) string {
+	n, where := 0, ""
+	var most *listener
+	for _, space := range now.namespaces {
+		n += len(space.listeners)
+		for i := range space.listeners {
+			if l := &space.listeners[i]; most == nil || used(l.Stats) > used(most.Stats) {
+				most, where = l, space.name
+			}
+		}
+	}
+	if most == nil {
+		return "nothing listens here."
+	}
+	return fmt.Sprintf("%s, the fullest: %s has %d queued of %d.",
+		count(n, "listener", "listeners"), lowerFirst(most.name(where)), most.Stats.Queued, most.Stats.Capacity)
+}
+
+// lowerFirst makes "The listener" fit into a sentence. A process keeps its name.
+func lowerFirst(name string) string {
+	if rest, ok := strings.CutPrefix(name, "The "); ok {
+		return "the " + rest
+	}
+	return name
+}
+
+// The bounds of the judgment.
+const (
+	longWait     = time.Second      // a client that waits so long is a warning
+	tooLongWait  = 10 * time.Second // and so long a loss
+	usualCeiling = 4096             // net.core.somaxconn since Linux 5.4
+	oldCeiling   = 128              // and before
+)
+
+// judge returns what is wrong in a reading. If before is not nil, only losses since then
+// count.
+func judge(before *reading, now reading) (all []finding) {
+	for i := range now.namespaces {
+		n := &now.namespaces[i]
+		var then *namespace
+		if before != nil {
+			for j := range before.namespaces {
+				if before.namespaces[j].name == n.name {
+					then = &before.namespaces[j]
+				}
+			}
+			if then == nil { // it did not exist, so all losses are new
+				then = &namespace{}
+			}
+		}
+		j := judgment{namespace: n, before: then}
+		if before != nil {
+			j.watched = now.at.Sub(before.at)
+		}
+		for _, group := range groups(n.listeners) {
+			all = append(all, j.stuck(group)...)
+			all = append(all, j.full(group)...)
+		}
+		all = append(all, j.losses()...)
+		all = append(all, j.settings()...)
+	}
+	return all
+}
+
+// A judgment looks at one namespace.
+type judgment struct {
+	*namespace
+	before  *namespace // nil without an earlier reading
+	watched time.Duration
+}
+
+// name names a group of listeners in a sentence.
+func (j judgment) nameOf(group []*listener) string {
+	return fullest(group).name(j.namespace.name)
+}
+
+// earlier returns the earlier reading of a listener, or nil.
+func (j judgment) earlier(l *listener) *listener {
+	if j.before == nil {
+		return nil
+	}
+	for i := range j.before.listeners {
+		if b := &j.before.listeners[i]; b.Inode == l.Inode && b.Addr == l.Addr {
+			return b
+		}
+	}
+	return nil
+}
+
+// stuck finds a group that does not accept.
+func (j judgment) stuck(group []*listener) []finding {
+	l := group[0]
+	for _, other := range group {
+		if len(other.waiting) > 0 {
+			l = other
+			break
+		}
+	}
+	if len(l.waiting) == 0 {
+		return nil
+	}
+	oldest := l.waiting[0]
+	f := finding{level: statusOK, mend: j.wake(group)}
+	clients := count(len(l.waiting), "client waits", "clients wait")
+	// A listener accepts in the order of arrival. If the first client is still there, none
+	// has been accepted.
+	if b := j.earlier(l); b != nil && len(group) == 1 && len(b.waiting) > 0 &&
+		b.waiting[0].Client == oldest.Client && !oldest.Shared && oldest.Waited >= j.watched {
+		f.level = statusCritical
+		f.text = fmt.Sprintf("%s has accepted nobody for %s: %s, the first for %s.", j.nameOf(group), shortly(j.watched), clients, shortly(oldest.Waited))
+		return []finding{f}
+	}
+	switch {
+	case oldest.Waited >= tooLongWait:
+		f.level = statusCritical
+	case oldest.Waited >= longWait:
+		f.level = statusWarning
+	default:
+		return nil
+	}
+	f.text = fmt.Sprintf("%s accepts too slowly or not at all: %s, the first for %s.", j.nameOf(group), clients, shortly(oldest.Waited))
+	return []finding{f}
+}
+
+// wake says how to make a program accept.
+func (j judgment) wake(group []*listener) []string {
+	var stopped []string
+	for _, l := range group {
+		for _, pid := range l.stopped {
+			if text := fmt.Sprint(pid); !slices.Contains(stopped, text) {
+				stopped = append(stopped, text)
+			}
+		}
+	}
+	if len(stopped) > 0 {
+		return []string{fmt.Sprintf("A signal has stopped the process. Continue it: kill -CONT %s", strings.Join(stopped, " "))}
+	}
+	mend := []string{"See who waits: acceptq waiting " + addressOf(group[0])}
+	if l := fullest(group); len(l.Processes) > 0 {
+		mend = append(mend, fmt.Sprintf("See what the process does: strace -f -p %d", l.Processes[0].PID))
+	}
+	return mend
+}
+
+// addressOf returns an address that the command understands.
+func addressOf(l *listener) string {
+	if l.Addr.Addr().IsUnspecified() {
+		return fmt.Sprintf(":%d", l.Addr.Port())
+	}
+	return l.Addr.String()
+}
+
+// full finds a group with a full or nearly full queue.
+func (j judgment) full(group []*listener) []finding {
+	l := fullest(group)
+	part, known := l.Stats.Utilization()
+	if !known || part < nearlyFull {
+		return nil
+	}
+	// A queue for one or two connections is nearly full with each of them.
+	if part < 1 && l.Stats.Queued < 3 {
+		return nil
+	}
+	which := ""
+	if len(group) > 1 {
+		n := 0
+		for _, l := range group {
+			if used(l.Stats) >= nearlyFull {
+				n++
+			}
+		}
+		which = fmt.Sprintf(", in %d of %d sockets", n, len(group))
+	}
+	f := finding{level: statusWarning, mend: append(j.wake(group), j.longer(l))}
+	f.text = fmt.Sprintf("%s: the accept queue is nearly full, %d queued of %d%s.", j.nameOf(group), l.Stats.Queued, l.Stats.Capacity, which)
+	if part >= 1 {
+		f.level = statusCritical
+		f.text = fmt.Sprintf("%s: the accept queue is full, %d queued of %d%s. The kernel drops new clients.",
+			j.nameOf(group), l.Stats.Queued, l.Stats.Capacity, which)
+	}
+	return []finding{f}
+}
+
+// longer says how the queue of a listener becomes longer.
+func (j judgment) longer(l *listener) string {
+	ceiling := j.system.Ceiling
+	switch {
+	case ceiling == unknown:
+		return fmt.Sprintf("For a longer queue: give the program a backlog above %d.", l.Stats.Limit)
+	case l.Stats.Limit < ceiling:
+		return fmt.Sprintf("For a longer queue: give the program a backlog above %d. The ceiling, net.core.somaxconn, is %d. If it was raised "+
+			"after the program began, restart the program.", l.Stats.Limit, ceiling)
+	case l.Stats.Limit == ceiling:
+		return fmt.Sprintf("For a longer queue: sysctl -w net.core.somaxconn=%d, and restart the program. Its limit is the ceiling.",
+			max(usualCeiling, 2*ceiling))
+	}
+	return fmt.Sprintf("Its limit, %d, is above the ceiling, net.core.somaxconn=%d: a restart makes the queue shorter.", l.Stats.Limit, ceiling)
+}
+
+// since returns how much a counter has risen: since the earlier reading, or since the
+// namespace was made. It is 0 if that is unknown.
+func (j judgment) since(counter func(acceptq.System) int64) int64 {
+	n, before := counter(j.system), int64(0)
+	if j.before != nil {
+		before = counter(j.before.system)
+	}
+	if n == unknown || before == unknown {
+		return 0
+	}
+	return max(n-before, 0)
+}
+
+// period says since when the losses count.
+func (j judgment) period() string {
+	if j.before != nil {
+		return "In the last " + shortly(j.watched)
+	}
+	return "Since the start of this machine or container"
+}
+
+// losses finds what the counters of the kernel prove. A loss in the watched time is critical.
+// An older one is a warning, because it may be long ago.
+func (j judgment) losses() (all []finding) {
+	level := statusWarning
+	if j.before != nil {
+		level = statusCritical
+	}
+	where := ""
+	if j.namespace.name != "" {
+		where = " in the network namespace " + j.namespace.name
+	}
+	overflows := j.since(func(s acceptq.System) int64 { return s.ListenOverflows })
+	droppers, others := j.droppers()
+	switch {
+	case overflows > 0 && len(droppers) == 0 && j.before == nil:
+		all = append(all, finding{statusOK, fmt.Sprintf("%s, full accept queues dropped %s%s, none of them those of the current listeners.",
+			j.period(), count(int(overflows), "packet", "packets"), where), nil})
+	case overflows > 0:
+		f := finding{level: level, text: fmt.Sprintf("%s, full accept queues dropped %s of new clients%s.",
+			j.period(), count(int(overflows), "packet", "packets"), where)}
+		if len(droppers) == 0 {
+			f.text += " The listener does not exist any more."
+		}
+		for _, d := range droppers {
+			f.mend = append(f.mend, fmt.Sprintf("%s has dropped %s. %s", d.l.name(""), count(int(d.drops), "packet", "packets"), j.longer(d.l)))
+		}
+		if others > 0 {
+			f.mend = append(f.mend, fmt.Sprintf("%s too.", count(others, "other listener has dropped packets", "other listeners have dropped packets")))
+		}
+		if j.before == nil {
+			f.mend = append(f.mend, "See whether it goes on: acceptq check -for 10s")
+		}
+		all = append(all, f)
+	case j.before != nil:
+		for _, d := range droppers {
+			all = append(all, finding{statusOK, fmt.Sprintf("%s, %s dropped %s, but no queue overflowed. Port scans, health checks "+
+				"that reset the handshake, and repeated SYNs do that.", j.period(), lowerFirst(d.l.name(j.namespace.name)),
+				count(int(d.drops), "packet", "packets")), nil})
+		}
+	}
+	if n := j.since(func(s acceptq.System) int64 { return s.ReqQFullDrop }); n > 0 {
+		f := finding{level: level, text: fmt.Sprintf("%s, full SYN queues dropped %s%s.", j.period(), count(int(n), "SYN", "SYNs"), where)}
+		if j.system.SYNCookies == 0 {
+			f.mend = append(f.mend, "Answer with SYN cookies instead: sysctl -w net.ipv4.tcp_syncookies=1")
+		}
+		all = append(all, f)
+	}
+	if n := j.since(func(s acceptq.System) int64 { return s.ReqQFullDoCookies }); n > 0 {
+		l := statusOK
+		if j.before != nil {
+			l = statusWarning
+		}
+		all = append(all, finding{l, fmt.Sprintf("%s, SYN queues were full, and the kernel answered %s with a cookie%s. No client was lost by that.",
+			j.period(), count(int(n), "SYN", "SYNs"), where),
+			[]string{"If this is not a SYN flood, give the programs a larger backlog, and set: sysctl -w net.ipv4.tcp_max_syn_backlog=" +
+				fmt.Sprint(2*max(j.system.SYNBacklog, usualCeiling))}})
+	}
+	return all
+}
+
+// A dropper is a listener that has dropped packets.
+type dropper struct {
+	l     *listener
+	drops int64
+}
+
+// droppers returns the listeners with the most drops, and the number of the others.
+func (j judgment) droppers() (most []dropper, others int) {
+	for i := range j.listeners {
+		l := &j.listeners[i]
+		n := l.Stats.Drops
+		if b := j.earlier(l); b != nil {
+			n = risen(l, b)
+		}
+		if n > 0 {
+			most = append(most, dropper{l, n})
+		}
+	}
+	slices.SortStableFunc(most, func(a, b dropper) int { return int(max(min(b.drops-a.drops, 1), -1)) })
+	const shown = 5
+	if len(most) > shown {
+		most, others = most[:shown], len(most)-shown
+	}
+	return most, others
+}
+
+// settings notes what limits the listeners, and what cannot be read.
+func (j judgment) settings() (all []finding) {
+	note := func(mend, format string, args ...any) {
+		f := finding{level: statusOK, text: fmt.Sprintf(format, args...)}
+		if mend != "" {
+			f.mend = []string{mend}
+		}
+		all = append(all, f)
+	}
+	s := j.system
+	atCeiling, atOld := 0, 0
+	for _, l := range j.listeners {
+		switch l.Stats.Limit {
+		case s.Ceiling:
+			atCeiling++
+		case oldCeiling:
+			atOld++
+		}
+	}
+	if atCeiling > 0 && s.Ceiling != unknown && s.Ceiling < usualCeiling {
+		note(fmt.Sprintf("For longer queues: sysctl -w net.core.somaxconn=%d, and restart the programs.", usualCeiling),
+			"The ceiling, net.core.somaxconn, is %d, and %s that limit. They have asked for as much or more.",
+			s.Ceiling, count(atCeiling, "listener has", "listeners have"))
+	}
+	if atOld > 0 && s.Ceiling > oldCeiling {
+		note("", "%s the limit 128, which was the ceiling before Linux 5.4. If the ceiling of %d was set after the programs began, restart them.",
+			count(atOld, "listener has", "listeners have"), s.Ceiling)
+	}
+	if s.SYNCookies == 0 {
+		note("sysctl -w net.ipv4.tcp_syncookies=1", "SYN cookies are off, so a SYN flood keeps all clients out.")
+	}
+	if s.ListenOverflows == unknown {
+		note("", "The counters of lost packets cannot be read, so losses are not reported.")
+	}
+	return all
+}
+
+// readForCheck reads what judge needs.
+func readForCheck(ctx context.Context, all bool) (reading, error) {
+	return readMachine(ctx, all, func(n *namespace) {
+		n.system, _ = acceptq.ReadSystem() // what cannot be read is unknown
+		asked := 0
+		for i := range n.listeners {
+			l := &n.listeners[i]
+			if l.Stats.Queued <= 0 || asked == maxQueuesAsked {
+				continue
+			}
+			asked++
+			l.waiting, _ = l.Waiting(ctx) // none if the socket has been closed
+		}
+	})
+}

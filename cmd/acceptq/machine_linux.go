@@ -1,0 +1,150 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/acceptq/acceptq/internal/netns"
+	"github.com/acceptq/acceptq/internal/sockdiag"
+	"github.com/acceptq/acceptq/internal/sys"
+	"github.com/acceptq/acceptq/internal/tcpinfo"
+)
+
+// windowWidth returns the width of a terminal. It is 0 if f is not one.
+func windowWidth(f *os.File) int {
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0
+	}
+	return max(int(size.Col), 20)
+}
+
+// otherPlaces returns the network namespaces of this machine except that of the command: those
+// with a name in /run/netns and those of processes. notes are sentences about what is missing.
+func otherPlaces() (places []place, notes []string, err error) {
+	own, err := os.Stat("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, nil, err
+	}
+	seen := []fs.FileInfo{own}
+	add := func(path string, name func() string) error {
+		found, err := os.Stat(path)
+		if err != nil {
+			return err
+		}
+		for _, s := range seen {
+			if os.SameFile(s, found) {
+				return nil
+			}
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		seen = append(seen, found)
+		places = append(places, place{name: name(), in: netns.Namespace{File: f}.In, close: func() { f.Close() }})
+		return nil
+	}
+	names, _ := filepath.Glob("/run/netns/*")
+	for _, path := range names {
+		// A name without its mount is an empty file.
+		var kind unix.Statfs_t
+		if unix.Statfs(path, &kind) == nil && kind.Type == unix.NSFS_MAGIC {
+			add(path, func() string { return filepath.Base(path) })
+		}
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, nil, err
+	}
+	refused := 0
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		err = add("/proc/"+e.Name()+"/ns/net", func() string { return placeOfProcess(pid) })
+		if errors.Is(err, fs.ErrPermission) {
+			refused++
+		}
+	}
+	if refused > 0 {
+		notes = append(notes, fmt.Sprintf("The network namespaces of %s cannot be read %s.",
+			count(refused, "process", "processes"), unreadable()))
+	}
+	return places, notes, nil
+}
+
+// placeOfProcess names a network namespace after a process in it: its container, or itself.
+func placeOfProcess(pid int) string {
+	directory := "/proc/" + strconv.Itoa(pid)
+	if text, err := os.ReadFile(directory + "/cgroup"); err == nil {
+		if id := containerOf(string(text)); id != "" {
+			return id
+		}
+	}
+	comm, _ := os.ReadFile(directory + "/comm")
+	return fmt.Sprintf("%s %d", printable(strings.TrimSpace(string(comm))), pid)
+}
+
+// everyState selects the states up to bound, TCP_BOUND_INACTIVE, which the kernel lists since
+// Linux 6.8: the socket is bound and neither listens nor connects.
+const everyState = 1<<(bound+1) - 1
+
+// socketsOn lists the sockets with a local port, except the listeners.
+func socketsOn(ctx context.Context, port uint16) (all []connection, err error) {
+	seen := make(map[uint64]bool)
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		r := sockdiag.Request{Family: family, Port: port, States: everyState &^ (1 << tcpinfo.Listen)}
+		_, err := sockdiag.Dump(&sys.Real, ctx, r, func(r sockdiag.Row) bool {
+			if !seen[r.Cookie] { // the kernel can list a socket twice while its table changes
+				seen[r.Cookie] = true
+				c := connection{local: r.Local, remote: r.Client, state: r.State, inode: uint64(r.Inode)}
+				if c.state == closed && c.remote.Port() == 0 { // the kernel lists a bound socket so
+					c.state = bound
+				}
+				all = append(all, c)
+			}
+			return false
+		})
+		if err != nil {
+			return nil, os.NewSyscallError("sock_diag", err)
+		}
+	}
+	return all, nil
+}
+
+// dialPorts returns the ports that the kernel gives to a program that dials. They are 0 if they
+// cannot be read.
+func dialPorts() (low, high int) {
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return 0, 0
+	}
+	return parseRange(string(text))
+}
+
+// isStopped reports whether a signal such as SIGSTOP has stopped a process.
+func isStopped(pid int) bool {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	return err == nil && processState(text) == 'T'
+}
+
+// processState returns the state in /proc/PID/stat. The name before it is in parentheses and
+// may have any characters.
+func processState(stat []byte) byte {
+	i := bytes.LastIndexByte(stat, ')')
+	if i < 0 || i+2 >= len(stat) {
+		return 0
+	}
+	return stat[i+2]
+}

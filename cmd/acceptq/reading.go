@@ -1,0 +1,292 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/acceptq/acceptq"
+	"github.com/acceptq/acceptq/observe"
+)
+
+// unknown stands for a number that the system does not report.
+const unknown = -1
+
+// A reading is what the command knows of the machine at one moment.
+type reading struct {
+	at         time.Time
+	namespaces []namespace
+	complete   bool     // the processes of all users could be read
+	notes      []string // sentences about what could not be read
+}
+
+// A namespace is a network namespace with its listeners.
+type namespace struct {
+	name      string // "" is the namespace of the command
+	listeners []listener
+	system    acceptq.System
+}
+
+// A listener is a queue with the processes that hold it.
+type listener struct {
+	acceptq.Queue
+	Processes []observe.Process
+
+	waiting []acceptq.Waiting // the clients, the longest wait first; read for check only
+	stopped []int             // the processes that a signal has stopped; read for check only
+}
+
+// A place is a network namespace that can be read.
+type place struct {
+	name  string
+	in    func(func() error) error // calls a function on a thread there
+	close func()
+}
+
+// here is the network namespace of the command.
+var here = place{in: func(f func() error) error { return f() }, close: func() {}}
+
+// maxQueuesAsked bounds for how many queues of a namespace check asks who waits, because the
+// kernel walks its table of connections for each of them.
+const maxQueuesAsked = 16
+
+// readTable reads the listeners of one or all namespaces, and their processes.
+func readTable(ctx context.Context, all bool) (reading, error) {
+	return readMachine(ctx, all, func(*namespace) {})
+}
+
+// readMachine is readTable with a function that reads more, on a thread in each namespace.
+func readMachine(ctx context.Context, all bool, more func(*namespace)) (reading, error) {
+	r := reading{}
+	places := []place{here}
+	if all {
+		others, notes, err := otherPlaces()
+		if err != nil {
+			return r, err
+		}
+		places, r.notes = append(places, others...), notes
+	}
+	defer func() {
+		for _, p := range places {
+			p.close()
+		}
+	}()
+	r.at = time.Now()
+	for _, p := range places {
+		n := namespace{name: p.name}
+		err := p.in(func() error {
+			queues, err := acceptq.Queues(ctx)
+			n.listeners = make([]listener, len(queues))
+			for i, q := range queues {
+				n.listeners[i].Queue = q
+			}
+			if err == nil {
+				more(&n)
+			}
+			return err
+		})
+		switch {
+		case err != nil && p.name == "":
+			return r, err
+		case err != nil:
+			r.notes = append(r.notes, fmt.Sprintf("The network namespace %s cannot be read: %v.", p.name, err))
+		default:
+			r.namespaces = append(r.namespaces, n)
+		}
+	}
+	return r, r.findProcesses(ctx)
+}
+
+// findProcesses sets the processes of all listeners.
+func (r *reading) findProcesses(ctx context.Context) error {
+	inodes := make([]uint64, 0, r.count())
+	for l := range r.all {
+		inodes = append(inodes, l.Inode)
+	}
+	holders, complete, err := observe.Processes(ctx, inodes...)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil { // for example no /proc: the queues are still worth showing
+		r.notes = append(r.notes, fmt.Sprintf("The processes cannot be read: %v.", err))
+	}
+	r.complete = complete
+	for l := range r.all {
+		l.Processes = holders[l.Inode]
+		if len(l.waiting) == 0 {
+			continue
+		}
+		for _, p := range l.Processes {
+			if isStopped(p.PID) {
+				l.stopped = append(l.stopped, p.PID)
+			}
+		}
+	}
+	return nil
+}
+
+// count returns the number of listeners.
+func (r *reading) count() (n int) {
+	for _, space := range r.namespaces {
+		n += len(space.listeners)
+	}
+	return n
+}
+
+// all yields the listeners of all namespaces.
+func (r *reading) all(yield func(*listener) bool) {
+	for i := range r.namespaces {
+		n := &r.namespaces[i]
+		for j := range n.listeners {
+			if !yield(&n.listeners[j]) {
+				return
+			}
+		}
+	}
+}
+
+// A groupKey is what the members of a SO_REUSEPORT group have in common.
+type groupKey struct {
+	addr   netip.AddrPort
+	device string
+	v6only bool
+}
+
+func (l *listener) group() groupKey { return groupKey{l.Addr, l.Device, l.V6Only} }
+
+// groups returns the listeners of each address. The group with the fullest member comes
+// first.
+func groups(listeners []listener) (all [][]*listener) {
+	at := make(map[groupKey]int, len(listeners))
+	all = make([][]*listener, 0, len(listeners))
+	alone := make([]*listener, len(listeners)) // the memory of the groups with one member
+	for i := range listeners {
+		l := &listeners[i]
+		if n, known := at[l.group()]; known {
+			all[n] = append(all[n], l)
+			continue
+		}
+		at[l.group()] = len(all)
+		alone[i] = l
+		all = append(all, alone[i:i+1:i+1])
+	}
+	return all
+}
+
+// A located is a group with the name of its namespace.
+type located struct {
+	namespace string
+	group     []*listener
+}
+
+// groups returns the groups of all namespaces. The group with the fullest member comes first.
+func (r *reading) groups() (all []located) {
+	for _, n := range r.namespaces {
+		for _, group := range groups(n.listeners) {
+			all = append(all, located{n.name, group})
+		}
+	}
+	if len(r.namespaces) > 1 { // Queues has sorted those of one
+		slices.SortStableFunc(all, func(a, b located) int {
+			return cmp.Compare(used(fullest(b.group).Stats), used(fullest(a.group).Stats))
+		})
+	}
+	return all
+}
+
+// unreadable says why processes are missing.
+func unreadable() string {
+	if os.Geteuid() == 0 {
+		return "even by root in this container or sandbox"
+	}
+	return "by this user: run acceptq as root"
+}
+
+// address returns the address of a listener, with the device that it is bound to. An IPv6
+// wildcard that IPv4 clients cannot use is marked.
+func (l *listener) address() string { return string(l.appendAddress(nil)) }
+
+func (l *listener) appendAddress(text []byte) []byte {
+	text = l.Addr.AppendTo(text)
+	if l.Device != "" && l.Addr.Addr().Zone() == "" {
+		text = append(append(text, '%'), l.Device...)
+	}
+	if l.V6Only && l.Addr.Addr().IsUnspecified() {
+		text = append(text, " v6"...)
+	}
+	return text
+}
+
+// appendProcesses names the first process, and says how many others there are. It is "?" if
+// there is none.
+func appendProcesses(text []byte, all []observe.Process) []byte {
+	if len(all) == 0 {
+		return append(text, '?')
+	}
+	text = append(append(text, printable(all[0].Name)...), ' ')
+	text = strconv.AppendInt(text, int64(all[0].PID), 10)
+	if more := len(all) - 1; more > 0 {
+		text = strconv.AppendInt(append(text, " +"...), int64(more), 10)
+	}
+	return text
+}
+
+func nameProcesses(all []observe.Process) string { return string(appendProcesses(nil, all)) }
+
+// holder names the process that holds a listener, at the start of a sentence.
+func (l *listener) holder() string {
+	if len(l.Processes) == 0 {
+		return fmt.Sprintf("A process of the user %d", l.UID)
+	}
+	p := l.Processes[0]
+	return fmt.Sprintf("%s (pid %d)", printable(p.Name), p.PID)
+}
+
+// name names a listener at the start of a sentence.
+func (l *listener) name(namespace string) string {
+	text := "The listener on " + l.address()
+	if len(l.Processes) > 0 {
+		text = l.holder() + " on " + l.address()
+	}
+	if namespace != "" {
+		text += " in the network namespace " + namespace
+	}
+	return text
+}
+
+// printable replaces what would change the terminal. A process may give itself any name.
+func printable(name string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, orDefault(name, "?"))
+}
+
+// count returns a number with its noun.
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return strconv.Itoa(n) + " " + many
+}
+
+func orDefault(text, empty string) string { return cmp.Or(text, empty) }
+
+// used returns the utilization, or 0 if it is unknown.
+func used(s acceptq.Stats) float64 {
+	part, _ := s.Utilization()
+	return part
+}
+
+// fullest returns the member of a group with the highest utilization.
+func fullest(group []*listener) *listener {
+	return slices.MaxFunc(group, func(a, b *listener) int { return cmp.Compare(used(a.Stats), used(b.Stats)) })
+}

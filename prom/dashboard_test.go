@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/acceptq/acceptq"
 	"github.com/stretchr/testify/require"
@@ -39,7 +40,7 @@ func readDashboard(t *testing.T) (raw []byte, d grafana) {
 
 // The dashboard and the alert rules use all metrics, and no others.
 func TestMetricNames(t *testing.T) {
-	c := NewCollector(WithSampler(0, 0), WithOldestWait(0), WithHandshakes(0))
+	c := NewCollector(WithSampler(10*time.Millisecond, time.Minute), WithOldestWait(5*time.Second), WithHandshakes(5*time.Second))
 	reg := registered(t, c)
 	_, err := c.Add("api", listen(t))
 	require.NoError(t, err)

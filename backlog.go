@@ -10,12 +10,16 @@ import (
 	"github.com/acceptq/acceptq/internal/sys"
 )
 
+// MaxBacklog requests the maximum that the system allows, in [WithBacklog] and
+// [Listener.SetBacklog]. Every negative number does the same.
+const MaxBacklog = -1
+
 // Backlog is the account of one accept queue: the requested backlog, what the kernel
 // granted, and what the system allows now. All numbers are in connections. -1 means
-// unknown, except in Requested.
+// unknown, except in Requested, where it is [MaxBacklog].
 type Backlog struct {
-	// Requested is the argument of WithBacklog or SetBacklog. -1 requests the maximum
-	// that the system allows. It is the default, and the value after Wrap.
+	// Requested is the argument of WithBacklog or SetBacklog. [MaxBacklog] requests the
+	// maximum that the system allows. It is the default, and the value after Wrap.
 	Requested int
 	// Ceiling is the current system-wide maximum. It may have changed since the kernel
 	// stored Limit. A listening socket keeps its limit until the next listen(2), see
@@ -63,7 +67,7 @@ func (b Backlog) describe() string {
 }
 
 // LogValue returns a group of the account's numbers, for [log/slog]. It omits unknown
-// numbers and a Requested of -1.
+// numbers and a Requested of MaxBacklog.
 func (b Backlog) LogValue() slog.Value {
 	b = orNothing(b, noBacklog)
 	return logKnown(
@@ -116,22 +120,10 @@ func (b *Backlog) UnmarshalJSON(text []byte) error {
 }
 
 // noBacklog is an account in which nothing is known.
-var noBacklog = rule{}.account(-1, unknown, unknown, false)
+var noBacklog = rule{}.account(MaxBacklog, unknown, unknown, false)
 
-// PredictBacklog returns what the kernel would grant WithBacklog(n) now. It applies the
-// kernel's rule to the current ceiling and makes no socket, so Measured is false. If n
-// is negative, it predicts the result of a request for the maximum.
-//
-// On Linux the ceiling is that of the calling thread's network namespace. If the system
-// reports a wrong ceiling, the prediction is wrong too. gVisor does so.
-// [Listener.Backlog] asks the socket instead.
-//
-// It is an error if the ceiling cannot be read. The error matches
-// [errors.ErrUnsupported] on systems whose rule the package does not know.
-func PredictBacklog(n int) (Backlog, error) {
-	return predict(&sys.Real, n)
-}
-
+// predict returns what the kernel would grant for n now, by its rule and the current ceiling.
+// It makes no socket, so Measured is false.
 func predict(k *sys.Calls, n int) (Backlog, error) {
 	return predictWith(n, func() (int, int, error) { return readBounds(k) })
 }

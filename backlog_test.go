@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/acceptq/acceptq/internal/sys"
 	"github.com/stretchr/testify/require"
 )
 
@@ -226,7 +227,7 @@ func TestDescribe(t *testing.T) {
 		{"linux", 4096, 128, 1000, true,
 			"asked 4096, granted 128, holds 129; net.core.somaxconn is 1000 now: SetBacklog(4096) grows the queue to 1000 without a restart"},
 		{"linux", -1, 128, 4096, true,
-			"granted 128, holds 129; net.core.somaxconn is 4096 now: SetBacklog(-1) grows the queue to 4096 without a restart"},
+			"granted 128, holds 129; net.core.somaxconn is 4096 now: SetBacklog(MaxBacklog) grows the queue to 4096 without a restart"},
 		{"freebsd", 4096, 128, 4096, true,
 			"asked 4096, granted 128, may grow to 192, holds 193; kern.ipc.soacceptqueue is 4096 now: SetBacklog(4096) grows the queue to 6144 without a restart"},
 		{"darwin", 0, 128, 1000, false,
@@ -474,11 +475,11 @@ func needRule(t *testing.T) {
 	}
 }
 
-// A listener gets what PredictBacklog has predicted for this host.
-func TestPredictBacklogMatchesListen(t *testing.T) {
+// A listener gets what predict has predicted for this host.
+func TestPredictMatchesListen(t *testing.T) {
 	needRule(t)
 	for _, n := range []int{math.MinInt, -1, 0, 1, 2, 5, 80, 127, 128, 129, 1000, 4096, 40000, 65536, math.MaxInt32, beyond, math.MaxInt} {
-		predicted, err := PredictBacklog(n)
+		predicted, err := predict(&sys.Real, n)
 		require.NoError(t, err)
 		require.False(t, predicted.Measured)
 		require.NotEqual(t, unknown, predicted.Limit)
@@ -495,7 +496,7 @@ func TestPredictBacklogMatchesListen(t *testing.T) {
 
 func TestStrictErrorNamesTheSetting(t *testing.T) {
 	needRule(t)
-	b, err := PredictBacklog(math.MaxInt)
+	b, err := predict(&sys.Real, math.MaxInt)
 	require.NoError(t, err)
 	if !b.Clamped() {
 		t.Skipf("nothing is clamped here: the ceiling is %d", b.Ceiling)
@@ -530,7 +531,7 @@ func TestSystemAnswers(t *testing.T) {
 		}, s)
 	} else {
 		require.NoError(t, err)
-		predicted, err := PredictBacklog(-1)
+		predicted, err := predict(&sys.Real, -1)
 		if err == nil {
 			require.Equal(t, predicted.Ceiling, s.Ceiling)
 		}

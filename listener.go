@@ -102,7 +102,7 @@ func checkNetwork(network string) error {
 // Wrap does not copy the descriptor. If a process was killed while it drained the socket,
 // Wrap lets new clients in again. It does not change the socket otherwise. The socket
 // counts as shared, because another process may hold it, see [ErrStillOpen]. Requested
-// in [Backlog] is -1. Wrap reads the limit if the system reports it.
+// in [Backlog] is [MaxBacklog]. Wrap reads the limit if the system reports it.
 //
 // Afterwards, set deadlines on the Listener only. A drain replaces a deadline that was
 // set on ln, because package net does not report it.
@@ -306,8 +306,8 @@ func (l *Listener) SetDeadline(t time.Time) error {
 }
 
 // SetBacklog changes the backlog of the listening socket to n connections by calling
-// listen(2) again. It returns the new account. If n is negative, SetBacklog requests the
-// maximum under the current ceiling.
+// listen(2) again. It returns the new account. [MaxBacklog] requests the maximum under the
+// current ceiling.
 //
 // Queued connections are kept, even if the new limit is smaller than their number. In
 // that case new clients get in only after the queue has emptied to the new limit.
@@ -416,9 +416,10 @@ func (l *Listener) opError(op string, err error) error {
 	return &net.OpError{Op: op, Net: "tcp", Addr: l.Addr(), Err: sys.Cause(err)}
 }
 
-// EffectiveBacklog returns how long the accept queue may grow, in connections. It is not the
-// current length, see [Listener.Stats]. It is -1 if it is unknown. On FreeBSD it is one and
-// a half times the limit, see listen(2). On most systems the queue holds one more, see
+// EffectiveBacklog returns how long the accept queue may become, in connections. For how
+// many connections wait now, see [Listener.Stats]. The result is one of the numbers of
+// [Listener.Backlog]: the limit, or on FreeBSD one and a half times the limit, see listen(2).
+// It is -1 if the limit is unknown. On most systems the queue holds one more, see
 // [Backlog].Capacity.
 //
 // The kernel fixes the limit at listen(2). If the ceiling is raised later, the limit

@@ -956,15 +956,23 @@ func TestShardsSetBacklog(t *testing.T) {
 		require.NoError(t, err)
 		defer s.Close()
 		for _, limit := range []int{64, 3, 128} {
-			require.NoError(t, s.SetBacklog(limit))
+			accounts, err := s.SetBacklog(limit)
+			require.NoError(t, err)
+			require.Equal(t, slices.Repeat(Backlogs{shardsOf(s)[0].Backlog()}, n), accounts)
+			require.Equal(t, limit, accounts[0].Limit)
 			require.Equal(t, n*limit, s.EffectiveBacklog())
 			require.Equal(t, n*limit, agrees(t, s).Limit)
 		}
-		require.ErrorAs(t, s.SetBacklog(4096), &clamp)
+		accounts, err := s.SetBacklog(4096)
+		require.ErrorAs(t, err, &clamp)
+		require.Equal(t, s.Backlogs(), accounts)
 		require.Equal(t, n*128, agrees(t, s).Limit, "with WithStrictBacklog the limit must stay")
 
 		require.NoError(t, shardsOf(s)[2].Close())
-		require.ErrorIs(t, s.SetBacklog(7), net.ErrClosed)
+		accounts, err = s.SetBacklog(7)
+		require.ErrorIs(t, err, net.ErrClosed)
+		require.Equal(t, []int{7, 7, 128, 128}, []int{accounts[0].Limit, accounts[1].Limit, accounts[2].Limit, accounts[3].Limit},
+			"the shards after the first error keep their limit")
 		q, err := s.Stats()
 		require.ErrorIs(t, err, net.ErrClosed)
 		require.Equal(t, unknownStats, q)
@@ -1139,7 +1147,7 @@ func (m *model) use(t *testing.T, user int, r *rand.Rand) {
 // connect.
 func (m *model) run(t *testing.T, seed uint64) {
 	const users, uses = 8, 60
-	b, err := PredictBacklog(-1)
+	b, err := predict(&sys.Real, -1)
 	require.NoError(t, err)
 	m.ceiling = b.Ceiling
 	require.GreaterOrEqual(t, m.ceiling, 100)
@@ -1264,7 +1272,13 @@ func TestModel(t *testing.T) {
 			s, err := ListenTCPShards("127.0.0.1:0", 3, WithBacklog(64))
 			require.NoError(t, err)
 			(&model{subject: subject{
-				listeners: shardsOf(s), stats: s.Stats, setBacklog: s.SetBacklog, drain: s.Drain, close: s.Close,
+				listeners: shardsOf(s), stats: s.Stats,
+				setBacklog: func(n int) error {
+					accounts, err := s.SetBacklog(n)
+					assert.Len(t, accounts, 3)
+					return err
+				},
+				drain: s.Drain, close: s.Close,
 			}}).run(t, seed)
 		})
 	})

@@ -330,7 +330,7 @@ func TestSetBacklogKeepsTheAccount(t *testing.T) {
 	require.Equal(t, 7, b.Requested)
 	require.Equal(t, b, ln.Backlog())
 	require.Equal(t, b.Effective, ln.EffectiveBacklog())
-	want, err := PredictBacklog(7)
+	want, err := predict(&sys.Real, 7)
 	require.NoError(t, err)
 	require.Equal(t, want.Limit, b.Limit)
 
@@ -352,7 +352,7 @@ func TestListeningAgainKeepsTheQueue(t *testing.T) {
 		queuedBecomes(t, len(clients), ln.Stats)
 	}
 	for _, n := range []int{5, 50, 0, -1, 10, 2} {
-		want, err := PredictBacklog(n)
+		want, err := predict(&sys.Real, n)
 		require.NoError(t, err)
 		b, err := ln.SetBacklog(n)
 		require.NoError(t, err)

@@ -14,7 +14,8 @@ import (
 
 // An Option sets one property of a new listener. If an option is given twice, the later
 // one applies, except for [WithControl]. If the system does not support an option,
-// listening fails with an error that matches [errors.ErrUnsupported].
+// listening fails with an error that matches [errors.ErrUnsupported]. A nil Option is
+// ignored.
 type Option func(*options)
 
 // control is the hook of net.ListenConfig.
@@ -33,12 +34,11 @@ type options struct {
 }
 
 func newOptions(opts []Option) (*options, error) {
-	o := &options{backlog: -1}
+	o := &options{backlog: MaxBacklog}
 	for _, opt := range opts {
-		if opt == nil {
-			return nil, errors.New("nil Option")
+		if opt != nil {
+			opt(o)
 		}
-		opt(o)
 	}
 	if o.err == nil && o.DeferAccept != 0 && o.AcceptFilter != nil {
 		return nil, errors.New("WithDeferAccept and WithAcceptFilter: a socket has only one filter; use one of the two")
@@ -84,8 +84,7 @@ func (o *options) callControls(network, address string, c syscall.RawConn) error
 }
 
 // WithBacklog requests an accept queue of n connections: it passes n to listen(2).
-// Without this option, or if n is negative, the listener requests the maximum that the
-// system allows.
+// [MaxBacklog] requests the maximum that the system allows. It is the default.
 //
 // The kernel may grant less without an error, because POSIX calls the number a hint.
 // [Listener.Backlog] reports what the kernel granted. [WithStrictBacklog] makes listening

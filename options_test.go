@@ -78,6 +78,17 @@ func tableRows(t *testing.T, text, title string) (rows [][]string) {
 	return rows
 }
 
+func TestNilOptionIsIgnored(t *testing.T) {
+	ln, err := ListenTCP("127.0.0.1:0", nil, WithBacklog(5), nil)
+	require.NoError(t, err)
+	defer ln.Close()
+	require.Equal(t, 5, ln.Backlog().Requested)
+	s, err := ListenTCPShards("127.0.0.1:0", 1, nil)
+	require.NoError(t, err)
+	defer s.Close()
+	require.Equal(t, MaxBacklog, s.Backlogs()[0].Requested)
+}
+
 // On this system each option works or makes listening fail, as the table of docs/systems.md
 // says.
 func TestOptionsAreHonouredOrRefused(t *testing.T) {
@@ -194,7 +205,6 @@ func TestOptionValues(t *testing.T) {
 			WithKeepAlive(net.KeepAliveConfig{Enable: true, Idle: math.MaxInt64}),
 			WithKeepAlive(net.KeepAliveConfig{Enable: true, Interval: math.MaxInt64}),
 		},
-		"nil": {nil},
 	} {
 		if name == "WithKeepAlive" && math.MaxInt > math.MaxInt32 { // with 32 bits no Count is too large
 			bad = append(bad, WithKeepAlive(net.KeepAliveConfig{Enable: true, Count: beyond}))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"strconv"
 	"strings"
 )
 
@@ -172,7 +173,7 @@ func (r rule) describe(b Backlog) string {
 	raise := r.raise(b.Requested, b.Ceiling)
 	switch {
 	case now > b.Limit:
-		fmt.Fprintf(&s, "%s now: SetBacklog(%d) grows the queue to %d without a restart", ceiling, b.Requested, r.effective(now))
+		fmt.Fprintf(&s, "%s now: SetBacklog(%s) grows the queue to %d without a restart", ceiling, argument(b.Requested), r.effective(now))
 	case b.Requested >= 0 && b.Limit > b.Requested && r.floor != "":
 		fmt.Fprintf(&s, "the kernel raised it to its minimum, %s", r.floor)
 	case b.Requested == 0 && r.zeroIsMax:
@@ -187,4 +188,12 @@ func (r rule) describe(b Backlog) string {
 		s.WriteString(ceiling)
 	}
 	return s.String()
+}
+
+// argument is how a program writes the number that it passes to SetBacklog.
+func argument(n int) string {
+	if n == MaxBacklog {
+		return "MaxBacklog"
+	}
+	return strconv.Itoa(n)
 }

@@ -109,8 +109,9 @@ func (s *Shards) String() string {
 	return fmt.Sprintf("%v, %d shards", s.listeners[0], s.Len())
 }
 
-// EffectiveBacklog returns the sum of [Listener.EffectiveBacklog] over all shards, in
-// connections. It returns -1 if one of them is unknown, and for a zero Shards.
+// EffectiveBacklog returns how many connections may wait in all queues together: the sum of
+// [Listener.EffectiveBacklog] over all shards. It returns -1 if one of them is unknown, and
+// for a zero Shards. For how many wait now, see [Shards.Stats].
 func (s *Shards) EffectiveBacklog() int {
 	sum := sumOf(s.all(), func(l *Listener) int64 { return int64(l.EffectiveBacklog()) })
 	return saturate(sum)
@@ -253,18 +254,20 @@ func sumOf[T any](all []T, number func(T) int64) int64 {
 	return sum
 }
 
-// SetBacklog calls [Listener.SetBacklog] with n for each shard. It stops at the first
-// error and returns it.
-func (s *Shards) SetBacklog(n int) error {
+// SetBacklog changes the backlog of each shard to n connections, see
+// [Listener.SetBacklog], and returns the new accounts, as [Shards.Backlogs] does. If that
+// fails for a shard, SetBacklog does not change the shards after it and returns the error,
+// with the current account of each shard.
+func (s *Shards) SetBacklog(n int) (Backlogs, error) {
 	if err := s.none("listen"); err != nil {
-		return err
+		return nil, err
 	}
 	for _, l := range s.listeners {
 		if _, err := l.SetBacklog(n); err != nil {
-			return err
+			return s.Backlogs(), err
 		}
 	}
-	return nil
+	return s.Backlogs(), nil
 }
 
 // Serve calls serve for each shard, each in its own goroutine, as in

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/acceptq/acceptq/internal/sys"
 	"github.com/stretchr/testify/require"
 )
 
@@ -56,7 +57,7 @@ func TestNetListensHere(t *testing.T) {
 }
 
 func TestNothingIsPredictedHere(t *testing.T) {
-	b, err := PredictBacklog(4096)
+	b, err := predict(&sys.Real, 4096)
 	require.ErrorIs(t, err, errors.ErrUnsupported)
 	require.Equal(t, Backlog{Requested: 4096, Ceiling: unknown, Limit: unknown, Effective: unknown, Capacity: unknown}, b)
 }
@@ -142,7 +143,6 @@ func TestBadInputHere(t *testing.T) {
 	var noContext context.Context
 	for name, listen := range map[string]func() (*Listener, error){
 		"nil context": func() (*Listener, error) { return Listen(noContext, "tcp", "127.0.0.1:0") },
-		"nil Option":  func() (*Listener, error) { return ListenTCP("127.0.0.1:0", nil) },
 		"nil Control": func() (*Listener, error) { return ListenTCP("127.0.0.1:0", WithControl(nil)) },
 		"unix":        func() (*Listener, error) { return Listen(t.Context(), "unix", "socket") },
 		"udp":         func() (*Listener, error) { return Listen(t.Context(), "udp", "127.0.0.1:0") },

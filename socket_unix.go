@@ -327,7 +327,7 @@ func inspect(k *sys.Calls, fd int) (transport, Backlog, error) {
 		return transportUnknown, Backlog{}, err
 	}
 	limit, ok := readLimit(k, fd)
-	return transportOf(k, fd), r.account(-1, unknown, limit, ok), nil
+	return transportOf(k, fd), r.account(MaxBacklog, unknown, limit, ok), nil
 }
 
 // mustListen returns an error if fd is not a listening TCP socket. It asks for the address

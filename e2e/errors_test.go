@@ -150,10 +150,6 @@ func TestMisuseIsAnError(t *testing.T) {
 		rule   string
 		listen func() (*acceptq.Listener, error)
 	}{
-		{"nil Option", func() (*acceptq.Listener, error) { return acceptq.ListenTCP("127.0.0.1:0", nil) }},
-		{"nil Option after others", func() (*acceptq.Listener, error) {
-			return acceptq.ListenTCP("127.0.0.1:0", acceptq.WithBacklog(1), nil)
-		}},
 		{"WithControl(nil)", func() (*acceptq.Listener, error) { return acceptq.ListenTCP("127.0.0.1:0", acceptq.WithControl(nil)) }},
 		{"nil Context", func() (*acceptq.Listener, error) { return acceptq.Listen(none, "tcp", "127.0.0.1:0") }},
 		{"nil Context and a name", func() (*acceptq.Listener, error) { return acceptq.Listen(none, "tcp", "localhost:0") }},

@@ -342,12 +342,12 @@ func (l *life) live() {
 		l.addrs = append(l.addrs, s.Addr().String())
 		_, err := s.Stats()
 		l.did(err)
-		l.did(s.SetBacklog(9))
+		_, err = s.SetBacklog(9)
+		l.did(err)
 		l.did(s.Close())
 	}
 	_, err = acceptq.ReadSystem()
 	l.did(err)
-	acceptq.PredictBacklog(3) // its error comes from reading a file
 }
 
 // one runs the life of one listener.

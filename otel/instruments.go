@@ -65,7 +65,7 @@ type Instruments struct {
 // [observe.Queue].
 type Queue = observe.Queue
 
-// An Option changes what Instruments report.
+// An Option changes what Instruments report. A nil Option is ignored.
 type Option func(*Instruments)
 
 // WithSampler reads each queue at an interval, in addition to the collections, and reports
@@ -74,11 +74,11 @@ type Option func(*Instruments)
 // when it is read, so that any number of readers see it. Make the window at least as long
 // as the longest interval of a reader, and at most five minutes for the alert rules.
 //
-// An interval of 0 or less is 10 ms, a window of 0 or less is one minute. The sampler runs
-// in one goroutine while there is a listener.
+// WithSampler(10*time.Millisecond, time.Minute) suits most servers. The sampler runs in one
+// goroutine while there is a listener. If interval or window is 0 or less, there is none.
 func WithSampler(interval, window time.Duration) Option {
-	if interval <= 0 {
-		interval = 10 * time.Millisecond
+	if window <= 0 {
+		interval = 0
 	}
 	return func(i *Instruments) { i.config.Interval, i.config.Window = interval, window }
 }
@@ -93,24 +93,17 @@ func WithShardLabel() Option {
 // WithOldestWait reports how long the oldest waiting connection has waited as
 // tcp.accept_queue.oldest_wait. The kernel is asked in a collection, only if a connection
 // waits, and at most once in the given time; see [acceptq.Listener.Waiting] for what that
-// costs. 0 or less is 5 s. Linux only.
+// costs: 5 s suits most servers. With 0 or less the kernel is not asked. Linux only.
 func WithOldestWait(every time.Duration) Option {
-	return func(i *Instruments) { i.config.OldestWait = listing(every) }
+	return func(i *Instruments) { i.config.OldestWait = every }
 }
 
 // WithHandshakes reports the in-flight handshakes as tcp.accept_queue.handshakes. The
 // kernel is asked in a collection, at most once in the given time; see
-// [acceptq.Listener.Handshakes] for what is counted and what that costs. 0 or less is 5 s.
-// Linux only.
+// [acceptq.Listener.Handshakes] for what is counted and what that costs: 5 s suits most
+// servers. With 0 or less the kernel is not asked. Linux only.
 func WithHandshakes(every time.Duration) Option {
-	return func(i *Instruments) { i.config.Handshakes = listing(every) }
-}
-
-func listing(every time.Duration) time.Duration {
-	if every <= 0 {
-		return 5 * time.Second
-	}
-	return every
+	return func(i *Instruments) { i.config.Handshakes = every }
 }
 
 // New makes the instruments with a meter of the provider. Call Add for each listener. The
@@ -126,7 +119,9 @@ func New(provider metric.MeterProvider, opts ...Option) (i *Instruments, err err
 	}
 	i = &Instruments{names: make(map[string]bool)}
 	for _, o := range opts {
-		o(i)
+		if o != nil {
+			o(i)
+		}
 	}
 	if reflect.TypeOf(provider).Kind() == reflect.Pointer { // a provider without identity, such as noop's, keeps nothing
 		if !reserve(provider) {

@@ -3,8 +3,10 @@ package acceptqotel
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -85,7 +87,7 @@ func collect(t *testing.T, reader *sdk.ManualReader) map[string]int64 {
 }
 
 func TestInstruments(t *testing.T) {
-	i, reader := start(t, WithSampler(0, 0))
+	i, reader := start(t, WithSampler(10*time.Millisecond, time.Minute))
 	ln := listen(t, acceptq.WithBacklog(7))
 	q, err := i.Add("api", ln)
 	require.NoError(t, err)
@@ -120,6 +122,28 @@ func TestInstruments(t *testing.T) {
 	require.Contains(t, numbers, "tcp.accept_queue.length maximum")
 	require.NoError(t, i.Close())
 	require.NotContains(t, collect(t, reader), "tcp.accept_queue.length maximum")
+}
+
+// A nil Option and one with a time of 0 or less change nothing.
+func TestOptionsThatChangeNothing(t *testing.T) {
+	metrics := func(opts ...Option) []string {
+		i, reader := start(t, opts...)
+		_, err := i.Add("api", listen(t))
+		require.NoError(t, err)
+		return slices.Sorted(maps.Keys(collect(t, reader)))
+	}
+	plain := metrics()
+	require.NotContains(t, plain, "tcp.accept_queue.length.peak api")
+	for _, opts := range [][]Option{
+		{nil},
+		{WithSampler(0, time.Minute), WithOldestWait(0), WithHandshakes(0)},
+		{WithSampler(-1, time.Minute), WithOldestWait(-1), WithHandshakes(-1)},
+		{WithSampler(time.Hour, 0)},
+		{WithSampler(time.Hour, -1)},
+	} {
+		require.Equal(t, plain, metrics(opts...))
+	}
+	require.Contains(t, metrics(nil, WithSampler(time.Hour, time.Minute)), "tcp.accept_queue.length.peak api")
 }
 
 func TestShards(t *testing.T) {
@@ -199,7 +223,7 @@ func TestOneForEachProvider(t *testing.T) {
 
 // After Close Add fails, and no sampler runs, which TestMain checks.
 func TestAddAfterClose(t *testing.T) {
-	i, reader := start(t, WithSampler(0, 0))
+	i, reader := start(t, WithSampler(10*time.Millisecond, time.Minute))
 	require.NoError(t, i.Close())
 	_, err := i.Add("api", listen(t))
 	require.ErrorIs(t, err, os.ErrClosed)
@@ -228,7 +252,7 @@ func TestTooManyNames(t *testing.T) {
 }
 
 func TestOldestWaitAndHandshakes(t *testing.T) {
-	i, reader := start(t, WithOldestWait(0), WithHandshakes(0))
+	i, reader := start(t, WithOldestWait(5*time.Second), WithHandshakes(5*time.Second))
 	ln := listen(t)
 	_, err := i.Add("api", ln)
 	require.NoError(t, err)

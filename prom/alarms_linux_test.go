@@ -146,7 +146,7 @@ func newHost(t *testing.T, trouble func(t *testing.T, h *host)) *host {
 		}
 	})
 	h.do(func() { loopbackUp(t) })
-	h.c = NewCollector(WithSampler(0, quickMinute), WithHandshakes(time.Second))
+	h.c = NewCollector(WithSampler(10*time.Millisecond, quickMinute), WithHandshakes(time.Second))
 	t.Cleanup(h.work.Wait) // after the listeners have been closed
 	trouble(t, h)
 	t.Cleanup(func() {

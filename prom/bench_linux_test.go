@@ -93,7 +93,7 @@ func BenchmarkSampler(b *testing.B) {
 			var with, ticker, without, wall time.Duration
 			for range b.N {
 				without += idle(b, n)
-				with += idle(b, n, WithSampler(0, 0))
+				with += idle(b, n, WithSampler(10*time.Millisecond, time.Minute))
 				tick := time.NewTicker(10 * time.Millisecond)
 				done := make(chan struct{})
 				go func() {

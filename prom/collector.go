@@ -42,7 +42,7 @@ type Collector struct {
 // [observe.Queue].
 type Queue = observe.Queue
 
-// An Option changes what a Collector reports.
+// An Option changes what a Collector reports. A nil Option is ignored.
 type Option func(*Collector)
 
 // WithSampler reads each queue at an interval, in addition to the scrapes, and reports the
@@ -51,11 +51,12 @@ type Option func(*Collector)
 // number of Prometheus servers see it. Make the window at least as long as the
 // longest scrape interval. The alert rules assume that it is not longer than five minutes.
 //
-// An interval of 0 or less is 10 ms, a window of 0 or less is one minute. The sampler runs
-// in one goroutine while the Collector has a listener.
+// WithSampler(10*time.Millisecond, time.Minute) suits most servers. The sampler runs in one
+// goroutine while the Collector has a listener. If interval or window is 0 or less, there is
+// none.
 func WithSampler(interval, window time.Duration) Option {
-	if interval <= 0 {
-		interval = 10 * time.Millisecond
+	if window <= 0 {
+		interval = 0
 	}
 	return func(c *Collector) { c.config.Interval, c.config.Window = interval, window }
 }
@@ -69,24 +70,18 @@ func WithShardLabel() Option {
 
 // WithOldestWait reports how long the oldest waiting connection has waited as
 // tcp_accept_queue_oldest_wait_seconds. A scrape asks the kernel if a connection waits, and
-// at most once in the given time. [acceptq.Listener.Waiting] says what that costs. A time of
-// 0 or less is 5 s. Linux only.
+// at most once in the given time; 5 s suits most servers. [acceptq.Listener.Waiting] says
+// what that costs. With 0 or less it does not ask. Linux only.
 func WithOldestWait(every time.Duration) Option {
-	return func(c *Collector) { c.config.OldestWait = listing(every) }
+	return func(c *Collector) { c.config.OldestWait = every }
 }
 
 // WithHandshakes reports the in-flight handshakes as tcp_accept_queue_handshakes. A scrape
-// asks the kernel at most once in the given time. [acceptq.Listener.Handshakes] says what is
-// counted and what that costs. A time of 0 or less is 5 s. Linux only.
+// asks the kernel at most once in the given time; 5 s suits most servers.
+// [acceptq.Listener.Handshakes] says what is counted and what that costs. With 0 or less it
+// does not ask. Linux only.
 func WithHandshakes(every time.Duration) Option {
-	return func(c *Collector) { c.config.Handshakes = listing(every) }
-}
-
-func listing(every time.Duration) time.Duration {
-	if every <= 0 {
-		return 5 * time.Second
-	}
-	return every
+	return func(c *Collector) { c.config.Handshakes = every }
 }
 
 // NewCollector returns a Collector without listeners. Register it, and call Add for each
@@ -94,7 +89,9 @@ func listing(every time.Duration) time.Duration {
 func NewCollector(opts ...Option) *Collector {
 	c := new(Collector)
 	for _, o := range opts {
-		o(c)
+		if o != nil {
+			o(c)
+		}
 	}
 	c.config.Export = c.export
 	c.set = observe.NewSet(c.config)

@@ -128,7 +128,7 @@ func TestNameOfClosedListenerIsFree(t *testing.T) {
 }
 
 func TestLint(t *testing.T) {
-	for _, opts := range [][]Option{nil, {WithSampler(0, 0)}, {WithSampler(0, 0), WithShardLabel(), WithOldestWait(0), WithHandshakes(0)}} {
+	for _, opts := range [][]Option{nil, {WithSampler(10*time.Millisecond, time.Minute)}, {WithSampler(10*time.Millisecond, time.Minute), WithShardLabel(), WithOldestWait(5 * time.Second), WithHandshakes(5 * time.Second)}} {
 		c := NewCollector(opts...)
 		reg := registered(t, c)
 		q, err := c.Add("api", listen(t, acceptq.WithBacklog(3)))
@@ -138,6 +138,29 @@ func TestLint(t *testing.T) {
 		require.NoError(t, err)
 		require.Empty(t, problems)
 	}
+}
+
+// A nil Option and one with a time of 0 or less change nothing.
+func TestOptionsThatChangeNothing(t *testing.T) {
+	metrics := func(opts ...Option) []string {
+		c := NewCollector(opts...)
+		reg := registered(t, c)
+		_, err := c.Add("api", listen(t))
+		require.NoError(t, err)
+		return slices.Sorted(maps.Keys(gather(t, reg)))
+	}
+	plain := metrics()
+	require.NotContains(t, plain, `tcp_accept_queue_length_peak{listener="api"}`)
+	for _, opts := range [][]Option{
+		{nil},
+		{WithSampler(0, time.Minute), WithOldestWait(0), WithHandshakes(0)},
+		{WithSampler(-1, time.Minute), WithOldestWait(-1), WithHandshakes(-1)},
+		{WithSampler(time.Hour, 0)},
+		{WithSampler(time.Hour, -1)},
+	} {
+		require.Equal(t, plain, metrics(opts...))
+	}
+	require.Contains(t, metrics(nil, WithSampler(time.Hour, time.Minute)), `tcp_accept_queue_length_peak{listener="api"}`)
 }
 
 func TestTwoCollectors(t *testing.T) {
@@ -172,7 +195,7 @@ func TestConcurrently(t *testing.T) {
 	}
 	require.NoError(t, err)
 	defer shards.Close()
-	for _, opts := range [][]Option{{WithSampler(time.Millisecond, 0)}, {WithShardLabel()}} {
+	for _, opts := range [][]Option{{WithSampler(time.Millisecond, time.Minute)}, {WithShardLabel()}} {
 		c := NewCollector(opts...)
 		reg := registered(t, c)
 		q, err := c.AddShards("shards", shards)
@@ -239,7 +262,7 @@ func TestFullestShard(t *testing.T) {
 	defer shards.Close()
 	want, err := shards.Stats()
 	require.NoError(t, err)
-	for _, opts := range [][]Option{{WithSampler(0, 0)}, {WithSampler(0, 0), WithShardLabel()}} {
+	for _, opts := range [][]Option{{WithSampler(10*time.Millisecond, time.Minute)}, {WithSampler(10*time.Millisecond, time.Minute), WithShardLabel()}} {
 		c := NewCollector(opts...)
 		reg := registered(t, c)
 		_, err = c.AddShards("api", shards)
@@ -265,7 +288,7 @@ func TestFullestShard(t *testing.T) {
 // TestMain checks.
 func TestClose(t *testing.T) {
 	for range 50 {
-		c := NewCollector(WithSampler(0, 0))
+		c := NewCollector(WithSampler(10*time.Millisecond, time.Minute))
 		ln := listen(t)
 		_, err := c.Add("api", ln)
 		require.NoError(t, err)

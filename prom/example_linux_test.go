@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"time"
 
 	"github.com/acceptq/acceptq"
 	acceptqprom "github.com/acceptq/acceptq/prom"
@@ -21,7 +22,7 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	queues := acceptqprom.NewCollector(acceptqprom.WithSampler(0, 0))
+	queues := acceptqprom.NewCollector(acceptqprom.WithSampler(10*time.Millisecond, time.Minute))
 	prometheus.MustRegister(queues)
 	api, err := queues.Add("api", ln)
 	if err != nil {

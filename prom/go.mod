@@ -6,7 +6,6 @@ replace github.com/acceptq/acceptq => ../
 
 require (
 	github.com/acceptq/acceptq v0.0.0
-	github.com/grafana/grafana-foundation-sdk/go v0.0.22
 	github.com/prometheus/client_golang v1.25.0
 	github.com/prometheus/client_model v0.6.3
 	github.com/stretchr/testify v1.12.1

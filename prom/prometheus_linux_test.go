@@ -40,7 +40,7 @@ func TestAlertRules(t *testing.T) {
 // promtool finds nothing to improve in the names, types and help texts.
 func TestPromtoolLint(t *testing.T) {
 	promtool := program(t, "promtool", "prometheus")
-	c := NewCollector(WithSampler(0, 0), WithShardLabel())
+	c := NewCollector(WithSampler(10*time.Millisecond, time.Minute), WithShardLabel())
 	reg := registered(t, c)
 	_, err := c.Add("api", listen(t, acceptq.WithBacklog(3)))
 	require.NoError(t, err)
@@ -74,7 +74,7 @@ func TestPrometheus(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		setSomaxconn(t, "20")
 		const capacity = 21
-		c := NewCollector(WithSampler(0, 0), WithShardLabel(), WithOldestWait(0), WithHandshakes(0))
+		c := NewCollector(WithSampler(10*time.Millisecond, time.Minute), WithShardLabel(), WithOldestWait(5*time.Second), WithHandshakes(5*time.Second))
 		reg := registered(t, c)
 
 		ln := listen(t, acceptq.WithBacklog(64))

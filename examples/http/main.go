@@ -42,7 +42,7 @@ import (
 func main() {
 	addr := flag.String("addr", "127.0.0.1:8080", "address to listen on")
 	admin := flag.String("admin", "127.0.0.1:8081", "address of /healthz and /debug")
-	backlog := flag.Int("backlog", -1, "backlog to request from the kernel, in connections; a negative number requests the maximum")
+	backlog := flag.Int("backlog", acceptq.MaxBacklog, "backlog to request from the kernel, in connections; a negative number requests the maximum")
 	budget := flag.Duration("budget", 500*time.Millisecond, "answer 503 to a client that waited longer than this for Accept; 0 means no limit")
 	flag.Parse()
 	if flag.NArg() > 0 {

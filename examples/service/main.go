@@ -113,7 +113,7 @@ func listen(addr string) (*acceptq.Listener, []graceful.Option, error) {
 	}
 	// The queue has the length of Backlog= in the unit. The clients of a whole restart wait
 	// in it, so it must be long.
-	if _, err := ln.SetBacklog(-1); err != nil {
+	if _, err := ln.SetBacklog(acceptq.MaxBacklog); err != nil {
 		return nil, nil, err
 	}
 	return ln, []graceful.Option{graceful.WithSharedSocket()}, nil

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/acceptq/acceptq"
+	"github.com/acceptq/acceptq/internal/testkit"
 	"github.com/stretchr/testify/require"
 )
 
@@ -213,8 +214,8 @@ func rounds(n int) int {
 func TestOverlappingRestarts(t *testing.T) {
 	for _, how := range []string{"Serve", "unsteered", "Shutdown"} {
 		t.Run(how, func(t *testing.T) {
-			inNamespace(t, func(t *testing.T) {
-				before := kernelCounter(t, "TCPSynRetrans")
+			testkit.InNamespace(t, func(t *testing.T) {
+				before := testkit.KernelCounter(t, "TCPSynRetrans")
 				var lost, slow atomic.Int64
 				t.Run("protocol", func(t *testing.T) {
 					for _, protocol := range protocols {
@@ -226,7 +227,7 @@ func TestOverlappingRestarts(t *testing.T) {
 						})
 					}
 				})
-				again := kernelCounter(t, "TCPSynRetrans") - before
+				again := testkit.KernelCounter(t, "TCPSynRetrans") - before
 				t.Logf("%s: %d lost, %d waited for more than 900 ms, %d SYNs sent again", how, lost.Load(), slow.Load(), again)
 				switch how {
 				case "Serve":
@@ -266,7 +267,7 @@ func restarts(t *testing.T, protocol, how string, n int) *crowd {
 // would have its clients sent to it, by taking the program off the group, as long as a
 // connection without a request holds up the stop.
 func TestNoStallAfterTheDrain(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	testkit.InNamespace(t, func(t *testing.T) {
 		ln, err := acceptq.ListenTCP("127.0.0.1:0", acceptq.WithReusePort())
 		require.NoError(t, err)
 		log := new(journal)
@@ -283,7 +284,7 @@ func TestNoStallAfterTheDrain(t *testing.T) {
 		old.stop()
 		log.after(t, "drained")
 		newcomer()
-		before := kernelCounter(t, "TCPSynRetrans")
+		before := testkit.KernelCounter(t, "TCPSynRetrans")
 		for range 64 {
 			c := dial(t, old.addr)
 			c.send(get)
@@ -291,7 +292,7 @@ func TestNoStallAfterTheDrain(t *testing.T) {
 			require.Equal(t, "hello", body)
 			c.Close()
 		}
-		require.Zero(t, kernelCounter(t, "TCPSynRetrans")-before)
+		require.Zero(t, testkit.KernelCounter(t, "TCPSynRetrans")-before)
 		silent.Close()
 		require.NoError(t, old.wait())
 		for _, r := range others {
@@ -306,7 +307,7 @@ func TestNoStallAfterTheDrain(t *testing.T) {
 func TestOverlappingRestartsOfShards(t *testing.T) {
 	for _, how := range []string{"together", "wrapped"} {
 		t.Run(how, func(t *testing.T) {
-			inNamespace(t, func(t *testing.T) {
+			testkit.InNamespace(t, func(t *testing.T) {
 				begin := func(addr string, n int) *running {
 					shards, err := acceptq.ListenTCPShards(addr, n, acceptq.WithReusePort())
 					require.NoError(t, err)
@@ -322,7 +323,7 @@ func TestOverlappingRestartsOfShards(t *testing.T) {
 				old := begin("127.0.0.1:0", 3)
 				c := &crowd{home: make(chan struct{})}
 				c.add(16, visitors("HTTP/1", old.addr, false, 0))
-				before := kernelCounter(t, "TCPSynRetrans")
+				before := testkit.KernelCounter(t, "TCPSynRetrans")
 				for range rounds(1) {
 					for _, n := range []int{8, 2, 4, 3} {
 						c.more(t, 100)
@@ -337,7 +338,7 @@ func TestOverlappingRestartsOfShards(t *testing.T) {
 				c.wait.Wait()
 				old.stop()
 				require.NoError(t, old.wait())
-				again := kernelCounter(t, "TCPSynRetrans") - before
+				again := testkit.KernelCounter(t, "TCPSynRetrans") - before
 				t.Logf("%v, %d SYNs sent again", c, again)
 				require.Zero(t, c.lost.Load(), c)
 				require.LessOrEqual(t, again, int64(3*rounds(1))) // a close leaves a moment now and then
@@ -349,7 +350,7 @@ func TestOverlappingRestartsOfShards(t *testing.T) {
 // Shards close in the order that other processes of the group expect: one that drains
 // afterwards leads its clients away, and does not keep them.
 func TestShardsCloseInOrder(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	testkit.InNamespace(t, func(t *testing.T) {
 		shards, err := acceptq.ListenTCPShards("127.0.0.1:0", 2, acceptq.WithReusePort())
 		require.NoError(t, err)
 		old := start(t, &http.Server{Handler: hello}, shards)
@@ -364,7 +365,7 @@ func TestShardsCloseInOrder(t *testing.T) {
 		old.stop()
 		require.NoError(t, old.wait())
 		require.NoError(t, others[2].Drain(t.Context()))
-		before := kernelCounter(t, "TCPSynRetrans")
+		before := testkit.KernelCounter(t, "TCPSynRetrans")
 		for range 64 {
 			c := dial(t, old.addr)
 			c.send(get)
@@ -372,15 +373,15 @@ func TestShardsCloseInOrder(t *testing.T) {
 			require.Equal(t, "hello", body)
 			c.Close()
 		}
-		require.Zero(t, kernelCounter(t, "TCPSynRetrans")-before)
+		require.Zero(t, testkit.KernelCounter(t, "TCPSynRetrans")-before)
 	})
 }
 
 // A descriptor that is passed on, as by systemd: each process closes its own at the
 // start of its stop, and nobody notices.
 func TestRestartsOfASharedSocket(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
-		before := kernelCounter(t, "TCPSynRetrans")
+	testkit.InNamespace(t, func(t *testing.T) {
+		before := testkit.KernelCounter(t, "TCPSynRetrans")
 		t.Run("protocol", func(t *testing.T) {
 			for _, protocol := range protocols {
 				t.Run(protocol, func(t *testing.T) {
@@ -409,6 +410,6 @@ func TestRestartsOfASharedSocket(t *testing.T) {
 				})
 			}
 		})
-		require.Zero(t, kernelCounter(t, "TCPSynRetrans")-before)
+		require.Zero(t, testkit.KernelCounter(t, "TCPSynRetrans")-before)
 	})
 }

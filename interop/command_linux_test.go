@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/acceptq/acceptq"
+	"github.com/acceptq/acceptq/internal/testkit"
 	"github.com/acceptq/acceptq/observe"
 	"github.com/stretchr/testify/require"
 )
@@ -163,7 +164,7 @@ func requireAsSS(t *testing.T, all map[string]commandListener) {
 // Among five servers that know nothing of this library and a Go server of net.Listen, the
 // command finds the one that makes clients stall, and says why and what mends it.
 func TestCommandFindsTheStalledServer(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	testkit.InNamespace(t, func(t *testing.T) {
 		run := acceptqCommand(t)
 		started := map[string]*exec.Cmd{}
 		for _, f := range foreigns {
@@ -198,8 +199,8 @@ func TestCommandFindsTheStalledServer(t *testing.T) {
 		// The Python server stops. Its clients fill the queue, and one more is dropped.
 		python := started["python3"].Process
 		require.NoError(t, python.Signal(syscall.SIGSTOP))
-		before := kernelCounter(t, "ListenOverflows")
-		for kernelCounter(t, "ListenOverflows") == before {
+		before := testkit.KernelCounter(t, "ListenOverflows")
+		for testkit.KernelCounter(t, "ListenOverflows") == before {
 			c, err := net.DialTimeout("tcp", "127.0.0.1:8084", 100*time.Millisecond)
 			if err == nil {
 				defer c.Close()

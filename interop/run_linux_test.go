@@ -28,6 +28,7 @@ import (
 
 	"github.com/acceptq/acceptq"
 	"github.com/acceptq/acceptq/graceful"
+	"github.com/acceptq/acceptq/internal/testkit"
 	"github.com/soheilhy/cmux"
 	"github.com/stretchr/testify/require"
 	"github.com/valyala/fasthttp"
@@ -93,12 +94,12 @@ func runHelper() error {
 func TestRunRestarts(t *testing.T) {
 	for kind := range programs {
 		t.Run(kind, func(t *testing.T) {
-			inNamespace(t, func(t *testing.T) {
+			testkit.InNamespace(t, func(t *testing.T) {
 				dialTimeout = patience // the kernel counts the clients that are stalled
 				for _, control := range []string{"", "1"} {
-					before := kernelCounter(t, "TCPSynRetrans")
+					before := testkit.KernelCounter(t, "TCPSynRetrans")
 					c, restarts := restartProcesses(t, kind, control)
-					again := kernelCounter(t, "TCPSynRetrans") - before
+					again := testkit.KernelCounter(t, "TCPSynRetrans") - before
 					t.Logf("%s%s, %d restarts: %d answered, %d lost, the first: %v, %d refused, %d SYNs sent again",
 						kind, strings.Repeat(", control", len(control)), restarts, c.ok.Load(), c.lost.Load(), c.failure(), c.out.Load(), again)
 					switch control {

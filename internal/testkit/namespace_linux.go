@@ -69,7 +69,8 @@ func InNamespaceFor(t *testing.T, limit time.Duration, f func(t *testing.T)) {
 	}
 	self, err := os.Executable()
 	require.NoError(t, err)
-	args := []string{"-test.run=^" + t.Name() + "$", "-test.v", "-test.timeout=" + limit.String(), "-test.parallel=16"}
+	name := "^" + strings.ReplaceAll(t.Name(), "/", "$/^") + "$"
+	args := []string{"-test.run=" + name, "-test.v", "-test.timeout=" + limit.String(), "-test.parallel=16"}
 	cmd := exec.Command(self, args...)
 	cmd.Env = append(os.Environ(), NamespaceEnv+"="+t.Name(),
 		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")) // otherwise each process ends a second later under -race

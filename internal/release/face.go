@@ -153,10 +153,12 @@ func unnamed(t types.Type) types.Type {
 
 func (f face) String() string { return strings.Join(f, "\n") + "\n" }
 
-func recordOf(dir string, m folder) string { return filepath.Join(dir, "api", m.name()+".txt") }
+func recordOf(dir string, m folder) string {
+	return filepath.Join(dir, "internal", "release", "api", m.name()+".txt")
+}
 
 func releasedOf(dir string, m folder) string {
-	return filepath.Join(dir, "api", "released", m.name()+".txt")
+	return filepath.Join(dir, "internal", "release", "api", "released", m.name()+".txt")
 }
 
 // readFace reads a record. Before the first release there is no record of the last one.
@@ -214,7 +216,7 @@ func checkFaces(dir string) error {
 			return err
 		}
 		if diff := difference(recorded, current); len(diff) > 0 {
-			problems = append(problems, fmt.Errorf("%s exports something else than api/%s.txt says; if that is intended, run .ci/api -w:\n%s",
+			problems = append(problems, fmt.Errorf("%s exports something else than internal/release/api/%s.txt says; if that is intended, run .ci/api -w:\n%s",
 				m.path(), m.name(), strings.Join(diff, "\n")))
 		}
 		last, err := readFace(releasedOf(dir, m))

@@ -63,7 +63,7 @@ func release(t *testing.T, tree string) {
 	require.Equal(t, "otel/v0.999.0\nprom/v0.999.0\nv0.999.0\n", git(t, tree, "tag"))
 	require.Empty(t, git(t, tree, "status", "--porcelain"))
 	changed := git(t, tree, "diff", "--name-only", strings.TrimSpace(before), "HEAD")
-	require.Equal(t, "CHANGELOG.md\napi/released/acceptq.txt\napi/released/otel.txt\napi/released/prom.txt\n", changed,
+	require.Equal(t, "CHANGELOG.md\ninternal/release/api/released/acceptq.txt\ninternal/release/api/released/otel.txt\ninternal/release/api/released/prom.txt\n", changed,
 		"between releases the go.mod files are as before")
 }
 

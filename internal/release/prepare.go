@@ -15,7 +15,7 @@ import (
 
 // prepare changes the tree in dir from development to the release of a version:
 //   - the changelog has the version
-//   - api/released has the exported names
+//   - internal/release/api/released has the exported names
 //   - each nested module requires the version
 //   - a published module has no replace directive, because go install refuses a module that
 //     has one, and its go.sum has the hashes of what it requires

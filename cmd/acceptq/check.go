@@ -411,7 +411,7 @@ func (j judgment) settings() (all []finding) {
 
 // readForCheck reads what judge needs.
 func readForCheck(ctx context.Context, all bool) (reading, error) {
-	return readMachine(ctx, all, func(n *namespace) {
+	return read(ctx, question{all: all, more: func(n *namespace) {
 		n.system, _ = acceptq.ReadSystem() // what cannot be read is unknown
 		asked := 0
 		for i := range n.listeners {
@@ -422,5 +422,5 @@ func readForCheck(ctx context.Context, all bool) (reading, error) {
 			asked++
 			l.waiting, _ = l.Waiting(ctx) // none if the socket has been closed
 		}
-	})
+	}})
 }

@@ -49,6 +49,9 @@ func TestListing(t *testing.T) {
 			require.Contains(t, text, fmt.Sprintf("%v (%d of 8)", shards.Addr(), i+1))
 		}
 		require.NotContains(t, text, "\x1b", "colors in a pipe")
+		_, text, _ = command(t, "-n")
+		require.NotContains(t, text, "PROCESS")
+		require.Contains(t, text, full.Addr().String())
 	})
 }
 

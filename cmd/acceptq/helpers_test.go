@@ -34,10 +34,10 @@ func queue(addr string, inode uint64, queued, limit int, drops int64, processes 
 
 // at returns a reading of one namespace.
 func at(seconds int, listeners ...listener) reading {
+	now := time.Unix(1_800_000_000+int64(seconds), 0).UTC()
 	return reading{
-		at:         time.Unix(1_800_000_000+int64(seconds), 0).UTC(),
-		namespaces: []namespace{{listeners: listeners, system: quiet}},
-		complete:   true,
+		at: now, namespaces: []namespace{{listeners: listeners, system: quiet}},
+		processesAt: now, complete: true,
 	}
 }
 

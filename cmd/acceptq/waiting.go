@@ -13,7 +13,7 @@ import (
 
 // waiting lists the clients that the listeners on an address have not accepted.
 func waiting(ctx context.Context, at target, out io.Writer) (status int, err error) {
-	r, err := readTable(ctx, false)
+	r, err := read(ctx, question{})
 	if err != nil {
 		return statusUnknown, err
 	}

@@ -39,7 +39,7 @@ type use struct {
 
 // who says who uses an address.
 func who(ctx context.Context, at target, out io.Writer) (status int, err error) {
-	r, err := readTable(ctx, false)
+	r, err := read(ctx, question{})
 	if err != nil {
 		return statusUnknown, err
 	}

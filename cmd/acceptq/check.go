@@ -298,7 +298,7 @@ func (j judgment) losses() (all []finding) {
 		where = " in the network namespace " + j.namespace.name
 	}
 	overflows := j.since(func(s acceptq.System) int64 { return s.ListenOverflows })
-	droppers, others := j.droppers()
+	droppers, further := j.droppers()
 	switch {
 	case overflows > 0 && len(droppers) == 0 && j.before == nil:
 		all = append(all, finding{statusOK, fmt.Sprintf("%s, full accept queues dropped %s%s, none of them those of the current listeners.",
@@ -312,8 +312,8 @@ func (j judgment) losses() (all []finding) {
 		for _, d := range droppers {
 			f.mend = append(f.mend, fmt.Sprintf("%s has dropped %s. %s", d.l.name(""), count(int(d.drops), "packet", "packets"), j.longer(d.l)))
 		}
-		if others > 0 {
-			f.mend = append(f.mend, fmt.Sprintf("%s too.", count(others, "other listener has dropped packets", "other listeners have dropped packets")))
+		if further > 0 {
+			f.mend = append(f.mend, fmt.Sprintf("%s too.", count(further, "other listener has dropped packets", "other listeners have dropped packets")))
 		}
 		if j.before == nil {
 			f.mend = append(f.mend, "See whether it goes on: acceptq check -for 10s")
@@ -330,6 +330,18 @@ func (j judgment) losses() (all []finding) {
 		f := finding{level: level, text: fmt.Sprintf("%s, full SYN queues dropped %s%s.", j.period(), count(int(n), "SYN", "SYNs"), where)}
 		if j.system.SYNCookies == 0 {
 			f.mend = append(f.mend, "Answer with SYN cookies instead: sysctl -w net.ipv4.tcp_syncookies=1")
+		}
+		all = append(all, f)
+	}
+	// With SYN cookies off, the kernel keeps a quarter of the SYN backlog for clients that it
+	// knows. It counts that as a drop only.
+	others := j.since(func(s acceptq.System) int64 { return s.ListenDrops }) - overflows -
+		j.since(func(s acceptq.System) int64 { return s.ReqQFullDrop })
+	if others > 0 && j.before != nil {
+		f := finding{level: statusOK, text: fmt.Sprintf("%s, the kernel dropped %s for other reasons%s.", j.period(), count(int(others), "SYN", "SYNs"), where)}
+		if j.system.SYNCookies == 0 {
+			f.text += " With SYN cookies off, that happens when three quarters of net.ipv4.tcp_max_syn_backlog are in use."
+			f.mend = []string{"sysctl -w net.ipv4.tcp_syncookies=1"}
 		}
 		all = append(all, f)
 	}

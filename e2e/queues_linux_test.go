@@ -233,11 +233,13 @@ func TestWaitingInAQueue(t *testing.T) {
 			want, err := l.Waiting(t.Context())
 			require.NoError(t, err)
 			require.Len(t, want, 3, address)
-			for i := range all { // time goes on
-				require.GreaterOrEqual(t, want[i].Waited, all[i].Waited)
-				want[i].Waited = all[i].Waited
+			for _, list := range [][]acceptq.Waiting{want, all} { // time goes on, so it is compared with a bound only
+				for i := range list {
+					require.Less(t, list[i].Waited, testkit.Patience)
+					list[i].Waited = 0
+				}
 			}
-			require.Equal(t, want, all, address)
+			require.ElementsMatch(t, want, all, address)
 
 			require.NoError(t, l.Close())
 			_, err = q.Waiting(t.Context())

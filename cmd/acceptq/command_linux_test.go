@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -404,5 +405,25 @@ func TestAnotherUser(t *testing.T) {
 		out, err = start(t, 65534, "-all").Output()
 		require.NoError(t, err)
 		require.Contains(t, string(out), "The network namespaces of ")
+	})
+}
+
+// In a container whose /proc does not show the server, every number is there, and the command
+// says that the process is missing.
+func TestContainerWithoutTheProcesses(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		full := listen(t, "127.0.0.1:0", 2)
+		fill(t, full)
+		cmd := start(t, 0)
+		cmd.Env = append(cmd.Env, commandEnv+"=container")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS}
+		out, err := cmd.CombinedOutput()
+		if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() == 77 {
+			testkit.SkipUnprivileged(t, fmt.Sprintf("no PID namespace with a /proc here: %v, %s", err, out))
+		}
+		require.NoError(t, err, "%s", out)
+		require.Regexp(t, `\n`+regexp.QuoteMeta(full.Addr().String())+` +\? +\[##########\] 3/3 +2 +1\n`, string(out))
+		require.Contains(t, string(out), "\n? No process that /proc shows holds this socket.\n")
 	})
 }

@@ -28,11 +28,22 @@ func start(t *testing.T, uid uint32, args ...string) *exec.Cmd {
 	t.Cleanup(func() { self.Close() })
 	cmd := exec.Command("/proc/self/fd/3", args...)
 	cmd.ExtraFiles = []*os.File{self}
-	cmd.Env = append(os.Environ(), commandEnv+"=1", "GORACE=atexit_sleep_ms=0")
+	cmd.Env = append(os.Environ(), commandEnv+"=here", "GORACE=atexit_sleep_ms=0")
 	if uid != 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	}
 	return cmd
+}
+
+// enter prepares a process that is to be the command.
+func enter(place string) {
+	if place != "container" {
+		return
+	}
+	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
+		fmt.Fprintln(os.Stderr, "no /proc of a container here:", err)
+		os.Exit(77)
+	}
 }
 
 // openTerminal opens a terminal of so many columns. It returns the end of a program and that of

@@ -11,11 +11,13 @@ import (
 	"github.com/acceptq/acceptq/observe"
 )
 
-// commandEnv is set in a process of the test binary that is to be the command.
+// commandEnv is set in a process of the test binary that is to be the command: to "here", or
+// to "container" if it has a PID namespace of its own.
 const commandEnv = "ACCEPTQ_TEST_COMMAND"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(commandEnv) != "" {
+	if place := os.Getenv(commandEnv); place != "" {
+		enter(place)
 		main()
 	}
 	testkit.Main(m)

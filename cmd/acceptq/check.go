@@ -187,6 +187,10 @@ func (j judgment) stuck(group []*listener) []finding {
 		return nil
 	}
 	f.text = fmt.Sprintf("%s accepts too slowly or not at all: %s, the first for %s.", j.nameOf(group), clients, shortly(oldest.Waited))
+	if oldest.Shared && len(group) == 1 {
+		f.level = statusWarning
+		f.text += " Or they are in the queue of another listener on this port."
+	}
 	return []finding{f}
 }
 

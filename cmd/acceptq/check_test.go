@@ -83,6 +83,14 @@ WARNING: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 3 clien
   See who waits: acceptq waiting :80
   See what the process does: strace -f -p 812
 `},
+		"a long wait, perhaps in another queue": {nil, at(0, with(nginx, func(l *listener) {
+			l.waiting = clients(1, time.Minute)
+			l.waiting[0].Shared = true
+		})), statusWarning, `
+WARNING: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 1 client waits, the first for 1m0s. Or they are in the queue of another listener on this port.
+  See who waits: acceptq waiting :80
+  See what the process does: strace -f -p 812
+`},
 		"a short wait": {nil, at(0, with(nginx, func(l *listener) { l.waiting = clients(3, time.Second-1) })), statusOK, `
 OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 `},

@@ -52,7 +52,8 @@ func (q Queue) String() string {
 // The call makes two requests to the kernel, however many connections there are. With 1,001
 // listeners and 16,000 connections they took 1 ms.
 //   - Linux: sock_diag(7), one request for IPv4 and one for IPv6.
-//   - Other systems: the error matches [errors.ErrUnsupported].
+//   - Other systems: the error matches [errors.ErrUnsupported]. FreeBSD lists the lengths and
+//     the limits in the sysctl net.inet.tcp.pcblist, but no drops. Queues does not read it yet.
 func Queues(ctx context.Context) ([]Queue, error) {
 	queues, err := []Queue(nil), errNilContext
 	if ctx != nil {

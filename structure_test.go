@@ -126,7 +126,7 @@ func TestModuleDependsOnlyOnSys(t *testing.T) {
 func rooms(t *testing.T) (dirs []string) {
 	t.Helper()
 	parsePackage(t) // or skip
-	for _, pattern := range []string{".", "e2e", "internal/*"} {
+	for _, pattern := range []string{".", "cmd/*", "e2e", "internal/*"} {
 		found, err := filepath.Glob(pattern)
 		require.NoError(t, err)
 		dirs = append(dirs, found...)

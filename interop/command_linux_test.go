@@ -103,12 +103,17 @@ type commandListener struct {
 	Processes []observe.Process `json:"processes"`
 }
 
+func buildCommand(t *testing.T, path string) {
+	t.Helper()
+	out, err := exec.Command("go", "build", "-o", path, "github.com/acceptq/acceptq/cmd/acceptq").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+}
+
 // acceptqCommand builds the command, and returns a function that runs it.
 func acceptqCommand(t *testing.T) func(args ...string) (status int, out string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "acceptq")
-	out, err := exec.Command("go", "build", "-o", path, "github.com/acceptq/acceptq/cmd/acceptq").CombinedOutput()
-	require.NoError(t, err, "%s", out)
+	buildCommand(t, path)
 	return func(args ...string) (int, string) {
 		cmd := exec.Command(path, args...)
 		out, _ := cmd.CombinedOutput()
@@ -236,5 +241,43 @@ func TestCommandFindsTheStalledServer(t *testing.T) {
 		status, out = run("check", "-for", "100ms")
 		require.Zero(t, status, out)
 		requireAsSS(t, commandList(t, run))
+	})
+}
+
+// The CPU time of the command is about that of ss with 1,000 listeners, in alternating runs:
+// with -n that of ss without processes, otherwise less than that of ss with processes.
+func TestCommandCost(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes some seconds")
+	}
+	testkit.InNamespace(t, func(t *testing.T) {
+		ss := need(t, "ss", "iproute2")
+		path := filepath.Join(t.TempDir(), "acceptq")
+		buildCommand(t, path)
+		for range 1000 {
+			ln, err := acceptq.ListenTCP("127.0.0.1:0")
+			require.NoError(t, err)
+			defer ln.Close()
+		}
+		commands := [][]string{{path, "-n"}, {ss, "-ltmH"}, {path}, {ss, "-ltmpH"}}
+		costs := make([][]time.Duration, len(commands))
+		for range 21 {
+			for i, c := range commands {
+				cmd := exec.Command(c[0], c[1:]...)
+				out, err := cmd.Output()
+				require.NoError(t, err)
+				require.GreaterOrEqual(t, strings.Count(string(out), "\n"), 1000)
+				costs[i] = append(costs[i], cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime())
+			}
+		}
+		median := func(i int) float64 {
+			slices.Sort(costs[i])
+			return costs[i][len(costs[i])/2].Seconds()
+		}
+		plain, named, more := median(0)/median(1), median(2)/median(3), median(2)/median(1)
+		t.Logf("CPU time: acceptq -n %.2f × ss -ltmH, acceptq %.2f × ss -ltmpH and %.2f × ss -ltmH (%.1f ms)",
+			plain, named, more, 1000*median(1))
+		require.Less(t, plain, 1.5)
+		require.Less(t, named, 1.0)
 	})
 }

@@ -30,5 +30,8 @@ func Processes(ctx context.Context, inodes ...uint64) (holders map[uint64][]Proc
 		wanted[inode] = 0
 	}
 	delete(wanted, 0) // a socket without a number
+	if len(wanted) == 0 {
+		return map[uint64][]Process{}, true, nil
+	}
 	return processes(ctx, wanted)
 }

@@ -20,9 +20,6 @@ import (
 // values to remember the last holder.
 func processes(ctx context.Context, wanted map[uint64]int) (holders map[uint64][]Process, complete bool, err error) {
 	holders = make(map[uint64][]Process, len(wanted))
-	if len(wanted) == 0 {
-		return holders, true, nil
-	}
 	fail := func(err error) (map[uint64][]Process, bool, error) {
 		return nil, false, fmt.Errorf("acceptq: processes: %w", err)
 	}

@@ -14,4 +14,8 @@ func TestProcessesElsewhere(t *testing.T) {
 	require.ErrorIs(t, err, errors.ErrUnsupported)
 	require.Nil(t, holders)
 	require.False(t, complete)
+	holders, complete, err = Processes(t.Context())
+	require.NoError(t, err)
+	require.True(t, complete)
+	require.Empty(t, holders)
 }

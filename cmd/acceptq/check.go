@@ -187,6 +187,10 @@ func (j judgment) stuck(group []*listener) []finding {
 		return nil
 	}
 	f.text = fmt.Sprintf("%s accepts too slowly or not at all: %s, the first for %s.", j.nameOf(group), clients, shortly(oldest.Waited))
+	if oldest.Shared && len(group) == 1 {
+		f.level = statusWarning
+		f.text += " Or they are in the queue of another listener on this port."
+	}
 	return []finding{f}
 }
 
@@ -298,7 +302,7 @@ func (j judgment) losses() (all []finding) {
 		where = " in the network namespace " + j.namespace.name
 	}
 	overflows := j.since(func(s acceptq.System) int64 { return s.ListenOverflows })
-	droppers, others := j.droppers()
+	droppers, further := j.droppers()
 	switch {
 	case overflows > 0 && len(droppers) == 0 && j.before == nil:
 		all = append(all, finding{statusOK, fmt.Sprintf("%s, full accept queues dropped %s%s, none of them those of the current listeners.",
@@ -312,8 +316,8 @@ func (j judgment) losses() (all []finding) {
 		for _, d := range droppers {
 			f.mend = append(f.mend, fmt.Sprintf("%s has dropped %s. %s", d.l.name(""), count(int(d.drops), "packet", "packets"), j.longer(d.l)))
 		}
-		if others > 0 {
-			f.mend = append(f.mend, fmt.Sprintf("%s too.", count(others, "other listener has dropped packets", "other listeners have dropped packets")))
+		if further > 0 {
+			f.mend = append(f.mend, fmt.Sprintf("%s too.", count(further, "other listener has dropped packets", "other listeners have dropped packets")))
 		}
 		if j.before == nil {
 			f.mend = append(f.mend, "See whether it goes on: acceptq check -for 10s")
@@ -330,6 +334,18 @@ func (j judgment) losses() (all []finding) {
 		f := finding{level: level, text: fmt.Sprintf("%s, full SYN queues dropped %s%s.", j.period(), count(int(n), "SYN", "SYNs"), where)}
 		if j.system.SYNCookies == 0 {
 			f.mend = append(f.mend, "Answer with SYN cookies instead: sysctl -w net.ipv4.tcp_syncookies=1")
+		}
+		all = append(all, f)
+	}
+	// With SYN cookies off, the kernel keeps a quarter of the SYN backlog for clients that it
+	// knows. It counts that as a drop only.
+	others := j.since(func(s acceptq.System) int64 { return s.ListenDrops }) - overflows -
+		j.since(func(s acceptq.System) int64 { return s.ReqQFullDrop })
+	if others > 0 && j.before != nil {
+		f := finding{level: statusOK, text: fmt.Sprintf("%s, the kernel dropped %s for other reasons%s.", j.period(), count(int(others), "SYN", "SYNs"), where)}
+		if j.system.SYNCookies == 0 {
+			f.text += " With SYN cookies off, that happens when three quarters of net.ipv4.tcp_max_syn_backlog are in use."
+			f.mend = []string{"sysctl -w net.ipv4.tcp_syncookies=1"}
 		}
 		all = append(all, f)
 	}
@@ -411,7 +427,7 @@ func (j judgment) settings() (all []finding) {
 
 // readForCheck reads what judge needs.
 func readForCheck(ctx context.Context, all bool) (reading, error) {
-	return readMachine(ctx, all, func(n *namespace) {
+	return read(ctx, question{all: all, more: func(n *namespace) {
 		n.system, _ = acceptq.ReadSystem() // what cannot be read is unknown
 		asked := 0
 		for i := range n.listeners {
@@ -422,5 +438,5 @@ func readForCheck(ctx context.Context, all bool) (reading, error) {
 			asked++
 			l.waiting, _ = l.Waiting(ctx) // none if the socket has been closed
 		}
-	})
+	}})
 }

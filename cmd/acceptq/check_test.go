@@ -83,6 +83,14 @@ WARNING: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 3 clien
   See who waits: acceptq waiting :80
   See what the process does: strace -f -p 812
 `},
+		"a long wait, perhaps in another queue": {nil, at(0, with(nginx, func(l *listener) {
+			l.waiting = clients(1, time.Minute)
+			l.waiting[0].Shared = true
+		})), statusWarning, `
+WARNING: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 1 client waits, the first for 1m0s. Or they are in the queue of another listener on this port.
+  See who waits: acceptq waiting :80
+  See what the process does: strace -f -p 812
+`},
 		"a short wait": {nil, at(0, with(nginx, func(l *listener) { l.waiting = clients(3, time.Second-1) })), statusOK, `
 OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 `},
@@ -122,7 +130,7 @@ OK: 1 listener, the fullest: the listener on 127.0.0.1:1 has 0 queued of 10.
 NOTE: Since the start of this machine or container, full accept queues dropped 1 packet, none of them those of the current listeners.
 `},
 		"overflows while watched": {new(at(0, queue("127.0.0.1:1", 1, 0, 4096, 1<<32-2), nginx).system(func(s *acceptq.System) { s.ListenOverflows = 100 })),
-			at(10, queue("127.0.0.1:1", 1, 0, 4096, 2), nginx).system(func(s *acceptq.System) { s.ListenOverflows = 104 }), statusCritical, `
+			at(10, queue("127.0.0.1:1", 1, 0, 4096, 2), nginx).system(func(s *acceptq.System) { s.ListenOverflows, s.ListenDrops = 104, 4 }), statusCritical, `
 CRITICAL: In the last 10s, full accept queues dropped 4 packets of new clients.
   The listener on 127.0.0.1:1 has dropped 4 packets. For a longer queue: sysctl -w net.core.somaxconn=8192, and restart the program. Its limit is the ceiling.
 `},
@@ -134,9 +142,17 @@ OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 NOTE: In the last 10s, nginx (pid 812) on 0.0.0.0:80 dropped 2 packets, but no queue overflowed. Port scans, health checks that reset the handshake, and repeated SYNs do that.
 `},
-		"a full SYN queue without cookies": {new(at(0)), at(10).system(func(s *acceptq.System) { s.ReqQFullDrop, s.SYNCookies = 5, 0 }), statusCritical, `
+		"a full SYN queue without cookies": {new(at(0)), at(10).system(func(s *acceptq.System) { s.ReqQFullDrop, s.ListenDrops, s.SYNCookies = 5, 5, 0 }), statusCritical, `
 CRITICAL: In the last 10s, full SYN queues dropped 5 SYNs.
   Answer with SYN cookies instead: sysctl -w net.ipv4.tcp_syncookies=1
+NOTE: SYN cookies are off, so a SYN flood keeps all clients out.
+  sysctl -w net.ipv4.tcp_syncookies=1
+`},
+		"a SYN backlog that is three quarters full": {new(at(0).system(func(s *acceptq.System) { s.ListenDrops, s.SYNCookies = 5, 0 })),
+			at(10).system(func(s *acceptq.System) { s.ListenDrops, s.SYNCookies = 7, 0 }), statusOK, `
+OK: nothing listens here.
+NOTE: In the last 10s, the kernel dropped 2 SYNs for other reasons. With SYN cookies off, that happens when three quarters of net.ipv4.tcp_max_syn_backlog are in use.
+  sysctl -w net.ipv4.tcp_syncookies=1
 NOTE: SYN cookies are off, so a SYN flood keeps all clients out.
   sysctl -w net.ipv4.tcp_syncookies=1
 `},

@@ -2,9 +2,11 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -49,6 +51,43 @@ func TestListing(t *testing.T) {
 			require.Contains(t, text, fmt.Sprintf("%v (%d of 8)", shards.Addr(), i+1))
 		}
 		require.NotContains(t, text, "\x1b", "colors in a pipe")
+		_, text, _ = command(t, "-n")
+		require.NotContains(t, text, "PROCESS")
+		require.Contains(t, text, full.Addr().String())
+	})
+}
+
+// On a terminal of 40 columns no line is longer, and a full queue is red unless NO_COLOR is set.
+func TestTerminal(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		full := listen(t, "127.0.0.1:0", 2)
+		fill(t, full)
+		for _, env := range []string{"NO_COLOR=", "NO_COLOR=1", "TERM=dumb"} {
+			program, user := openTerminal(t, 40)
+			cmd := start(t, 0)
+			cmd.Env = append(cmd.Env, "TERM=xterm", env)
+			cmd.Stdout = program
+			require.NoError(t, cmd.Run())
+			io.WriteString(program, "end\n")
+			var lines []string
+			for next := readLines(t, user); ; {
+				line := strings.TrimRight(next(""), "\r\n")
+				if line == "end" {
+					break
+				}
+				lines = append(lines, line)
+			}
+			text := strings.Join(lines, "\n")
+			require.Equal(t, env == "NO_COLOR=", strings.Contains(text, "\x1b[31m"), "%q", text)
+			text = strings.NewReplacer("\x1b[31m", "", "\x1b[0m", "").Replace(text)
+			require.NotContains(t, text, "\x1b")
+			for _, line := range strings.Split(text, "\n") {
+				require.LessOrEqual(t, len(line), 40)
+			}
+			require.Contains(t, text, full.Addr().String()+"\n  ")
+			require.Contains(t, text, "\n  [##########] 3/3\n  limit 2, drops 1")
+		}
 	})
 }
 
@@ -203,7 +242,7 @@ func TestWhoOfRealSockets(t *testing.T) {
 		_, err = net.Listen("tcp", local)
 		require.ErrorIs(t, err, syscall.EADDRINUSE)
 		_, text, _ = command(t, "who", local)
-		require.Contains(t, text, fmt.Sprintf("No socket listens, but 1 connection of acceptq.test %d uses the port.", os.Getpid()))
+		require.Regexp(t, fmt.Sprintf(`No socket listens, but 1 connection of \S+ %d uses the port\.`, os.Getpid()), text)
 		require.Contains(t, text, "is one of those that the kernel gives to programs that dial")
 
 		status, text, _ = command(t, "who", "127.0.0.1:9")
@@ -366,5 +405,25 @@ func TestAnotherUser(t *testing.T) {
 		out, err = start(t, 65534, "-all").Output()
 		require.NoError(t, err)
 		require.Contains(t, string(out), "The network namespaces of ")
+	})
+}
+
+// In a container whose /proc does not show the server, every number is there, and the command
+// says that the process is missing.
+func TestContainerWithoutTheProcesses(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		full := listen(t, "127.0.0.1:0", 2)
+		fill(t, full)
+		cmd := start(t, 0)
+		cmd.Env = append(cmd.Env, commandEnv+"=container")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS}
+		out, err := cmd.CombinedOutput()
+		if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() == 77 {
+			testkit.SkipUnprivileged(t, fmt.Sprintf("no PID namespace with a /proc here: %v, %s", err, out))
+		}
+		require.NoError(t, err, "%s", out)
+		require.Regexp(t, `\n`+regexp.QuoteMeta(full.Addr().String())+` +\? +\[##########\] 3/3 +2 +1\n`, string(out))
+		require.Contains(t, string(out), "\n? No process that /proc shows holds this socket.\n")
 	})
 }

@@ -11,11 +11,13 @@ import (
 	"github.com/acceptq/acceptq/observe"
 )
 
-// commandEnv is set in a process of the test binary that is to be the command.
+// commandEnv is set in a process of the test binary that is to be the command: to "here", or
+// to "container" if it has a PID namespace of its own.
 const commandEnv = "ACCEPTQ_TEST_COMMAND"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(commandEnv) != "" {
+	if place := os.Getenv(commandEnv); place != "" {
+		enter(place)
 		main()
 	}
 	testkit.Main(m)
@@ -34,10 +36,10 @@ func queue(addr string, inode uint64, queued, limit int, drops int64, processes 
 
 // at returns a reading of one namespace.
 func at(seconds int, listeners ...listener) reading {
+	now := time.Unix(1_800_000_000+int64(seconds), 0).UTC()
 	return reading{
-		at:         time.Unix(1_800_000_000+int64(seconds), 0).UTC(),
-		namespaces: []namespace{{listeners: listeners, system: quiet}},
-		complete:   true,
+		at: now, namespaces: []namespace{{listeners: listeners, system: quiet}},
+		processesAt: now, complete: true,
 	}
 }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -137,14 +136,4 @@ func dialPorts() (low, high int) {
 func isStopped(pid int) bool {
 	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	return err == nil && processState(text) == 'T'
-}
-
-// processState returns the state in /proc/PID/stat. The name before it is in parentheses and
-// may have any characters.
-func processState(stat []byte) byte {
-	i := bytes.LastIndexByte(stat, ')')
-	if i < 0 || i+2 >= len(stat) {
-		return 0
-	}
-	return stat[i+2]
 }

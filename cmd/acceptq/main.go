@@ -13,15 +13,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"runtime"
-	"syscall"
 	"time"
 )
 
 const usage = `Acceptq shows the accept queues of all TCP listeners of this machine.
 
-  acceptq [-w] [-json] [-all]        all listeners, the fullest first
+  acceptq [-w] [-json] [-all] [-n]   all listeners, the fullest first
   acceptq check [-for 10s] [-all]    what is wrong, and the command that mends it
   acceptq who ADDRESS                who uses a port: why "address already in use"
   acceptq waiting ADDRESS            the clients that a listener has not accepted
@@ -31,11 +29,12 @@ ADDRESS is a port, or an IP address and a port: 8080, :8080, 127.0.0.1:8080, [::
   -w       show the table again each second, with the drops per second
   -json    write JSON; with -w one object a line
   -all     read every network namespace, and so every container; needs root
+  -n       do not look for processes, which costs the most on a large machine
   -for d   watch for this time first, and report only losses of this time
 
 Columns of the table:
   PROCESS  a process that holds the socket, and how many others do; ? is unknown
-  QUEUED   connections that wait for accept(2), and how many fit; one more client is lost
+  QUEUED   connections that wait for accept(2), and how many fit; one more does not get in
   LIMIT    the backlog that the kernel granted to listen(2)
   DROPS    packets that the socket has dropped; some harm nobody, see acceptq check
 
@@ -55,10 +54,10 @@ const (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	status := run(ctx, terminal(os.Stdout), os.Args[1:], os.Stdout, os.Stderr)
-	stop()
-	os.Exit(status)
+	// The command does one thing after the other. Other threads would only cost CPU time, on a
+	// machine that may be overloaded.
+	runtime.GOMAXPROCS(1)
+	os.Exit(run(context.Background(), terminal(os.Stdout), os.Args[1:], os.Stdout, os.Stderr))
 }
 
 // errUsage is the error if the command was called in a wrong way.
@@ -91,14 +90,15 @@ func dispatch(ctx context.Context, s style, args []string, out io.Writer) (statu
 	flags := flag.NewFlagSet("acceptq", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	var (
-		all, watch, asJSON bool
-		watched            time.Duration
+		all, watch, asJSON, unnamed bool
+		watched                     time.Duration
 	)
 	addresses := 0
 	switch command {
 	case "":
 		flags.BoolVar(&all, "all", false, "")
 		flags.BoolVar(&watch, "w", false, "")
+		flags.BoolVar(&unnamed, "n", false, "")
 		flags.BoolVar(&asJSON, "json", false, "")
 	case "check":
 		flags.BoolVar(&all, "all", false, "")
@@ -125,7 +125,7 @@ func dispatch(ctx context.Context, s style, args []string, out io.Writer) (statu
 	}
 	switch command {
 	case "":
-		return statusOK, list(ctx, s, listing{all: all, watch: watch, json: asJSON, every: watchInterval}, out)
+		return statusOK, list(ctx, s, listing{all: all, watch: watch, json: asJSON, unnamed: unnamed, every: watchInterval}, out)
 	case "check":
 		return check(ctx, all, watched, out)
 	}

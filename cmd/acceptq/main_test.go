@@ -29,7 +29,7 @@ func TestUsage(t *testing.T) {
 	}
 	for _, args := range [][]string{
 		{"-x"}, {"nonsense"}, {"", "x"}, {"-w", "x"}, {"who"}, {"who", "a", "b"}, {"who", "nowhere"}, {"waiting", ":0"}, {"waiting"},
-		{"check", "-for", "soon"}, {"check", "-for", "-1s"}, {"check", "x"}, {"check", "-w"}, {"who", "-all", ":80"},
+		{"check", "-for", "soon"}, {"check", "-for", "-1s"}, {"check", "x"}, {"check", "-w"}, {"check", "-n"}, {"who", "-all", ":80"},
 	} {
 		status, stdout, stderr := command(t, args...)
 		require.Equal(t, statusUnknown, status, args)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"strconv"
 	"strings"
@@ -59,4 +60,14 @@ func stateName(state uint8) string {
 		return fmt.Sprintf("state %d", state)
 	}
 	return names[state]
+}
+
+// processState returns the state in /proc/PID/stat. The name before it is in parentheses and
+// may have any characters.
+func processState(stat []byte) byte {
+	i := bytes.LastIndexByte(stat, ')')
+	if i < 0 || i+2 >= len(stat) {
+		return 0
+	}
+	return stat[i+2]
 }

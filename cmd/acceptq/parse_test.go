@@ -42,6 +42,23 @@ func TestStateName(t *testing.T) {
 	require.Equal(t, "state 200", stateName(200))
 }
 
+func TestProcessState(t *testing.T) {
+	for stat, want := range map[string]byte{
+		"1 (sh) S 0 1": 'S', "1 (a) T) T 0": 'T', "1 (a b) R": 'R', "1 (sh)": 0, "1 (sh) ": 0, "": 0, "1 sh S": 0,
+	} {
+		require.Equal(t, want, processState([]byte(stat)), stat)
+	}
+}
+
+func FuzzProcessState(f *testing.F) {
+	f.Add([]byte("1 (sh) S 0 1"))
+	f.Fuzz(func(t *testing.T, stat []byte) {
+		if state := processState(stat); state != 0 && !strings.Contains(string(stat), ")") {
+			t.Fatal(state)
+		}
+	})
+}
+
 func FuzzContainerOf(f *testing.F) {
 	f.Add("0::/system.slice/docker-" + containerID + ".scope\n")
 	f.Add("a\n/\n-")

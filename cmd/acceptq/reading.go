@@ -22,8 +22,10 @@ const unknown = -1
 type reading struct {
 	at         time.Time
 	namespaces []namespace
-	complete   bool     // the processes of all users could be read
 	notes      []string // sentences about what could not be read
+
+	processesAt time.Time // when the processes were read; zero if they were not
+	complete    bool      // the processes of all users could be read
 }
 
 // A namespace is a network namespace with its listeners.
@@ -56,16 +58,19 @@ var here = place{in: func(f func() error) error { return f() }, close: func() {}
 // kernel walks its table of connections for each of them.
 const maxQueuesAsked = 16
 
-// readTable reads the listeners of one or all namespaces, and their processes.
-func readTable(ctx context.Context, all bool) (reading, error) {
-	return readMachine(ctx, all, func(*namespace) {})
+// A question says what to read.
+type question struct {
+	all     bool             // every network namespace
+	unnamed bool             // do not look for processes
+	before  *reading         // an earlier reading, whose processes may be used again
+	more    func(*namespace) // reads more, on a thread in the namespace; may be nil
 }
 
-// readMachine is readTable with a function that reads more, on a thread in each namespace.
-func readMachine(ctx context.Context, all bool, more func(*namespace)) (reading, error) {
+// read reads the listeners of one or all namespaces, and their processes.
+func read(ctx context.Context, q question) (reading, error) {
 	r := reading{}
 	places := []place{here}
-	if all {
+	if q.all {
 		others, notes, err := otherPlaces()
 		if err != nil {
 			return r, err
@@ -86,8 +91,8 @@ func readMachine(ctx context.Context, all bool, more func(*namespace)) (reading,
 			for i, q := range queues {
 				n.listeners[i].Queue = q
 			}
-			if err == nil {
-				more(&n)
+			if err == nil && q.more != nil {
+				q.more(&n)
 			}
 			return err
 		})
@@ -100,11 +105,40 @@ func readMachine(ctx context.Context, all bool, more func(*namespace)) (reading,
 			r.namespaces = append(r.namespaces, n)
 		}
 	}
+	if q.unnamed || r.keepProcesses(q.before) {
+		return r, nil
+	}
 	return r, r.findProcesses(ctx)
+}
+
+// keepFor is how long the processes of an earlier reading are used. To find them, the command
+// reads a link for each descriptor of the machine.
+const keepFor = 10 * time.Second
+
+// keepProcesses sets the processes to those of an earlier reading. It returns false if that is
+// old or does not have all listeners.
+func (r *reading) keepProcesses(before *reading) bool {
+	if before == nil || r.at.Sub(before.processesAt) >= keepFor {
+		return false
+	}
+	known := make(map[uint64]*listener, before.count())
+	for l := range before.all {
+		known[l.Inode] = l
+	}
+	for l := range r.all {
+		b := known[l.Inode]
+		if b == nil || b.Addr != l.Addr {
+			return false
+		}
+		l.Processes = b.Processes
+	}
+	r.processesAt, r.complete = before.processesAt, before.complete
+	return true
 }
 
 // findProcesses sets the processes of all listeners.
 func (r *reading) findProcesses(ctx context.Context) error {
+	r.processesAt = r.at
 	inodes := make([]uint64, 0, r.count())
 	for l := range r.all {
 		inodes = append(inodes, l.Inode)

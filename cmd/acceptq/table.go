@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 	"unicode/utf8"
 
@@ -35,14 +37,20 @@ func terminal(f *os.File) style {
 // A listing says what the table shows.
 type listing struct {
 	all, watch, json bool
+	unnamed          bool // without processes
 	every            time.Duration
 }
 
 // list shows the table, once or until ctx ends.
 func list(ctx context.Context, s style, l listing, out io.Writer) error {
+	if l.watch { // a signal is the way to end, and no failure
+		var stop context.CancelFunc
+		ctx, stop = signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+		defer stop()
+	}
 	var before *reading
 	for {
-		now, err := readTable(ctx, l.all)
+		now, err := read(ctx, question{all: l.all, unnamed: l.unnamed, before: before})
 		if err != nil {
 			if before != nil && ctx.Err() != nil {
 				return nil
@@ -183,7 +191,8 @@ func (g *grid) add(l *listener, namespace string, nth, members int, rate float64
 func table(now reading, before *reading, rates bool, s style) string {
 	since := ratesSince(before, now)
 	all := now.groups()
-	g := grid{shown: [columns]bool{true, true, true, true, true, rates, len(now.namespaces) > 1}}
+	named := !now.processesAt.IsZero()
+	g := grid{shown: [columns]bool{true, named, true, true, true, rates, len(now.namespaces) > 1}}
 	g.text = make([]byte, 0, 80*(now.count()+1))
 	g.ends = make([]int, 0, columns*(now.count()+1))
 	g.titles()
@@ -200,7 +209,7 @@ func table(now reading, before *reading, rates bool, s style) string {
 	} else if text = g.wide(s); text == nil {
 		text = g.narrow(s)
 	}
-	for _, note := range notes(now, unnamed) {
+	for _, note := range notes(now, unnamed && named) {
 		text = append(text, "\n"+fold(note, s.width)+"\n"...)
 	}
 	return string(text)
@@ -270,7 +279,11 @@ func (g *grid) narrow(s style) (text []byte) {
 		if g.shown[columnRate] {
 			drops += " (" + cell(columnRate) + "/s)"
 		}
-		lines := []string{cell(columnAddress), "  " + cell(columnProcess), "  " + cell(columnQueued), "  limit " + cell(columnLimit) + ", " + drops}
+		lines := []string{cell(columnAddress)}
+		if g.shown[columnProcess] {
+			lines = append(lines, "  "+cell(columnProcess))
+		}
+		lines = append(lines, "  "+cell(columnQueued), "  limit "+cell(columnLimit)+", "+drops)
 		if name := cell(columnNamespace); name != "" {
 			lines = append(lines, "  in "+name)
 		}
@@ -353,7 +366,7 @@ type jsonReading struct {
 
 type jsonListener struct {
 	acceptq.Queue
-	Processes      []observe.Process `json:"processes"` // null if none is known
+	Processes      []observe.Process `json:"processes"` // null if none is known, and with -n
 	Namespace      string            `json:"namespace"` // "" is the namespace of the command
 	DropsPerSecond *float64          `json:"dropsPerSecond,omitempty"`
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/acceptq/acceptq"
@@ -111,6 +112,41 @@ ADDRESS      PROCESS  QUEUED              LIMIT  DROPS  NAMESPACE
 
 The network namespace x cannot be read: no.
 `, "\n"), table(now, nil, false, style{}))
+}
+
+// Without processes the table has no such column, and no note that they are unknown.
+func TestTableWithoutProcesses(t *testing.T) {
+	now := at(0, queue("127.0.0.1:1", 1, 1, 9, 0))
+	now.processesAt, now.complete = time.Time{}, false
+	require.Equal(t, strings.TrimPrefix(`
+ADDRESS      QUEUED             LIMIT  DROPS
+127.0.0.1:1  [#         ] 1/10      9      0
+`, "\n"), table(now, nil, false, style{}))
+	require.Equal(t, "127.0.0.1:1\n  [#         ] 1/10\n  limit 9, drops 0\n", table(now, nil, false, style{width: 20}))
+}
+
+// While the table is repeated, the processes are read again if a listener is new or if they
+// are old.
+func TestProcessesAreKept(t *testing.T) {
+	before := at(0, queue("127.0.0.1:1", 1, 0, 9, 0, process(1, "a")), queue("127.0.0.1:2", 2, 0, 9, 0))
+	for _, test := range []struct {
+		now  reading
+		kept bool
+	}{
+		{at(9, queue("127.0.0.1:1", 1, 0, 9, 0)), true},
+		{at(10, queue("127.0.0.1:1", 1, 0, 9, 0)), false},
+		{at(1, queue("127.0.0.1:1", 3, 0, 9, 0)), false},
+		{at(1, queue("127.0.0.1:2", 1, 0, 9, 0)), false},
+	} {
+		now := test.now
+		require.Equal(t, test.kept, now.keepProcesses(&before))
+		if test.kept {
+			require.Equal(t, before.namespaces[0].listeners[0].Processes, now.namespaces[0].listeners[0].Processes)
+			require.Equal(t, before.at, now.processesAt)
+		}
+	}
+	now := at(0)
+	require.False(t, now.keepProcesses(nil))
 }
 
 func TestEmptyTable(t *testing.T) {

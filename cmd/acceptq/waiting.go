@@ -13,7 +13,7 @@ import (
 
 // waiting lists the clients that the listeners on an address have not accepted.
 func waiting(ctx context.Context, at target, out io.Writer) (status int, err error) {
-	r, err := readTable(ctx, false)
+	r, err := read(ctx, question{})
 	if err != nil {
 		return statusUnknown, err
 	}
@@ -69,15 +69,18 @@ func waitingText(group []*listener, clients []acceptq.Waiting, err error) string
 	}
 	gone := 0
 	for _, c := range clients {
-		wait, sent, closed := "?", string(appendNumber(nil, c.Received))+" bytes", ""
+		wait, sent, more := "?", string(appendNumber(nil, c.Received))+" bytes", ""
 		if c.Waited != unknown {
 			wait = shortly(c.Waited)
 		}
 		if c.Closed {
 			gone++
-			closed = "  closed, so it has probably given up"
+			more = "  closed, so it has probably given up"
 		}
-		fmt.Fprintf(&text, "  %-24v  %8s  %12s%s\n", c.Client, wait, sent, closed)
+		if c.Shared && len(group) == 1 {
+			more += "  perhaps in the queue of another listener on this port"
+		}
+		fmt.Fprintf(&text, "  %-24v  %8s  %12s%s\n", c.Client, wait, sent, more)
 	}
 	if gone > 0 {
 		fmt.Fprintf(&text, "  %d of %s closed the connection.\n", gone, count(len(clients), "client has", "clients have"))

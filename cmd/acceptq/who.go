@@ -39,15 +39,17 @@ type use struct {
 
 // who says who uses an address.
 func who(ctx context.Context, at target, out io.Writer) (status int, err error) {
-	r, err := readTable(ctx, false)
+	r, err := read(ctx, question{unnamed: true})
 	if err != nil {
 		return statusUnknown, err
 	}
-	u := use{at: at, complete: r.complete}
+	u := use{at: at}
 	u.low, u.high = dialPorts()
+	var inodes []uint64
 	for l := range r.all {
 		if at.takes(l.Queue) {
 			u.listeners = append(u.listeners, *l)
+			inodes = append(inodes, l.Inode)
 		}
 	}
 	if u.connections, err = socketsOn(ctx, at.port); err != nil {
@@ -56,7 +58,6 @@ func who(ctx context.Context, at target, out io.Writer) (status int, err error) 
 	u.connections = slices.DeleteFunc(u.connections, func(c connection) bool {
 		return at.addr.IsValid() && !overlap(c.local.Addr(), false, at.addr)
 	})
-	var inodes []uint64
 	for _, c := range u.connections {
 		inodes = append(inodes, c.inode)
 	}
@@ -64,7 +65,10 @@ func who(ctx context.Context, at target, out io.Writer) (status int, err error) 
 	if err != nil {
 		return statusUnknown, err
 	}
-	u.complete = u.complete && complete
+	u.complete = complete
+	for i := range u.listeners {
+		u.listeners[i].Processes = holders[u.listeners[i].Inode]
+	}
 	for i, c := range u.connections {
 		u.connections[i].processes = holders[c.inode]
 	}

@@ -104,6 +104,9 @@ python3 (pid 4711) on 127.0.0.1:8000: 4 queued of 6 (67%), limit 5, drops 12
 		client("192.0.2.1:1", 12340*time.Millisecond, 120, false), client("[2001:db8::1]:65535", 1234*time.Millisecond, 0, true),
 		client("192.0.2.1:3", unknown, unknown, false),
 	}, nil))
+	shared := []acceptq.Waiting{{Client: netip.MustParseAddrPort("192.0.2.1:1"), Shared: true}}
+	require.Contains(t, waitingText([]*listener{&l}, shared, nil), "  perhaps in the queue of another listener on this port\n")
+	require.NotContains(t, waitingText([]*listener{&l, &l}, shared, nil), "perhaps")
 	require.Contains(t, waitingText([]*listener{&l}, nil, errors.New("no")), "  The clients cannot be listed: no.\n")
 	empty := queue("127.0.0.1:8000", 2, 0, 5, 0, process(4711, "python3"))
 	require.Contains(t, waitingText([]*listener{&empty}, nil, nil), "  No client waits.\n")

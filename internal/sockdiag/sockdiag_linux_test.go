@@ -159,7 +159,7 @@ func TestParseRow(t *testing.T) {
 	memory := bytes.Repeat([]byte{0xff}, sys.MemInfoEnd) // the largest number of each kind
 	got, err = ParseRow(slices.Concat(p, testkit.AttributeOf(DiagMemInfo, memory...)))
 	require.NoError(t, err)
-	require.EqualValues(t, math.MaxUint32, got.Drops)
+	require.Equal(t, int64(math.MaxUint32), got.Drops)
 	got, err = ParseRow(slices.Concat(p, testkit.AttributeOf(DiagMemInfo, memory[1:]...)))
 	require.NoError(t, err)
 	require.EqualValues(t, sys.Unknown, got.Drops, "a kernel without the number")

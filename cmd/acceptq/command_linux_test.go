@@ -82,7 +82,7 @@ func TestTerminal(t *testing.T) {
 			require.Equal(t, env == "NO_COLOR=", strings.Contains(text, "\x1b[31m"), "%q", text)
 			text = strings.NewReplacer("\x1b[31m", "", "\x1b[0m", "").Replace(text)
 			require.NotContains(t, text, "\x1b")
-			for _, line := range strings.Split(text, "\n") {
+			for line := range strings.SplitSeq(text, "\n") {
 				require.LessOrEqual(t, len(line), 40)
 			}
 			require.Contains(t, text, full.Addr().String()+"\n  ")

@@ -14,7 +14,7 @@ import (
 	"github.com/acceptq/acceptq/overload"
 )
 
-// A web server turns away clients that have waited for half a second. A health check on a
+// A web server sheds clients that have waited for half a second. A health check on a
 // port of its own says whether it still accepts. The queue is observed too, so that two
 // functions want the field ConnContext: they are chained.
 func Example() {

@@ -6,6 +6,9 @@
 // Accept. The names of the metrics, alert rules and a dashboard are described in the README
 // of this module.
 //
+// A [MachineCollector] reports the accept queues of all programs of a Linux machine, under
+// the same names. The command acceptq-exporter serves it.
+//
 // A number that the system does not tell is absent. It is never -1 and never 0.
 package acceptqprom
 

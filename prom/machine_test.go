@@ -118,6 +118,9 @@ func TestMachineDrops(t *testing.T) {
 	m.holders[9] = m.holders[8]
 	sockets(queue("[::]:443", 8, 51), queue("[::]:443", 9, 1001))
 	require.EqualValues(t, 52, m.scrape(t, 2*time.Minute)["nginx [::]:443"].Drops)
+	m.holders[8] = []observe.Process{{PID: 7, Name: "openresty"}}
+	m.holders[9] = m.holders[8]
+	require.EqualValues(t, 51+1001, m.scrape(t, 2*time.Minute)["openresty [::]:443"].Drops, "a new listener begins with what the kernel has counted")
 }
 
 // Sockets with the same labels are a sum, which shows how full the fullest is.
@@ -150,11 +153,11 @@ func TestMachineSums(t *testing.T) {
 func TestMachineBound(t *testing.T) {
 	m := newFakeMachine(WithMaxListeners(2))
 	m.sockets = []acceptq.Queue{
-		queue("10.0.0.1:40000", 4, 4), queue("10.0.0.1:22", 1, 1), queue("10.0.0.1:8080", 3, 3), queue("10.0.0.1:80", 2, 2),
+		queue("10.0.0.1:40000", 4, 4), queue("10.0.0.9:22", 1, 1), queue("10.0.0.1:8080", 3, 3), queue("10.0.0.1:80", 2, 2),
 	}
 	all := m.scrape(t, 0)
 	require.Len(t, all, 3)
-	require.EqualValues(t, 1, all["10.0.0.1:22"].Drops)
+	require.EqualValues(t, 1, all["10.0.0.9:22"].Drops)
 	require.EqualValues(t, 2, all["10.0.0.1:80"].Drops)
 	require.EqualValues(t, 7, all["other"].Drops)
 	require.Equal(t, 4, all["other"].Queued)

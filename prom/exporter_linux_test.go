@@ -74,6 +74,9 @@ func queueOf(t *testing.T, addr string) (q acceptq.Queue) {
 // worker is stopped. A real Prometheus with the rules of alerts.yml scrapes acceptq-exporter.
 // The alarms name nginx and its address, and nothing else.
 func TestAlarmNamesTheServer(t *testing.T) {
+	if os.Geteuid() != 0 {
+		missing(t, "only root can start nginx, which changes its user")
+	}
 	prometheus := program(t, "prometheus", "prometheus")
 	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin")
 	nginx, haproxy := program(t, "nginx", "nginx-light"), program(t, "haproxy", "haproxy")

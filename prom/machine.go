@@ -19,7 +19,7 @@ import (
 
 // A MachineCollector is a [prometheus.Collector] of every TCP socket that listens in a
 // network namespace, whatever program it belongs to. It comes from [NewMachineCollector].
-// All methods may be called concurrently. The program acceptq-exporter serves it.
+// The command acceptq-exporter serves it. All methods may be called concurrently.
 //
 // The metrics are those of [Collector] that the kernel tells about the sockets of other
 // programs: length, capacity, limit, drops, shards, fullest, and the numbers of the system.
@@ -35,8 +35,8 @@ import (
 // utilization of the fullest. A SO_REUSEPORT group is an example.
 //
 // The counter of drops includes what a socket has dropped before the first scrape. It does
-// not wrap at 32 bits. It does not fall when a socket is closed, unless nothing has listened
-// with these labels for five minutes.
+// not wrap at 32 bits. When a socket is closed, its drops stay in the counter, unless nothing
+// has listened with these labels for five minutes.
 //
 // A registry takes either a MachineCollector or a Collector, because the labels of their
 // metrics differ.
@@ -74,21 +74,21 @@ const (
 	// askAgain is the time after which the processes are read again: a socket that systemd
 	// holds gets another holder when the service starts.
 	askAgain = time.Minute
-	// forget is how long a socket that has gone is remembered. The alert rules do not look
-	// back further.
+	// forget is how long a socket that has gone is remembered. The alert rules look back so
+	// far for drops.
 	forget = 5 * time.Minute
 )
 
-// NewMachineCollector returns a collector of the listening TCP sockets of the network
-// namespace in which it is called. It reads them once, without reporting them.
+// NewMachineCollector returns a collector of the listening TCP sockets of the program's network
+// namespace. It lists them once, so that an error shows before the first scrape.
 //
 // A scrape lists the sockets with [acceptq.Queues], which needs no privilege. It reads
 // /proc only if a socket is new, or if the last time was more than a minute ago. The
 // processes of other users need the capabilities CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, see
 // ProcessesKnown.
 //
-// If the sockets cannot be listed, a later scrape fails, and NewMachineCollector returns an
-// error. On systems other than Linux the error matches [errors.ErrUnsupported].
+// NewMachineCollector returns an error if the sockets cannot be listed. If that happens later,
+// the scrape fails. On systems other than Linux the error matches [errors.ErrUnsupported].
 func NewMachineCollector(opts ...MachineOption) (*MachineCollector, error) {
 	c := newMachineCollector(acceptq.Queues, observe.Processes, opts)
 	if _, err := c.read(time.Now()); err != nil {

@@ -39,7 +39,7 @@ func main() {
 	}
 	log.Print("listening on ", ln.Addr())
 	if !machine.ProcessesKnown() {
-		log.Print("some processes may not be read, so the label process may be empty; see CAP_SYS_PTRACE in the README")
+		log.Print("cannot read all processes, so the label process may be empty; CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH allow it")
 	}
 	http.Handle("GET /metrics", promhttp.Handler())
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)

@@ -150,7 +150,7 @@ func New(provider metric.MeterProvider, opts ...Option) (i *Instruments, err err
 		return m
 	}
 	i.length = upDown("tcp.accept_queue.length", "Connections that wait in the accept queue of this listener now.")
-	i.capacity = upDown("tcp.accept_queue.capacity", "Connections that fit in the accept queue before the next client is turned away.")
+	i.capacity = upDown("tcp.accept_queue.capacity", "Connections that fit in the accept queue.")
 	i.limit = upDown("tcp.accept_queue.limit", "Backlog that the kernel granted to this listener.")
 	i.requested = upDown("tcp.accept_queue.requested", "Backlog that the program asked for; absent if it asked for the maximum or if that is unknown.")
 	i.heldBack = upDown("tcp.accept_queue.held_back", "Connections that an accept filter holds back from the accept queue.")

@@ -20,6 +20,7 @@ import (
 
 	"github.com/acceptq/acceptq"
 	"github.com/acceptq/acceptq/internal/rawtcp"
+	"github.com/acceptq/acceptq/internal/testkit"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -48,7 +49,7 @@ func quick(t *testing.T) string {
 // must be exactly those that a person would want.
 func TestAlarms(t *testing.T) {
 	binary := program(t, "prometheus", "prometheus")
-	inNamespace(t, func(t *testing.T) {
+	testkit.InNamespace(t, func(t *testing.T) {
 		pages := http.NewServeMux()
 		admin := listen(t)
 		srv := &http.Server{Handler: pages}
@@ -145,7 +146,7 @@ func newHost(t *testing.T, trouble func(t *testing.T, h *host)) *host {
 			}
 		}
 	})
-	h.do(func() { loopbackUp(t) })
+	h.do(func() { testkit.LoopbackUp(t) })
 	h.c = NewCollector(WithSampler(10*time.Millisecond, quickMinute), WithHandshakes(time.Second))
 	t.Cleanup(h.work.Wait) // after the listeners have been closed
 	trouble(t, h)

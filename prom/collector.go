@@ -6,6 +6,9 @@
 // Accept. The names of the metrics, alert rules and a dashboard are described in the README
 // of this module.
 //
+// A [MachineCollector] reports the accept queues of all programs of a Linux machine, under
+// the same names. The command acceptq-exporter serves it.
+//
 // A number that the system does not tell is absent. It is never -1 and never 0.
 package acceptqprom
 
@@ -99,30 +102,7 @@ func NewCollector(opts ...Option) *Collector {
 	if c.perShard {
 		labels = append(labels, "shard")
 	}
-	desc := func(name, help string, labels ...string) *prometheus.Desc {
-		return prometheus.NewDesc(name, help, labels, nil)
-	}
-	window := c.set.Window().String()
-	c.descs = descs{
-		length:     desc("tcp_accept_queue_length", "Connections that wait in the accept queue of this listener now.", labels...),
-		peak:       desc("tcp_accept_queue_length_peak", "Largest length of the accept queue that the sampler saw in the last "+window+".", labels...),
-		capacity:   desc("tcp_accept_queue_capacity", "Connections that fit in the accept queue before the next client is turned away.", labels...),
-		limit:      desc("tcp_accept_queue_limit", "Backlog that the kernel granted to this listener.", labels...),
-		requested:  desc("tcp_accept_queue_requested", "Backlog that the program asked for; absent if it asked for the maximum or if that is unknown.", labels...),
-		heldBack:   desc("tcp_accept_queue_held_back", "Connections that an accept filter holds back from the accept queue.", labels...),
-		accepted:   desc("tcp_accept_queue_accepted_total", "Connections that Accept has returned.", labels...),
-		drops:      desc("tcp_accept_queue_drops_total", "Packets that this listener dropped for any reason, also those of port scans and health checks, which harm nobody.", labels...),
-		oldest:     desc("tcp_accept_queue_oldest_wait_seconds", "Time that the oldest waiting connection has waited in the accept queue.", "listener"),
-		handshakes: desc("tcp_accept_queue_handshakes", "Handshakes in flight on the address of this listener.", "listener"),
-		shards:     desc("tcp_accept_queue_shards", "Queues of this listener whose numbers are added up; absent if it is one.", "listener"),
-		fullest:    desc("tcp_accept_queue_fullest_ratio", "Part of its capacity that the fullest of the shards has in use; absent if there is one queue.", "listener"),
-		fullestMax: desc("tcp_accept_queue_fullest_peak_ratio", "Largest part of its capacity that a shard had in use in the last "+window+"; absent if there is one queue.", "listener"),
-		ceiling:    desc("tcp_accept_queue_ceiling", "Largest backlog that the system grants now (Linux: net.core.somaxconn)."),
-		overflows:  desc("tcp_listen_overflows_total", "Packets that met a full accept queue, for all listeners of the network namespace (ListenOverflows)."),
-		lost:       desc("tcp_listen_drops_total", "Overflows, and SYNs dropped for another reason, for all listeners of the network namespace (ListenDrops)."),
-		synDrops:   desc("tcp_syn_queue_drops_total", "SYNs dropped because the SYN queue was full, for all listeners of the network namespace (TCPReqQFullDrop)."),
-		synCookies: desc("tcp_syn_queue_cookies_total", "SYNs answered with a cookie because the SYN queue was full, for all listeners of the network namespace (TCPReqQFullDoCookies)."),
-	}
+	c.descs = newDescs(c.set.Window(), labels, labels[:1])
 	c.waits = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:                            "tcp_accept_queue_wait_seconds",
 		Help:                            "Time that a connection waited in the accept queue until the program accepted it.",
@@ -158,6 +138,34 @@ type descs struct {
 	length, peak, capacity, limit, requested, heldBack, accepted, drops *prometheus.Desc
 	oldest, handshakes, shards, fullest, fullestMax                     *prometheus.Desc
 	ceiling, overflows, lost, synDrops, synCookies                      *prometheus.Desc
+}
+
+// newDescs returns the descriptions. A queue has the labels queue; what is known of all shards
+// together has the labels listener.
+func newDescs(window time.Duration, queue, listener []string) descs {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc(name, help, labels, nil)
+	}
+	return descs{
+		length:     desc("tcp_accept_queue_length", "Connections that wait in the accept queue of this listener now.", queue...),
+		peak:       desc("tcp_accept_queue_length_peak", "Largest length of the accept queue that the sampler saw in the last "+window.String()+".", queue...),
+		capacity:   desc("tcp_accept_queue_capacity", "Connections that fit in the accept queue.", queue...),
+		limit:      desc("tcp_accept_queue_limit", "Backlog that the kernel granted to this listener.", queue...),
+		requested:  desc("tcp_accept_queue_requested", "Backlog that the program asked for; absent if it asked for the maximum or if that is unknown.", queue...),
+		heldBack:   desc("tcp_accept_queue_held_back", "Connections that an accept filter holds back from the accept queue.", queue...),
+		accepted:   desc("tcp_accept_queue_accepted_total", "Connections that Accept has returned.", queue...),
+		drops:      desc("tcp_accept_queue_drops_total", "Packets that this listener dropped for any reason, also those of port scans and health checks, which harm nobody.", queue...),
+		oldest:     desc("tcp_accept_queue_oldest_wait_seconds", "Time that the oldest waiting connection has waited in the accept queue.", listener...),
+		handshakes: desc("tcp_accept_queue_handshakes", "Handshakes in flight on the address of this listener.", listener...),
+		shards:     desc("tcp_accept_queue_shards", "Queues of this listener whose numbers are added up; absent if it is one.", listener...),
+		fullest:    desc("tcp_accept_queue_fullest_ratio", "Part of its capacity that the fullest of the shards has in use; absent if there is one queue.", listener...),
+		fullestMax: desc("tcp_accept_queue_fullest_peak_ratio", "Largest part of its capacity that a shard had in use in the last "+window.String()+"; absent if there is one queue.", listener...),
+		ceiling:    desc("tcp_accept_queue_ceiling", "Largest backlog that the system grants now (Linux: net.core.somaxconn)."),
+		overflows:  desc("tcp_listen_overflows_total", "Packets that met a full accept queue, for all listeners of the network namespace (ListenOverflows)."),
+		lost:       desc("tcp_listen_drops_total", "Overflows, and SYNs dropped for another reason, for all listeners of the network namespace (ListenDrops)."),
+		synDrops:   desc("tcp_syn_queue_drops_total", "SYNs dropped because the SYN queue was full, for all listeners of the network namespace (TCPReqQFullDrop)."),
+		synCookies: desc("tcp_syn_queue_cookies_total", "SYNs answered with a cookie because the SYN queue was full, for all listeners of the network namespace (TCPReqQFullDoCookies)."),
+	}
 }
 
 // waits is whether a wait can be read here. The histogram is reported before the first
@@ -211,15 +219,7 @@ func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 // Collect implements [prometheus.Collector]. It reads each queue from the kernel, and the
 // settings and counters of the calling thread's network namespace.
 func (c *Collector) Collect(ch chan<- prometheus.Metric) {
-	s, err := acceptq.ReadSystem()
-	if err == nil {
-		m := make(samples, 0, 5)
-		m.send(ch, c.ceiling, gauge, nil, float64(s.Ceiling))
-		m.send(ch, c.overflows, counter, nil, float64(s.ListenOverflows))
-		m.send(ch, c.lost, counter, nil, float64(s.ListenDrops))
-		m.send(ch, c.synDrops, counter, nil, float64(s.ReqQFullDrop))
-		m.send(ch, c.synCookies, counter, nil, float64(s.ReqQFullDoCookies))
-	}
+	c.system(ch)
 	var r observe.Reading
 	for _, q := range c.set.Queues() {
 		if q.Read(&r) != nil {
@@ -250,6 +250,19 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		if waits {
 			ch <- e.wait
 		}
+	}
+}
+
+// system reports the settings and counters of the calling thread's network namespace.
+func (d *descs) system(ch chan<- prometheus.Metric) {
+	s, err := acceptq.ReadSystem()
+	if err == nil {
+		m := make(samples, 0, 5)
+		m.send(ch, d.ceiling, gauge, nil, float64(s.Ceiling))
+		m.send(ch, d.overflows, counter, nil, float64(s.ListenOverflows))
+		m.send(ch, d.lost, counter, nil, float64(s.ListenDrops))
+		m.send(ch, d.synDrops, counter, nil, float64(s.ReqQFullDrop))
+		m.send(ch, d.synCookies, counter, nil, float64(s.ReqQFullDoCookies))
 	}
 }
 

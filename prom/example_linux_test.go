@@ -101,6 +101,27 @@ func ExampleWithShardLabel() {
 	// tcp_accept_queue_capacity{listener="api",shard="1"} 11
 }
 
+// A program of its own reports every server of the machine, as acceptq-exporter does.
+func ExampleNewMachineCollector() {
+	machine, err := acceptqprom.NewMachineCollector(acceptqprom.WithMaxListeners(500))
+	if err != nil {
+		log.Fatal(err) // this is not Linux, for example
+	}
+	if !machine.ProcessesKnown() {
+		log.Print("some processes may not be read, so the label process may be empty")
+	}
+
+	// A server that knows nothing of it.
+	ln, err := net.Listen("tcp", "127.11.11.11:8080")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer ln.Close()
+	scrape(machine, `tcp_accept_queue_length{address="127.11.11.11:8080"`)
+	// Output:
+	// tcp_accept_queue_length{address="127.11.11.11:8080",listener="prom.test 127.11.11.11:8080",process="prom.test"} 0
+}
+
 func serveEcho(ln net.Listener) {
 	for {
 		c, err := ln.Accept()

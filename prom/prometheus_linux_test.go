@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/acceptq/acceptq"
+	"github.com/acceptq/acceptq/internal/testkit"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/stretchr/testify/require"
@@ -71,8 +72,8 @@ func (w *textWriter) WriteHeader(int)     {}
 // every query of the dashboard returns data.
 func TestPrometheus(t *testing.T) {
 	binary := program(t, "prometheus", "prometheus")
-	inNamespace(t, func(t *testing.T) {
-		setSomaxconn(t, "20")
+	testkit.InNamespace(t, func(t *testing.T) {
+		testkit.SetSysctl(t, "net.core.somaxconn", 20)
 		const capacity = 21
 		c := NewCollector(WithSampler(10*time.Millisecond, time.Minute), WithShardLabel(), WithOldestWait(5*time.Second), WithHandshakes(5*time.Second))
 		reg := registered(t, c)
@@ -136,7 +137,7 @@ func TestPrometheus(t *testing.T) {
 		finish(t, clients)
 		t.Logf("a scrape fell into the burst: %v", !missed)
 
-		setSomaxconn(t, "64")
+		testkit.SetSysctl(t, "net.core.somaxconn", 64)
 		for _, p := range []*promServer{plain, native} {
 			p.wait(t, `max_over_time(tcp_accept_queue_length_peak{listener="api"}[1m])`, is(capacity))
 			if missed { // what the sampler is for

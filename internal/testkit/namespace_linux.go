@@ -36,7 +36,7 @@ func NewVisited(t *testing.T) *visited {
 	}()
 	t.Cleanup(func() { close(v.do); <-ended })
 	require.NoError(t, <-made)
-	v.In(func() { loopbackUp(t) })
+	v.In(func() { LoopbackUp(t) })
 	return v
 }
 
@@ -63,7 +63,7 @@ func InNamespaceFor(t *testing.T, limit time.Duration, f func(t *testing.T)) {
 	t.Helper()
 	if os.Getenv(NamespaceEnv) != "" {
 		require.NoError(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
-		loopbackUp(t)
+		LoopbackUp(t)
 		f(t)
 		return
 	}
@@ -100,7 +100,8 @@ func SkipUnprivileged(t *testing.T, why string) {
 	t.Skip(why)
 }
 
-func loopbackUp(t *testing.T) {
+// LoopbackUp sets the loopback interface of this network namespace up.
+func LoopbackUp(t *testing.T) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	require.NoError(t, err)
 	defer unix.Close(fd)

@@ -42,7 +42,7 @@ type door struct {
 	net.Listener
 	given  net.Listener // what the caller passed
 	socket *socket      // nil if Listener shows none
-	accept func(net.Conn) net.Conn
+	conns  *conns
 
 	closing sync.Once
 	err     error
@@ -61,7 +61,7 @@ func (d *door) Accept() (net.Conn, error) {
 	d.inside.Add(1)
 	nc, err := d.Listener.Accept()
 	if err == nil {
-		nc = d.accept(nc)
+		nc = d.conns.accepted(nc)
 	}
 	d.inside.Add(-1)
 	if err == nil {
@@ -134,7 +134,7 @@ func (s *server) add(given, served net.Listener) {
 		return
 	}
 	d := &door{
-		Listener: served, given: given, accept: s.accept,
+		Listener: served, given: given, conns: &s.conns,
 		closed: make(chan struct{}), open: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if l := below(served); l != nil {

@@ -30,10 +30,9 @@ type server struct {
 
 	// How to use the server.
 	serve    func(net.Listener) error
-	accept   func(net.Conn) net.Conn // gets each accepted connection, and may wrap it
-	shutdown func(context.Context)   // ends the connections, or tells them to end
-	cut      func()                  // closes the server at once
-	closed   func() bool             // reports whether other code has closed the server
+	shutdown func(context.Context) // ends the connections, or tells them to end
+	cut      func()                // closes the server at once
+	closed   func() bool           // reports whether other code has closed the server
 }
 
 // start begins to serve if nothing is wrong. prepare may change the server to be served.
@@ -159,7 +158,7 @@ func (s *server) stop(ctx context.Context, results <-chan error) (cut, failed er
 	}
 	if !s.conns.raw {
 		phase("turned away", 2*s.linger+grace, part, func(ctx context.Context) error {
-			s.await(ctx, func(n counts) bool { return n.idle+n.finishing == 0 })
+			s.await(ctx, func(n counts) bool { return n.in(idle, finishing) == 0 })
 			return nil
 		})
 	}
@@ -175,17 +174,17 @@ func (s *server) stop(ctx context.Context, results <-chan error) (cut, failed er
 	}
 	phase("first requests", limit, part/4, func(ctx context.Context) error {
 		if s.await(ctx, func(n counts) bool {
-			return n.fresh+n.greeted+n.arriving+n.finishing+n.idle == 0 && s.accepting() == 0
+			return n.in(fresh, greeted, arriving, finishing, idle) == 0 && s.accepting() == 0
 		}) {
 			return nil
 		}
 		// The Accept method of a wrapping listener may hold a connection that it reads from.
 		e.BeforeFirstAnswer = s.accepting()
 		if s.conns.raw { // a server may take long for its first answer
-			s.conns.close(s.conns.silent)
+			s.conns.close((*conn).silent)
 		} else {
-			e.BeforeFirstAnswer += s.conns.close(s.conns.unanswered)
-			e.Active = s.conns.close(func(c *conn) bool { return c.arriving })
+			e.BeforeFirstAnswer += s.conns.close((*conn).unanswered)
+			e.Active = s.conns.close(func(c *conn) bool { return c.state() == arriving })
 		}
 		if e.BeforeFirstAnswer+e.Active > 0 {
 			return context.Cause(ctx)
@@ -213,7 +212,7 @@ func (s *server) stop(ctx context.Context, results <-chan error) (cut, failed er
 			if s.conns.raw {
 				return n.open()
 			}
-			return n.fresh + n.active + n.finishing
+			return n.in(fresh, active, finishing)
 		}
 		// Shutdown of net/http waits for a loop whose Accept does not return.
 		ended := s.await(ctx, func(n counts) bool {
@@ -228,8 +227,8 @@ func (s *server) stop(ctx context.Context, results <-chan error) (cut, failed er
 			s.cut()
 			<-s.returned
 		})
-		e.BeforeFirstAnswer += n.fresh
-		e.Active += left(n) - n.fresh
+		e.BeforeFirstAnswer += n[fresh]
+		e.Active += left(n) - n[fresh]
 		switch {
 		case left(n) > 0:
 			return context.Cause(ctx)
@@ -261,7 +260,7 @@ func (s *server) drainWhileItMoves(ctx context.Context) (queued int, err error) 
 	last, moved, squeezed := 0, time.Now(), false
 	s.await(ctx, func(n counts) bool {
 		now, known := s.queued()
-		if known && now < last || n.active > 0 {
+		if known && now < last || n[active] > 0 {
 			moved = time.Now()
 		}
 		last = now
@@ -271,7 +270,7 @@ func (s *server) drainWhileItMoves(ctx context.Context) (queued int, err error) 
 			}
 			// Accept may wait until connections end, as that of netutil.LimitListener does.
 			squeezed, moved = true, time.Now()
-			s.conns.close(s.conns.silent)
+			s.conns.close((*conn).silent)
 		}
 		return isClosed(done)
 	})
@@ -368,9 +367,9 @@ func (s *server) log(ctx context.Context, level slog.Level, text string, attrs .
 	}
 	n := s.conns.look(s.linger)
 	attrs = append(attrs,
-		slog.Int("before_first_answer", n.fresh),
-		slog.Int("active", n.active+n.finishing+n.arriving),
-		slog.Int("idle", n.idle+n.rested+n.greeted))
+		slog.Int("before_first_answer", n[fresh]),
+		slog.Int("active", n.in(active, finishing, arriving)),
+		slog.Int("idle", n.in(idle, rested, greeted)))
 	short, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
 	call(short, func() { s.logger.LogAttrs(ctx, level, "graceful: "+text, attrs...) })

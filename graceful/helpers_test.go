@@ -282,10 +282,7 @@ func (j *journal) option() Option { return WithLogger(slog.New(j)) }
 
 // part sets how long the stop waits while nothing moves.
 func part(d time.Duration) Option {
-	return func(o *options) error {
-		o.part = d
-		return nil
-	}
+	return func(o *options) { o.part = d }
 }
 
 // secure finishes the TLS handshake of a client.

@@ -36,7 +36,7 @@ func (h *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		handler.ServeHTTP(a, r)
 		a.header()
 	default: // not a ResponseWriter of the current net/http
-		if h.conns.stopping.Load() != 0 {
+		if h.conns.stopping.Load() {
 			w.Header().Set("Connection", "close")
 		}
 		handler.ServeHTTP(w, r)
@@ -80,7 +80,7 @@ type answer struct {
 }
 
 func (a *answer) header() {
-	if !a.done && a.conns.stopping.Load() != 0 {
+	if !a.done && a.conns.stopping.Load() {
 		a.Header().Set("Connection", "close")
 	}
 	a.done = true

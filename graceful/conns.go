@@ -18,15 +18,21 @@ type conn struct {
 	net.Conn
 	conns   *conns
 	word    atomic.Int64 // the state, one of the first five, and the running functions
-	since   atomic.Int64 // when it came to rest, if that was during the stop
 	http2   atomic.Bool
 	body    atomic.Bool  // the last request had a body
 	closing atomic.Bool  // the stop closes the connection
-	answers atomic.Int32 // Run: how often a Write came first or followed a Read
+	writes  atomic.Int32 // of Run
 
 	// Only the stop uses these, which holds conns.mu.
-	first    *traffic // when the stop first saw that the connection waits for its client
-	answered bool     // the stop has seen the connection at rest
+	pause    *pause
+	answered bool // the stop has seen the connection at rest
+}
+
+// A pause is what the stop knew when it first saw that a connection waits for its client.
+type pause struct {
+	traffic
+	since  time.Time
+	writes int32
 }
 
 // The states of a connection. The server reports the first five, the stop tells the others.
@@ -70,7 +76,7 @@ func (n counts) open() int {
 type conns struct {
 	raw      bool         // of Run: the methods of the connections tell their state
 	all      sync.Map     // *conn by net.Conn
-	stopping atomic.Int64 // when the server began to turn its clients away; 0 before that
+	stopping atomic.Bool  // the server turns its clients away
 	cut      atomic.Int64 // connections that other code has closed under their handler
 	mu       sync.Mutex   // held by the stop
 }
@@ -98,7 +104,7 @@ func (cs *conns) note(nc net.Conn, state http.ConnState) {
 	case c.state() == fresh:
 		c.http2.Store(true)
 	default:
-		c.rest()
+		c.change(idle, 0)
 	}
 }
 
@@ -131,26 +137,18 @@ func (c *conn) change(to int, running int64) {
 	}
 }
 
-// rest records that c came to rest.
-func (c *conn) rest() {
-	if c.conns.stopping.Load() != 0 {
-		c.since.Store(now())
-	}
-	c.change(idle, 0)
-}
-
 // begin records that a function begins to serve c. It ends with end.
 func (c *conn) begin() { c.change(active, 1) }
 
 // end takes the context of the request. If that has ended, the client may have reset the
 // stream before begin, and then net/http does not report again that the connection rests.
 func (c *conn) end(ctx context.Context) {
-	if c.conns.stopping.Load() != 0 && !c.http2.Load() && c.state() != gone && !c.closing.Load() && hasClosed(c.Conn) {
+	if c.conns.stopping.Load() && !c.http2.Load() && c.state() != gone && !c.closing.Load() && hasClosed(c.Conn) {
 		c.conns.cut.Add(1)
 	}
 	c.change(keep, -1)
 	if c.http2.Load() && ctx.Err() != nil && c.running() == 0 {
-		c.rest()
+		c.change(idle, 0)
 	}
 }
 
@@ -168,18 +166,18 @@ func (cs *conns) look(linger time.Duration) (n counts) {
 // look returns the state of c.
 func (c *conn) look(linger time.Duration) int {
 	raw, state, stopping := c.conns.raw, c.state(), c.conns.stopping.Load()
-	if raw && stopping != 0 && hasClosed(c.Conn) {
+	if raw && stopping && hasClosed(c.Conn) {
 		c.change(gone, 0) // not with the method of the watched connection
 		return gone
 	}
 	if state == idle || raw && state == fresh && c.hasSent() {
 		c.answered = true
 	}
-	if state == active {
-		c.first = nil
-	} else if stopping != 0 && c.first == nil {
+	if writes := c.writes.Load(); !stopping || state == active {
+		c.pause = nil
+	} else if c.pause == nil || c.pause.writes != writes {
 		t, _ := trafficOf(c.Conn)
-		c.first = &t
+		c.pause = &pause{t, time.Now(), writes}
 	}
 	switch {
 	case c.running() > 0:
@@ -194,8 +192,8 @@ func (c *conn) look(linger time.Duration) int {
 		return rested
 	case state == fresh:
 		return greeted
-	case state == idle && stopping != 0:
-		return c.atRest(now()-max(stopping, c.since.Load()) >= int64(linger))
+	case state == idle && stopping:
+		return c.atRest(time.Since(c.pause.since) >= linger)
 	}
 	return state
 }
@@ -211,7 +209,7 @@ func (c *conn) atRest(long bool) int {
 		return rested
 	}
 	c.closing.Store(true)
-	first := *c.first
+	first := c.pause.traffic
 	go func() {
 		if !c.hasMore(first) {
 			c.Close()
@@ -229,7 +227,7 @@ func (c *conn) unanswered() bool {
 	if !c.conns.raw {
 		return c.state() == fresh && !c.http2.Load()
 	}
-	return !c.answered && c.answers.Load() < 2
+	return !c.answered && c.writes.Load() < 2
 }
 
 // silent reports whether c is new and its client has sent nothing, or whether it is an HTTP/2
@@ -240,7 +238,7 @@ func (c *conn) silent() bool {
 		return !c.owed()
 	}
 	t, known := trafficOf(c.Conn)
-	return state == idle && c.http2.Load() && known && c.first != nil && !t.unread && t.received == c.first.received
+	return state == idle && c.http2.Load() && known && c.pause != nil && !t.unread && t.received == c.pause.received
 }
 
 // close closes the connections that which selects. It returns how many of them had sent
@@ -262,11 +260,6 @@ func (cs *conns) close(which func(c *conn) bool) (cut int) {
 	return cut
 }
 
-var started = time.Now()
-
-// now returns the time since the start of the program. It is never 0.
-func now() int64 { return int64(time.Since(started)) + 1 }
-
 // traffic is what the kernel knows about the bytes of a connection.
 type traffic struct {
 	received uint64 // bytes; 0 if traffic is unknown
@@ -279,8 +272,8 @@ type traffic struct {
 // may have. After a TLS handshake only what came during the stop tells that.
 func (c *conn) owed() bool {
 	t, known := trafficOf(c.Conn)
-	if _, ok := c.Conn.(*tls.Conn); ok && c.first != nil && c.first.sent > 0 {
-		return !known || t.unread || t.received > c.first.received
+	if _, ok := c.Conn.(*tls.Conn); ok && c.pause != nil && c.pause.sent > 0 {
+		return !known || t.unread || t.received > c.pause.received
 	}
 	return !known || t.unread || t.received > 0 && (t.sent == 0 || t.newer)
 }

@@ -46,9 +46,9 @@ func TestConnectionsWithoutALock(t *testing.T) {
 			})
 		}
 		functions.Go(func() {
-			c.rest()
+			c.change(idle, 0)
 			c.change(gone, 0)
-			c.rest()
+			c.change(idle, 0)
 		})
 	}
 	functions.Wait()

@@ -87,7 +87,7 @@ func (r *running) counts() counts { return r.conns().look(0) }
 // turningAway waits until the server closes connections after their answer.
 func (r *running) turningAway() {
 	r.t.Helper()
-	until(r.t, "the stop", func() bool { return r.conns().stopping.Load() != 0 })
+	until(r.t, "the stop", func() bool { return r.conns().stopping.Load() })
 }
 
 func begin(t *testing.T, ln Listener, serve func(context.Context) error) *running {

@@ -95,10 +95,8 @@ func (c *conn) read(n int, err error) (int, error) {
 
 func (c *conn) wrote(n int, err error) (int, error) {
 	if n > 0 {
-		if c.state() != idle {
-			c.answers.Add(1)
-		}
-		c.rest()
+		c.writes.Add(1)
+		c.change(idle, 0)
 	}
 	return n, err
 }

@@ -143,7 +143,7 @@ func (s *server) stop(results <-chan error) (cut, failed error) {
 		})
 	}
 
-	s.conns.stopping.Store(now())
+	s.conns.stopping.Store(true)
 	var e Error
 	if s.shared {
 		s.shut(all)

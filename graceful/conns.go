@@ -288,16 +288,6 @@ func (c *conn) hasMore(first traffic) bool {
 	return known && (t.unread || t.received > first.received || t.newer && !c.body.Load())
 }
 
-// hasSent reports whether the server has sent something without the methods of the
-// connection, as net.Buffers does.
-func (c *conn) hasSent() bool {
-	if _, ok := c.Conn.(syscall.Conn); !ok {
-		return false // TLS sends in its handshake
-	}
-	t, known := trafficOf(c.Conn)
-	return known && t.sent > 0
-}
-
 // socketOf returns the connection at the bottom of nc, as far as nc shows it.
 func socketOf(nc net.Conn) net.Conn {
 	for range depth {

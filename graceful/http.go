@@ -144,10 +144,9 @@ func (h *httpServer) baseContext(ln net.Listener) context.Context {
 func (h *httpServer) isShutDown() bool { return errors.Is(h.srv.Serve(probe{}), http.ErrServerClosed) }
 
 // A probe is a listener that has no connections.
-type probe struct{}
+type probe struct{ net.Listener }
 
 func (probe) Accept() (net.Conn, error) { return nil, net.ErrClosed }
-func (probe) Addr() net.Addr            { return nil }
 func (probe) Close() error              { return nil }
 
 // accepted returns what the server gets of an accepted connection, which can be a key of

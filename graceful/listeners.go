@@ -185,16 +185,15 @@ func (s *server) drain(ctx context.Context) (queued int, err error) {
 		}
 		// The drain of an empty socket may not have ended.
 		rest := !ended && (left.Queued != 0 || left.InFlight > 0 || left.HeldBack > 0 || left.Accepted > 0)
-		lost, cut := 0, false
+		cut := false
 		for _, l := range group {
 			v, _ := s.remains.Load(l)
 			r := v.(remainder)
 			if (rest || r.queued != 0) && !elsewhere()[r.inode] { // no other holder serves what is left
-				lost, cut = plus(lost, r.queued), true
+				queued, cut = plus(queued, r.queued), true
 			}
 		}
 		if cut {
-			queued = plus(queued, lost)
 			err = join(err, cmp.Or(errs[i], errors.New("closed by other code")))
 		}
 	}
@@ -213,17 +212,20 @@ func (s *server) shut(ctx context.Context) {
 	})
 }
 
-// queued returns how many connections wait in the queues of all sockets. ok is false if
-// that is unknown or if a socket is closed.
-func (s *server) queued() (sum int, ok bool) {
+// queued returns how many connections wait in the queues of all sockets. It returns -1 if that
+// is unknown or if a socket is closed.
+func (s *server) queued() (sum int) {
+	if len(s.sockets) == 0 {
+		return -1
+	}
 	for _, l := range slices.Concat(s.sockets...) {
 		stats, err := l.Stats()
-		if err != nil || stats.Queued < 0 {
-			return 0, false
+		if err != nil {
+			return -1
 		}
-		sum += stats.Queued
+		sum = plus(sum, stats.Queued)
 	}
-	return sum, len(s.sockets) > 0
+	return sum
 }
 
 // plus adds two numbers of connections. The sum is unknown, -1, if one of them is.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"syscall"
 )
 
 // Run serves ln with serve until ctx ends, and then stops the server without losing a
@@ -23,8 +24,9 @@ import (
 //
 // Connections stay open until the server, shutdown or the client closes them. If they end
 // by themselves when shutdown would interrupt a client, [WithLinger] gives them time: it
-// sets how long a connection must have been at rest before Run calls shutdown. With Run the
-// default is 0.
+// sets how long a connection must have been at rest before Run calls shutdown. Run drains
+// when all of them have been at rest for that time, or when twice that time is over. With
+// Run the default is 0.
 //
 // serve gets connections with the methods of those that ln accepts, if these are of type
 // [*net.TCPConn], [*net.UnixConn] or [*tls.Conn]. io.Copy uses sendfile(2) as before. Other
@@ -104,6 +106,16 @@ func (c *conn) wrote(n int, err error) (int, error) {
 func (c *conn) closed(err error) error {
 	c.change(gone, 0)
 	return err
+}
+
+// hasSent reports whether the server has sent something without the methods of the
+// connection, as net.Buffers does.
+func (c *conn) hasSent() bool {
+	if _, ok := c.Conn.(syscall.Conn); !ok {
+		return false // TLS sends in its handshake
+	}
+	t, known := trafficOf(c.Conn)
+	return known && t.sent > 0
 }
 
 type tcpConn struct {

@@ -114,11 +114,9 @@ func (s *server) stop(results <-chan error) (cut, failed error) {
 	var errs error
 	phase := func(name string, limit, reserve time.Duration, f func(context.Context) error) {
 		began := time.Now()
-		until := end.Add(-reserve)
-		if limit > 0 && began.Add(limit).Before(until) {
-			until = began.Add(limit)
-		}
-		ctx, cancel := context.WithDeadline(all, until)
+		ctx, cancel := context.WithDeadline(all, end.Add(-reserve))
+		defer cancel()
+		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
 		err := f(ctx)
 		took := slog.Duration("took", time.Since(began))
@@ -132,7 +130,7 @@ func (s *server) stop(results <-chan error) (cut, failed error) {
 
 	s.log(slog.LevelInfo, "stopping")
 	if s.onStop != nil || s.delay > 0 {
-		phase("delayed", 0, s.linger+part, func(ctx context.Context) error {
+		phase("delayed", s.total, s.linger+part, func(ctx context.Context) error {
 			if s.onStop != nil && !call(ctx, s.onStop) {
 				return fmt.Errorf("the function of WithOnStop has not returned: %w", context.Cause(ctx))
 			}
@@ -153,7 +151,7 @@ func (s *server) stop(results <-chan error) (cut, failed error) {
 		return nil
 	})
 	if !s.shared {
-		phase("drained", 0, part/2, func(ctx context.Context) (err error) {
+		phase("drained", s.total, part/2, func(ctx context.Context) (err error) {
 			e.Queued, err = s.drainWhileItMoves(ctx)
 			return err
 		})
@@ -188,7 +186,7 @@ func (s *server) stop(results <-chan error) (cut, failed error) {
 	if s.closed() {
 		failed = http.ErrServerClosed
 	}
-	phase("shut down", 0, 0, func(ctx context.Context) error {
+	phase("shut down", s.total, 0, func(ctx context.Context) error {
 		down := newEvent()
 		go func() {
 			defer down.happen()
@@ -248,8 +246,8 @@ func (s *server) drainWhileItMoves(ctx context.Context) (queued int, err error) 
 	}()
 	last, moved, squeezed := 0, time.Now(), false
 	s.await(ctx, func(n counts) bool {
-		now, known := s.queued()
-		if known && now < last || n[active] > 0 {
+		now := s.queued()
+		if 0 <= now && now < last || n[active] > 0 {
 			moved = time.Now()
 		}
 		last = now
@@ -353,7 +351,7 @@ func join(a, b error) error {
 }
 
 func (s *server) log(level slog.Level, text string, attrs ...slog.Attr) {
-	if queued, ok := s.queued(); ok {
+	if queued := s.queued(); queued >= 0 {
 		attrs = append(attrs, slog.Int("queued", queued))
 	}
 	n := s.conns.look(s.linger)

@@ -17,7 +17,7 @@ import (
 type conn struct {
 	net.Conn
 	conns   *conns
-	word    atomic.Int64 // the state, one of the first five, and the running functions
+	word    atomic.Int64 // the state, one of the first six, and the running functions
 	http2   atomic.Bool
 	body    atomic.Bool  // the last request had a body
 	closing atomic.Bool  // the stop closes the connection
@@ -35,14 +35,14 @@ type pause struct {
 	writes int32
 }
 
-// The states of a connection. The server reports the first five, the stop tells the others.
+// The states of a connection. The server reports the first six, the stop tells the others.
 const (
 	fresh     = iota // before the first answer
+	greeted          // HTTP/2 before the first request: a GOAWAY loses nothing
 	active           // a request is being answered
 	idle             // at rest for less than the linger
 	arriving         // a part of the next request has arrived
 	gone             // closed, or hijacked
-	greeted          // HTTP/2 before the first request: a GOAWAY loses nothing
 	finishing        // no function serves it, and it will be idle when net/http says so
 	rested           // at rest for the linger
 	states
@@ -103,6 +103,7 @@ func (cs *conns) note(nc net.Conn, state http.ConnState) {
 		c.change(gone, 0)
 	case c.state() == fresh:
 		c.http2.Store(true)
+		c.change(greeted, 0)
 	default:
 		c.change(idle, 0)
 	}
@@ -165,14 +166,7 @@ func (cs *conns) look(linger time.Duration) (n counts) {
 
 // look returns the state of c.
 func (c *conn) look(linger time.Duration) int {
-	raw, state, stopping := c.conns.raw, c.state(), c.conns.stopping.Load()
-	if raw && stopping && hasClosed(c.Conn) {
-		c.change(gone, 0) // not with the method of the watched connection
-		return gone
-	}
-	if state == idle || raw && state == fresh && c.hasSent() {
-		c.answered = true
-	}
+	state, stopping := c.state(), c.conns.stopping.Load()
 	if writes := c.writes.Load(); !stopping || state == active {
 		c.pause = nil
 	} else if c.pause == nil || c.pause.writes != writes {
@@ -180,32 +174,25 @@ func (c *conn) look(linger time.Duration) int {
 		c.pause = &pause{t, time.Now(), writes}
 	}
 	switch {
+	case c.conns.raw:
+		return c.lookOfRun(state, linger)
 	case c.running() > 0:
 		return active
 	case c.closing.Load() && state != idle:
 		return gone
-	case c.unanswered():
-		return fresh
-	case state == active && !raw:
+	case state == active:
 		return finishing
-	case state == fresh && raw:
-		return rested
-	case state == fresh:
-		return greeted
-	case state == idle && stopping:
-		return c.atRest(time.Since(c.pause.since) >= linger)
+	case state == idle && stopping && !c.closing.Load() && time.Since(c.pause.since) >= linger:
+		return c.rested()
 	}
 	return state
 }
 
-// atRest returns the state of a connection at rest during the stop, and closes it if it has
-// been at rest for long. The goroutine may start late, so it asks the kernel first. A
-// request that comes during the stop ends its connection, so c does not rest again.
-func (c *conn) atRest(long bool) int {
-	switch {
-	case c.closing.Load() || !long:
-		return idle
-	case c.conns.raw || c.http2.Load():
+// rested closes a connection that has been at rest for the linger, and returns its state. The
+// goroutine may start late, so it asks the kernel first. A request that comes during the stop
+// ends its connection, so c does not rest again.
+func (c *conn) rested() int {
+	if c.http2.Load() {
 		return rested
 	}
 	c.closing.Store(true)
@@ -221,15 +208,6 @@ func (c *conn) atRest(long bool) int {
 	return idle
 }
 
-// unanswered reports whether the server has not answered c yet, or not for long enough: a
-// server such as cmux writes for the first time before another one serves the connection.
-func (c *conn) unanswered() bool {
-	if !c.conns.raw {
-		return c.state() == fresh && !c.http2.Load()
-	}
-	return !c.answered && c.writes.Load() < 2
-}
-
 // silent reports whether c is new and its client has sent nothing, or whether it is an HTTP/2
 // connection that has been at rest since the stop first saw it.
 func (c *conn) silent() bool {
@@ -240,6 +218,9 @@ func (c *conn) silent() bool {
 	t, known := trafficOf(c.Conn)
 	return state == idle && c.http2.Load() && known && c.pause != nil && !t.unread && t.received == c.pause.received
 }
+
+// isIn returns a function for close.
+func isIn(state int) func(*conn) bool { return func(c *conn) bool { return c.state() == state } }
 
 // close closes the connections that which selects. It returns how many of them had sent
 // something that was not answered, or may have.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"syscall"
+	"time"
 )
 
 // Run serves ln with serve until ctx ends, and then stops the server without losing a
@@ -106,6 +107,26 @@ func (c *conn) wrote(n int, err error) (int, error) {
 func (c *conn) closed(err error) error {
 	c.change(gone, 0)
 	return err
+}
+
+// lookOfRun returns the state of c. A server such as cmux writes for the first time before another
+// one serves the connection, so one Write is no answer, unless the stop has seen c at rest.
+func (c *conn) lookOfRun(state int, linger time.Duration) int {
+	if state == idle || state == fresh && c.hasSent() {
+		c.answered = true
+	}
+	switch {
+	case c.closing.Load():
+		return gone
+	case c.conns.stopping.Load() && hasClosed(c.Conn): // not with the method of the watched connection
+		c.change(gone, 0)
+		return gone
+	case !c.answered && c.writes.Load() < 2:
+		return fresh
+	case state == fresh, state == idle && c.pause != nil && time.Since(c.pause.since) >= linger:
+		return rested
+	}
+	return state
 }
 
 // hasSent reports whether the server has sent something without the methods of the

@@ -170,8 +170,8 @@ func (s *server) stop(results <-chan error) (cut, failed error) {
 		if s.conns.raw { // a server may take long for its first answer
 			s.conns.close((*conn).silent)
 		} else {
-			e.BeforeFirstAnswer += s.conns.close((*conn).unanswered)
-			e.Active = s.conns.close(func(c *conn) bool { return c.state() == arriving })
+			e.BeforeFirstAnswer += s.conns.close(isIn(fresh))
+			e.Active = s.conns.close(isIn(arriving))
 		}
 		if e.BeforeFirstAnswer+e.Active > 0 {
 			return context.Cause(ctx)

@@ -201,11 +201,7 @@ func (s *server) stop(results <-chan error) (cut, failed error) {
 			}
 			return n.in(fresh, active, finishing)
 		}
-		// Shutdown of net/http waits for a loop whose Accept does not return.
-		ended := s.await(ctx, func(n counts) bool {
-			return left(n) == 0 && (s.accepting() > 0 || down.happened() && s.returned.happened())
-		})
-		if ended && down.happened() {
+		if s.await(ctx, func(n counts) bool { return left(n) == 0 && down.happened() && s.returned.happened() }) {
 			return nil
 		}
 		n := s.conns.look(s.linger)

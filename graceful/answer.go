@@ -13,11 +13,11 @@ import (
 // ServeHTTP is the Handler of the server while Serve runs.
 func (h *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if c, ok := r.Context().Value(h).(*conn); ok {
+		c.begin()
+		defer c.end(r.Context())
 		if body := r.ContentLength != 0; c.body.Load() != body {
 			c.body.Store(body)
 		}
-		c.begin()
-		defer c.end(r.Context())
 	}
 	handler := h.user.handler
 	if handler == nil {

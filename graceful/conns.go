@@ -49,7 +49,6 @@ const (
 )
 
 const (
-	keep      = -1       // for change: the state stays
 	stateMask = 1<<8 - 1 // of conn.word
 	function  = 1 << 8   // of conn.word: one function runs
 )
@@ -100,12 +99,12 @@ func (cs *conns) note(nc net.Conn, state http.ConnState) {
 	}
 	switch c := v.(*conn); {
 	case state != http.StateIdle:
-		c.change(gone, 0)
+		c.set(gone)
 	case c.state() == fresh:
 		c.http2.Store(true)
-		c.change(greeted, 0)
+		c.set(greeted)
 	default:
-		c.change(idle, 0)
+		c.set(idle)
 	}
 }
 
@@ -114,32 +113,35 @@ func (cs *conns) note(nc net.Conn, state http.ConnState) {
 func (c *conn) state() int     { return int(c.word.Load() & stateMask) }
 func (c *conn) running() int64 { return c.word.Load() / function }
 
-// change sets the state, unless it is gone or to is keep, and adds to the running functions. Both
-// are one word, so the last of several concurrent changes sees that the connection is gone and
-// that no function runs, and removes it. A connection that a late function has put back was put
-// back before that change, because the function had not ended.
-func (c *conn) change(to int, running int64) {
+// set changes the state, unless the connection is gone. The state and the running functions are one
+// word, so the last of several concurrent changes sees that the connection is gone and that no
+// function runs, and removes it. A function that begins late puts it back, and does so before it
+// ends, which is such a change.
+func (c *conn) set(state int) {
 	for {
 		old := c.word.Load()
-		next := old + running*function
-		if to != keep && old&stateMask != gone {
-			next += int64(to) - old&stateMask
+		if old&stateMask == gone {
+			return
 		}
-		if !c.word.CompareAndSwap(old, next) {
-			continue
+		next := old&^stateMask | int64(state)
+		if c.word.CompareAndSwap(old, next) {
+			if next == gone {
+				c.conns.all.Delete(c.Conn)
+			}
+			return
 		}
-		switch {
-		case next == gone:
-			c.conns.all.Delete(c.Conn)
-		case old == gone: // a stream of HTTP/2 whose function begins late
-			c.conns.all.Store(c.Conn, c)
-		}
-		return
 	}
 }
 
-// begin records that a function begins to serve c. It ends with end.
-func (c *conn) begin() { c.change(active, 1) }
+// begin records that a function begins to serve c. It ends with end. The connection of a stream
+// of HTTP/2 may be gone already. begin writes before it reads: the goroutine of c may have moved
+// to another processor, which then gets the memory of c in one step.
+func (c *conn) begin() {
+	if c.word.Add(function) == gone+function {
+		c.conns.all.Store(c.Conn, c)
+	}
+	c.set(active)
+}
 
 // end takes the context of the request. If that has ended, the client may have reset the
 // stream before begin, and then net/http does not report again that the connection rests.
@@ -147,9 +149,11 @@ func (c *conn) end(ctx context.Context) {
 	if c.conns.stopping.Load() && !c.http2.Load() && c.state() != gone && !c.closing.Load() && hasClosed(c.Conn) {
 		c.conns.cut.Add(1)
 	}
-	c.change(keep, -1)
+	if c.word.Add(-function) == gone {
+		c.conns.all.Delete(c.Conn)
+	}
 	if c.http2.Load() && ctx.Err() != nil && c.running() == 0 {
-		c.change(idle, 0)
+		c.set(idle)
 	}
 }
 

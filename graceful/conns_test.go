@@ -46,9 +46,9 @@ func TestConnectionsWithoutALock(t *testing.T) {
 			})
 		}
 		functions.Go(func() {
-			c.change(idle, 0)
-			c.change(gone, 0)
-			c.change(idle, 0)
+			c.set(idle)
+			c.set(gone)
+			c.set(idle)
 		})
 	}
 	functions.Wait()
@@ -63,7 +63,7 @@ func TestFunctionThatBeginsLate(t *testing.T) {
 	nc, other := net.Pipe()
 	defer other.Close()
 	c := cs.add(nc)
-	c.change(gone, 0)
+	c.set(gone)
 	require.Equal(t, counts{}, cs.look(0))
 	c.begin()
 	require.Equal(t, 1, cs.look(0)[active])

@@ -99,13 +99,13 @@ func (c *conn) read(n int, err error) (int, error) {
 func (c *conn) wrote(n int, err error) (int, error) {
 	if n > 0 {
 		c.writes.Add(1)
-		c.change(idle, 0)
+		c.set(idle)
 	}
 	return n, err
 }
 
 func (c *conn) closed(err error) error {
-	c.change(gone, 0)
+	c.set(gone)
 	return err
 }
 
@@ -119,7 +119,7 @@ func (c *conn) lookOfRun(state int, linger time.Duration) int {
 	case c.closing.Load():
 		return gone
 	case c.conns.stopping.Load() && hasClosed(c.Conn): // not with the method of the watched connection
-		c.change(gone, 0)
+		c.set(gone)
 		return gone
 	case !c.answered && c.writes.Load() < 2:
 		return fresh

@@ -37,14 +37,14 @@ type pause struct {
 
 // The states of a connection. The server reports the first six, the stop tells the others.
 const (
-	fresh     = iota // before the first answer
-	greeted          // HTTP/2 before the first request: a GOAWAY loses nothing
-	active           // a request is being answered
-	idle             // at rest for less than the linger
-	arriving         // a part of the next request has arrived
-	gone             // closed, or hijacked
-	finishing        // no function serves it, and it will be idle when net/http says so
-	rested           // at rest for the linger
+	fresh     int64 = iota // before the first answer
+	greeted                // HTTP/2 before the first request: a GOAWAY loses nothing
+	active                 // a request is being answered, or its answer is being sent
+	idle                   // at rest for less than the linger
+	arriving               // a part of the next request has arrived
+	gone                   // closed, or hijacked
+	finishing              // no function serves it, and it will be idle when net/http says so
+	rested                 // at rest for the linger
 	states
 )
 
@@ -57,7 +57,7 @@ const (
 type counts [states]int
 
 // in returns the number of connections that are in one of the states.
-func (n counts) in(states ...int) (sum int) {
+func (n counts) in(states ...int64) (sum int) {
 	for _, state := range states {
 		sum += n[state]
 	}
@@ -110,20 +110,23 @@ func (cs *conns) note(nc net.Conn, state http.ConnState) {
 
 // state returns what the server has reported. running returns how many functions serve the
 // connection: handlers of requests.
-func (c *conn) state() int     { return int(c.word.Load() & stateMask) }
+func (c *conn) state() int64   { return c.word.Load() & stateMask }
 func (c *conn) running() int64 { return c.word.Load() / function }
 
-// set changes the state, unless the connection is gone. The state and the running functions are one
-// word, so the last of several concurrent changes sees that the connection is gone and that no
-// function runs, and removes it. A function that begins late puts it back, and does so before it
-// ends, which is such a change.
-func (c *conn) set(state int) {
+// set changes the state, unless the connection is gone.
+func (c *conn) set(state int64) { c.change(state, 0) }
+
+// change changes the state, unless the connection is gone, and the number of running functions.
+// Both are one word, so the last of several concurrent changes sees that the connection is gone
+// and that no function runs, and removes it. A function that begins late puts it back, and does
+// so before it ends, which is such a change.
+func (c *conn) change(state, functions int64) {
 	for {
 		old := c.word.Load()
-		if old&stateMask == gone {
-			return
+		next := old + functions*function
+		if old&stateMask != gone {
+			next += state - old&stateMask
 		}
-		next := old&^stateMask | int64(state)
 		if c.word.CompareAndSwap(old, next) {
 			if next == gone {
 				c.conns.all.Delete(c.Conn)
@@ -140,7 +143,6 @@ func (c *conn) begin() {
 	if c.word.Add(function) == gone+function {
 		c.conns.all.Store(c.Conn, c)
 	}
-	c.set(active)
 }
 
 // end takes the context of the request. If that has ended, the client may have reset the
@@ -149,11 +151,10 @@ func (c *conn) end(ctx context.Context) {
 	if c.conns.stopping.Load() && !c.http2.Load() && c.state() != gone && !c.closing.Load() && hasClosed(c.Conn) {
 		c.conns.cut.Add(1)
 	}
-	if c.word.Add(-function) == gone {
-		c.conns.all.Delete(c.Conn)
-	}
-	if c.http2.Load() && ctx.Err() != nil && c.running() == 0 {
-		c.set(idle)
+	if c.http2.Load() && ctx.Err() != nil {
+		c.change(idle, -1)
+	} else {
+		c.change(active, -1)
 	}
 }
 
@@ -169,9 +170,9 @@ func (cs *conns) look(linger time.Duration) (n counts) {
 }
 
 // look returns the state of c.
-func (c *conn) look(linger time.Duration) int {
-	state, stopping := c.state(), c.conns.stopping.Load()
-	if writes := c.writes.Load(); !stopping || state == active {
+func (c *conn) look(linger time.Duration) int64 {
+	state, running, stopping := c.state(), c.running() > 0, c.conns.stopping.Load()
+	if writes := c.writes.Load(); !stopping || running || state == active {
 		c.pause = nil
 	} else if c.pause == nil || c.pause.writes != writes {
 		t, _ := trafficOf(c.Conn)
@@ -180,7 +181,7 @@ func (c *conn) look(linger time.Duration) int {
 	switch {
 	case c.conns.raw:
 		return c.lookOfRun(state, linger)
-	case c.running() > 0:
+	case running:
 		return active
 	case c.closing.Load() && state != idle:
 		return gone
@@ -195,7 +196,7 @@ func (c *conn) look(linger time.Duration) int {
 // rested closes a connection that has been at rest for the linger, and returns its state. The
 // goroutine may start late, so it asks the kernel first. A request that comes during the stop
 // ends its connection, so c does not rest again.
-func (c *conn) rested() int {
+func (c *conn) rested() int64 {
 	if c.http2.Load() {
 		return rested
 	}
@@ -215,16 +216,16 @@ func (c *conn) rested() int {
 // silent reports whether c is new and its client has sent nothing, or whether it is an HTTP/2
 // connection that has been at rest since the stop first saw it.
 func (c *conn) silent() bool {
-	state := c.state()
-	if state == fresh {
+	word := c.word.Load() // no function runs if it is only a state
+	if word == fresh {
 		return !c.owed()
 	}
 	t, known := trafficOf(c.Conn)
-	return state == idle && c.http2.Load() && known && c.pause != nil && !t.unread && t.received == c.pause.received
+	return word == idle && c.http2.Load() && known && c.pause != nil && !t.unread && t.received == c.pause.received
 }
 
-// isIn returns a function for close.
-func isIn(state int) func(*conn) bool { return func(c *conn) bool { return c.state() == state } }
+// isIn returns a function for close. It selects connections that no function serves.
+func isIn(state int64) func(*conn) bool { return func(c *conn) bool { return c.word.Load() == state } }
 
 // close closes the connections that which selects. It returns how many of them had sent
 // something that was not answered, or may have.

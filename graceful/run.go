@@ -111,7 +111,7 @@ func (c *conn) closed(err error) error {
 
 // lookOfRun returns the state of c. A server such as cmux writes for the first time before another
 // one serves the connection, so one Write is no answer, unless the stop has seen c at rest.
-func (c *conn) lookOfRun(state int, linger time.Duration) int {
+func (c *conn) lookOfRun(state int64, linger time.Duration) int64 {
 	if state == idle || state == fresh && c.hasSent() {
 		c.answered = true
 	}

@@ -12,15 +12,12 @@ import (
 
 // ServeHTTP is the Handler of the server while Serve runs.
 func (h *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	c, _ := r.Context().Value(h).(*conn)
-	if c != nil {
+	if c, ok := r.Context().Value(h).(*conn); ok {
+		c.begin()
+		defer c.end(r.Context())
 		if body := r.ContentLength != 0; c.body.Load() != body {
 			c.body.Store(body)
 		}
-		if r.ProtoMajor > 1 && !c.http2.Load() {
-			c.http2.Store(true)
-		}
-		defer h.conns.end(h.conns.begin(c))
 	}
 	handler := h.user.handler
 	if handler == nil {
@@ -31,30 +28,23 @@ func (h *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch w := w.(type) {
 	case http1Writer:
-		a := &http1Answer{answer{w, h, c, false}, w}
+		a := &http1Answer{answer{w, &h.conns, false}}
 		handler.ServeHTTP(a, r)
 		a.header()
 	case http2Writer:
-		a := &http2Answer{answer{w, h, c, false}, w}
+		a := &http2Answer{answer{w, &h.conns, false}}
 		handler.ServeHTTP(a, r)
 		a.header()
 	default: // not a ResponseWriter of the current net/http
-		if h.turnsAway() {
+		if h.conns.stopping.Load() {
 			w.Header().Set("Connection", "close")
 		}
 		handler.ServeHTTP(w, r)
 	}
 }
 
-func (h *httpServer) turnsAway() bool { return h.conns.stopping.Load() != 0 }
-
 // generalOptions answers OPTIONS with the target "*" as net/http does.
-func generalOptions(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Content-Length", "0")
-	if r.ContentLength != 0 {
-		io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, 4<<10))
-	}
-}
+func generalOptions(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Length", "0") }
 
 // The ResponseWriter of a handler must implement the same interfaces as the one of
 // net/http, and no others: http.Flusher, io.ReaderFrom for sendfile, http.Hijacker on
@@ -85,22 +75,15 @@ type (
 // On HTTP/2 the same header makes net/http send a GOAWAY frame.
 type answer struct {
 	commonWriter
-	h    *httpServer
-	c    *conn // nil if the request did not come from the server
-	done bool  // net/http has read the header
+	conns *conns
+	done  bool // net/http has read the header
 }
 
 func (a *answer) header() {
-	if a.done {
-		return
+	if !a.done && a.conns.stopping.Load() {
+		a.Header().Set("Connection", "close")
 	}
 	a.done = true
-	if a.h.turnsAway() {
-		a.Header().Set("Connection", "close")
-		if a.c != nil {
-			a.c.leaving.Store(true)
-		}
-	}
 }
 
 func (a *answer) Unwrap() http.ResponseWriter { return a.commonWriter }
@@ -124,20 +107,14 @@ func (a *answer) WriteString(p string) (int, error) {
 	return a.commonWriter.WriteString(p)
 }
 
-func (a *answer) Flush() {
-	a.header()
-	a.commonWriter.Flush()
-}
+func (a *answer) Flush() { a.FlushError() }
 
 func (a *answer) FlushError() error {
 	a.header()
 	return a.commonWriter.FlushError()
 }
 
-type http1Answer struct {
-	answer
-	http1 http1Writer
-}
+type http1Answer struct{ answer }
 
 // firstLen is as many bytes as net/http reads to detect the type of the content.
 const firstLen = 512
@@ -161,16 +138,17 @@ func (a *http1Answer) ReadFrom(r io.Reader) (n int64, err error) {
 	if err != nil && err != io.EOF {
 		return n, err
 	}
-	rest, err := a.http1.ReadFrom(r)
+	rest, err := a.commonWriter.(io.ReaderFrom).ReadFrom(r)
 	return n + rest, err
 }
 
 func (a *http1Answer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	nc, rw, err := a.http1.Hijack()
+	nc, rw, err := a.commonWriter.(http.Hijacker).Hijack()
 	return unkeyed(nc), rw, err
 }
 
-type http2Answer struct {
-	answer
-	http.Pusher
+type http2Answer struct{ answer }
+
+func (a *http2Answer) Push(target string, opts *http.PushOptions) error {
+	return a.commonWriter.(http.Pusher).Push(target, opts)
 }

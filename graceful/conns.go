@@ -1,6 +1,7 @@
 package graceful
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"net"
@@ -15,36 +16,57 @@ import (
 // change the atomic fields without a lock, and the stop looks at them.
 type conn struct {
 	net.Conn
-	key     any // of conns.all
-	state   atomic.Int32
-	running atomic.Int32 // functions that serve the connection: handlers of requests
-	since   atomic.Int64 // when it came to rest, if that was during the stop
+	conns   *conns
+	word    atomic.Int64 // the state, one of the first six, and the running functions
 	http2   atomic.Bool
 	body    atomic.Bool  // the last request had a body
-	leaving atomic.Bool  // net/http closes the connection after the answer
 	closing atomic.Bool  // the stop closes the connection
-	answers atomic.Int32 // Run: how often a Write came first or followed a Read
+	writes  atomic.Int32 // of Run
 
-	// Only look uses these.
-	noted    bool    // first is known, or cannot be
-	first    traffic // when look first saw that the connection waits for its client
-	answered bool    // look has seen the connection at rest
-	arriving bool    // a part of the next request has arrived
+	// Only the stop uses these, which holds conns.mu.
+	pause    *pause
+	answered bool // the stop has seen the connection at rest
 }
 
-// The states of a connection.
+// A pause is what the stop knew when it first saw that a connection waits for its client.
+type pause struct {
+	traffic
+	since  time.Time
+	writes int32
+}
+
+// The states of a connection. The server reports the first six, the stop tells the others.
 const (
-	fresh   int32 = iota // before the first answer
-	greeted              // HTTP/2 before the first request: a GOAWAY loses nothing
-	busy                 // a request is being answered
-	idle                 // at rest: kept alive until the next request
-	gone                 // closed, or hijacked
+	fresh     int64 = iota // before the first answer
+	greeted                // HTTP/2 before the first request: a GOAWAY loses nothing
+	active                 // a request is being answered, or its answer is being sent
+	idle                   // at rest for less than the linger
+	arriving               // a part of the next request has arrived
+	gone                   // closed, or hijacked
+	finishing              // no function serves it, and it will be idle when net/http says so
+	rested                 // at rest for the linger
+	states
 )
 
-func (c *conn) set(state int32) {
-	if c.state.Load() != state {
-		c.state.Store(state)
+const (
+	stateMask = 1<<8 - 1 // of conn.word
+	function  = 1 << 8   // of conn.word: one function runs
+)
+
+// counts are the numbers of connections in each state at one moment.
+type counts [states]int
+
+// in returns the number of connections that are in one of the states.
+func (n counts) in(states ...int64) (sum int) {
+	for _, state := range states {
+		sum += n[state]
 	}
+	return sum
+}
+
+// open returns the number of open connections.
+func (n counts) open() int {
+	return n.in(fresh, active, idle, arriving, greeted, finishing, rested)
 }
 
 // conns holds the connections of a server until they are closed and no handler of theirs
@@ -52,24 +74,21 @@ func (c *conn) set(state int32) {
 // of an HTTP/2 stream has gone.
 type conns struct {
 	raw      bool         // of Run: the methods of the connections tell their state
-	all      sync.Map     // *conn by net.Conn, or by itself if raw
-	stopping atomic.Int64 // when the server began to turn its clients away; 0 before that
+	all      sync.Map     // *conn by net.Conn
+	stopping atomic.Bool  // the server turns its clients away
 	cut      atomic.Int64 // connections that other code has closed under their handler
-	mu       sync.Mutex   // held by look and close
+	mu       sync.Mutex   // held by the stop
 }
 
 // add adds a new connection.
 func (cs *conns) add(nc net.Conn) *conn {
-	c := &conn{Conn: nc}
-	if c.key = nc; cs.raw {
-		c.key = c
-	}
-	cs.all.Store(c.key, c)
+	c := &conn{Conn: nc, conns: cs}
+	cs.all.Store(nc, c)
 	return c
 }
 
 // note handles a ConnState of net/http. HTTP/2 reports StateIdle right after the preface
-// and before any request, so only a handler ends the state fresh.
+// and before any request.
 func (cs *conns) note(nc net.Conn, state http.ConnState) {
 	if state == http.StateNew || state == http.StateActive {
 		return
@@ -78,70 +97,65 @@ func (cs *conns) note(nc net.Conn, state http.ConnState) {
 	if !ok {
 		return
 	}
-	c := v.(*conn)
-	switch state {
-	case http.StateIdle:
-		if s := c.state.Load(); s == fresh || s == greeted {
-			c.set(greeted)
+	switch c := v.(*conn); {
+	case state != http.StateIdle:
+		c.set(gone)
+	case c.state() == fresh:
+		c.http2.Store(true)
+		c.set(greeted)
+	default:
+		c.set(idle)
+	}
+}
+
+// state returns what the server has reported. running returns how many functions serve the
+// connection: handlers of requests.
+func (c *conn) state() int64   { return c.word.Load() & stateMask }
+func (c *conn) running() int64 { return c.word.Load() / function }
+
+// set changes the state, unless the connection is gone.
+func (c *conn) set(state int64) { c.change(state, 0) }
+
+// change changes the state, unless the connection is gone, and the number of running functions.
+// Both are one word, so the last of several concurrent changes sees that the connection is gone
+// and that no function runs, and removes it. A function that begins late puts it back, and does
+// so before it ends, which is such a change.
+func (c *conn) change(state, functions int64) {
+	for {
+		old := c.word.Load()
+		next := old + functions*function
+		if old&stateMask != gone {
+			next += state - old&stateMask
+		}
+		if c.word.CompareAndSwap(old, next) {
+			if next == gone {
+				c.conns.all.Delete(c.Conn)
+			}
 			return
 		}
-		cs.rest(c)
-	case http.StateHijacked, http.StateClosed:
-		cs.forget(c)
 	}
 }
 
-// rest records that c came to rest.
-func (cs *conns) rest(c *conn) {
-	if cs.stopping.Load() != 0 {
-		c.since.Store(now())
-	}
-	c.set(idle)
-}
-
-func (cs *conns) forget(c *conn) {
-	c.state.Store(gone)
-	if c.running.Load() == 0 {
-		cs.all.Delete(c.key)
+// begin records that a function begins to serve c. It ends with end. The connection of a stream
+// of HTTP/2 may be gone already. begin writes before it reads: the goroutine of c may have moved
+// to another processor, which then gets the memory of c in one step.
+func (c *conn) begin() {
+	if c.word.Add(function) == gone+function {
+		c.conns.all.Store(c.Conn, c)
 	}
 }
 
-// open returns the number of open connections.
-func (n counts) open() int {
-	return n.fresh + n.greeted + n.active + n.finishing + n.arriving + n.idle + n.rested
-}
-
-// begin records that a function begins to serve c. It ends with end. c is nil if the
-// request did not come from the server.
-func (cs *conns) begin(c *conn) *conn {
-	if c != nil {
-		c.running.Add(1)
-		c.set(busy)
+// end takes the context of the request. If that has ended, the client may have reset the
+// stream before begin, and then net/http does not report again that the connection rests.
+func (c *conn) end(ctx context.Context) {
+	if c.conns.stopping.Load() && !c.http2.Load() && c.state() != gone && !c.closing.Load() && hasClosed(c.Conn) {
+		c.conns.cut.Add(1)
 	}
-	return c
-}
-
-func (cs *conns) end(c *conn) {
-	if c == nil {
-		return
+	if c.http2.Load() && ctx.Err() != nil {
+		c.change(idle, -1)
+	} else {
+		c.change(active, -1)
 	}
-	if cs.stopping.Load() != 0 && !c.http2.Load() && c.state.Load() != gone && !c.closing.Load() && hasClosed(c.Conn) {
-		cs.cut.Add(1)
-	}
-	if c.running.Add(-1) == 0 && c.state.Load() == gone {
-		cs.all.Delete(c.key)
-	}
-}
-
-// counts are the numbers of connections at one moment.
-type counts struct {
-	fresh     int // before the first answer
-	greeted   int // HTTP/2, before the first request
-	active    int // a function serves them
-	finishing int // no function does, and they will be idle when net/http says so
-	arriving  int // a part of the next request has arrived
-	idle      int // at rest for less than the linger
-	rested    int // at rest for the linger
 }
 
 // look counts the connections. During the stop it closes those of HTTP/1 that have been at
@@ -149,94 +163,69 @@ type counts struct {
 func (cs *conns) look(linger time.Duration) (n counts) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	stopping := cs.stopping.Load()
-	for _, v := range cs.all.Range {
-		c := v.(*conn)
-		if cs.raw && stopping != 0 && hasClosed(c.Conn) {
-			cs.forget(c) // not with the method of the watched connection
-			continue
-		}
-		state := c.state.Load()
-		if state == idle || cs.raw && state == fresh && c.hasSent() {
-			c.answered = true
-		}
-		if state == busy {
-			c.arriving, c.noted = false, false
-		} else if stopping != 0 && !c.noted {
-			c.noted = true
-			c.first, _ = trafficOf(c.Conn)
-		}
-		switch {
-		case c.running.Load() > 0:
-			n.active++
-		case c.closing.Load() && state == idle:
-			n.idle++
-		case c.closing.Load() || state == gone:
-		case cs.unanswered(c):
-			n.fresh++
-		case state == busy && (cs.raw || c.leaving.Load()):
-			n.active++
-		case state == busy:
-			n.finishing++
-		case state == fresh: // of Run
-			n.rested++
-		case state == greeted:
-			n.greeted++
-		case stopping == 0:
-			n.idle++
-		case c.arriving:
-			n.arriving++
-		default:
-			cs.atRest(c, &n, now()-max(stopping, c.since.Load()) >= int64(linger))
-		}
+	for _, c := range cs.all.Range {
+		n[c.(*conn).look(linger)]++
 	}
 	return n
 }
 
-// atRest handles a connection that is at rest during the stop.
-func (cs *conns) atRest(c *conn, n *counts, long bool) {
-	http1 := !cs.raw && !c.http2.Load()
-	switch {
-	case !long:
-		n.idle++
-	case !http1:
-		n.rested++
-	case c.hasMore(c.first):
-		c.arriving = true
-		n.arriving++
-	default:
-		c.closing.Store(true)
-		n.idle++
-		first := c.first
-		go func() {
-			if !c.hasMore(first) { // it may have come since
-				c.Close()
-				return
-			}
-			c.closing.Store(false)
-		}()
+// look returns the state of c.
+func (c *conn) look(linger time.Duration) int64 {
+	state, running, stopping := c.state(), c.running() > 0, c.conns.stopping.Load()
+	if writes := c.writes.Load(); !stopping || running || state == active {
+		c.pause = nil
+	} else if c.pause == nil || c.pause.writes != writes {
+		t, _ := trafficOf(c.Conn)
+		c.pause = &pause{t, time.Now(), writes}
 	}
+	switch {
+	case c.conns.raw:
+		return c.lookOfRun(state, linger)
+	case running:
+		return active
+	case c.closing.Load() && state != idle:
+		return gone
+	case state == active:
+		return finishing
+	case state == idle && stopping && !c.closing.Load() && time.Since(c.pause.since) >= linger:
+		return c.rested()
+	}
+	return state
 }
 
-// unanswered reports whether the server has not answered c yet, or not for long enough: a
-// server such as cmux writes for the first time before another one serves the connection.
-func (cs *conns) unanswered(c *conn) bool {
-	if !cs.raw {
-		return c.state.Load() == fresh
+// rested closes a connection that has been at rest for the linger, and returns its state. The
+// goroutine may start late, so it asks the kernel first. A request that comes during the stop
+// ends its connection, so c does not rest again.
+func (c *conn) rested() int64 {
+	if c.http2.Load() {
+		return rested
 	}
-	return !c.answered && c.answers.Load() < 2
+	c.closing.Store(true)
+	first := c.pause.traffic
+	go func() {
+		if !c.hasMore(first) {
+			c.Close()
+			return
+		}
+		c.word.CompareAndSwap(idle, arriving)
+		c.closing.Store(false)
+	}()
+	return idle
 }
 
 // silent reports whether c is new and its client has sent nothing, or whether it is an HTTP/2
 // connection that has been at rest since the stop first saw it.
-func (cs *conns) silent(c *conn) bool {
-	state := c.state.Load()
-	if state == fresh {
+func (c *conn) silent() bool {
+	word := c.word.Load() // no function runs if it is only a state
+	if word == fresh {
 		return !c.owed()
 	}
 	t, known := trafficOf(c.Conn)
-	return state == idle && c.http2.Load() && known && c.noted && !t.unread && t.received == c.first.received
+	return word == idle && c.http2.Load() && known && c.pause != nil && !t.unread && t.received == c.pause.received
 }
+
+// isIn returns a function for close. It selects connections that no function serves.
+func isIn(state int64) func(*conn) bool { return func(c *conn) bool { return c.word.Load() == state } }
 
 // close closes the connections that which selects. It returns how many of them had sent
 // something that was not answered, or may have.
@@ -245,7 +234,7 @@ func (cs *conns) close(which func(c *conn) bool) (cut int) {
 	defer cs.mu.Unlock()
 	for _, v := range cs.all.Range {
 		c := v.(*conn)
-		if c.state.Load() == gone || c.closing.Load() || !which(c) {
+		if c.state() == gone || c.closing.Load() || !which(c) {
 			continue
 		}
 		if c.owed() {
@@ -256,11 +245,6 @@ func (cs *conns) close(which func(c *conn) bool) (cut int) {
 	}
 	return cut
 }
-
-var started = time.Now()
-
-// now returns the time since the start of the program. It is never 0.
-func now() int64 { return int64(time.Since(started)) + 1 }
 
 // traffic is what the kernel knows about the bytes of a connection.
 type traffic struct {
@@ -274,8 +258,8 @@ type traffic struct {
 // may have. After a TLS handshake only what came during the stop tells that.
 func (c *conn) owed() bool {
 	t, known := trafficOf(c.Conn)
-	if _, ok := c.Conn.(*tls.Conn); ok && c.noted && c.first.sent > 0 {
-		return !known || t.unread || t.received > c.first.received
+	if _, ok := c.Conn.(*tls.Conn); ok && c.pause != nil && c.pause.sent > 0 {
+		return !known || t.unread || t.received > c.pause.received
 	}
 	return !known || t.unread || t.received > 0 && (t.sent == 0 || t.newer)
 }
@@ -288,16 +272,6 @@ func (c *conn) owed() bool {
 func (c *conn) hasMore(first traffic) bool {
 	t, known := trafficOf(c.Conn)
 	return known && (t.unread || t.received > first.received || t.newer && !c.body.Load())
-}
-
-// hasSent reports whether the server has sent something without the methods of the
-// connection, as net.Buffers does.
-func (c *conn) hasSent() bool {
-	if _, ok := c.Conn.(syscall.Conn); !ok {
-		return false // TLS sends in its handshake
-	}
-	t, known := trafficOf(c.Conn)
-	return known && t.sent > 0
 }
 
 // socketOf returns the connection at the bottom of nc, as far as nc shows it.
@@ -320,13 +294,18 @@ func socketOf(nc net.Conn) net.Conn {
 
 // hasClosed reports whether this process has closed nc, as far as nc shows it.
 func hasClosed(nc net.Conn) bool {
-	c, ok := socketOf(nc).(syscall.Conn)
+	return errors.Is(control(socketOf(nc), func(uintptr) {}), net.ErrClosed)
+}
+
+// control calls f with the descriptor of v, if v has one.
+func control(v any, f func(fd uintptr)) error {
+	c, ok := v.(syscall.Conn)
 	if !ok {
-		return false
+		return errors.ErrUnsupported
 	}
 	raw, err := c.SyscallConn()
-	if err == nil {
-		err = raw.Control(func(uintptr) {})
+	if err != nil {
+		return err
 	}
-	return errors.Is(err, net.ErrClosed)
+	return raw.Control(f)
 }

@@ -87,7 +87,7 @@ func (r *running) counts() counts { return r.conns().look(0) }
 // turningAway waits until the server closes connections after their answer.
 func (r *running) turningAway() {
 	r.t.Helper()
-	until(r.t, "the stop", func() bool { return r.conns().stopping.Load() != 0 })
+	until(r.t, "the stop", func() bool { return r.conns().stopping.Load() })
 }
 
 func begin(t *testing.T, ln Listener, serve func(context.Context) error) *running {
@@ -282,10 +282,7 @@ func (j *journal) option() Option { return WithLogger(slog.New(j)) }
 
 // part sets how long the stop waits while nothing moves.
 func part(d time.Duration) Option {
-	return func(o *options) error {
-		o.part = d
-		return nil
-	}
+	return func(o *options) { o.part = d }
 }
 
 // secure finishes the TLS handshake of a client.

@@ -44,9 +44,8 @@ func ServeTLS(ctx context.Context, srv *http.Server, ln Listener, certFile, keyF
 // An httpServer holds an http.Server and the functions that Serve replaced.
 type httpServer struct {
 	server
-	srv   *http.Server
-	ended bool // guarded by replacing
-	user  struct {
+	srv  *http.Server
+	user struct {
 		handler     http.Handler
 		noOptions   bool
 		connState   func(net.Conn, http.ConnState)
@@ -60,11 +59,9 @@ var errTwice = errors.New("graceful: the server is already being served")
 func serveHTTP(ctx context.Context, srv *http.Server, ln Listener, serve func(net.Listener) error, opts []Option) error {
 	h := &httpServer{srv: srv}
 	h.serve = serve
-	h.accept = keyed
 	h.shutdown = func(ctx context.Context) { srv.Shutdown(ctx) }
 	h.cut = func() { srv.Close() }
 	h.closed = h.isShutDown
-	defer h.end()
 	return h.start(ctx, ln, opts, h.replace)
 }
 
@@ -80,7 +77,7 @@ func (h *httpServer) replace() error {
 	replacing.Lock()
 	defer replacing.Unlock()
 	if former, ok := srv.Handler.(*httpServer); ok {
-		if former.ended {
+		if former.isShutDown() {
 			return http.ErrServerClosed
 		}
 		return errTwice
@@ -96,7 +93,10 @@ func (h *httpServer) replace() error {
 	for name, f := range srv.TLSNextProto {
 		if name != "h2" && name != "unencrypted_http2" { // golang.org/x/net/http2 reports states
 			srv.TLSNextProto[name] = func(srv *http.Server, c *tls.Conn, handler http.Handler) {
-				defer h.conns.end(h.conns.begin(ofProtocol(h, handler)))
+				if c := h.ofProtocol(handler); c != nil {
+					c.begin()
+					defer c.end(context.Background())
+				}
 				f(srv, c, handler)
 			}
 		}
@@ -104,20 +104,13 @@ func (h *httpServer) replace() error {
 	return nil
 }
 
-func (h *httpServer) end() {
-	replacing.Lock()
-	defer replacing.Unlock()
-	h.ended = true
-}
-
 // ofProtocol returns the connection of a function in TLSNextProto, to which net/http passes
 // a handler that has the context. net/http reports no states of the connection.
-func ofProtocol(h *httpServer, handler http.Handler) *conn {
+func (h *httpServer) ofProtocol(handler http.Handler) (c *conn) {
 	if b, ok := handler.(interface{ BaseContext() context.Context }); ok {
-		c, _ := b.BaseContext().Value(h).(*conn)
-		return c
+		c, _ = b.BaseContext().Value(h).(*conn)
 	}
-	return nil
+	return c
 }
 
 func (h *httpServer) connState(nc net.Conn, state http.ConnState) {
@@ -151,18 +144,21 @@ func (h *httpServer) baseContext(ln net.Listener) context.Context {
 func (h *httpServer) isShutDown() bool { return errors.Is(h.srv.Serve(probe{}), http.ErrServerClosed) }
 
 // A probe is a listener that has no connections.
-type probe struct{}
+type probe struct{ net.Listener }
 
 func (probe) Accept() (net.Conn, error) { return nil, net.ErrClosed }
-func (probe) Addr() net.Addr            { return nil }
 func (probe) Close() error              { return nil }
 
-// keyed returns nc, or a connection that can be a key of conns.
-func keyed(nc net.Conn) net.Conn {
-	if hashable(nc) {
-		return nc
+// accepted returns what the server gets of an accepted connection, which can be a key of
+// conns.
+func (cs *conns) accepted(nc net.Conn) net.Conn {
+	if !hashable(nc) {
+		nc = &keyedConn{nc}
 	}
-	return &keyedConn{nc}
+	if cs.raw {
+		nc = cs.add(nc).watch(nc)
+	}
+	return nc
 }
 
 type keyedConn struct{ net.Conn }

@@ -5,7 +5,6 @@ import (
 	"net"
 	"os"
 	"strconv"
-	"syscall"
 
 	"github.com/acceptq/acceptq"
 	"golang.org/x/sys/unix"
@@ -14,12 +13,12 @@ import (
 // trafficOf asks the kernel about the bytes of a connection, with TCP_INFO and SIOCINQ of
 // tcp(7). It does not know those of a connection that hides its socket.
 func trafficOf(nc net.Conn) (t traffic, known bool) {
-	control(socketOf(nc), func(fd int) {
-		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	control(socketOf(nc), func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 		if err != nil {
 			return
 		}
-		unread, err := unix.IoctlGetInt(fd, unix.SIOCINQ)
+		unread, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ)
 		t = traffic{
 			received: info.Bytes_received,
 			sent:     info.Bytes_sent,
@@ -34,9 +33,9 @@ func trafficOf(nc net.Conn) (t traffic, known bool) {
 // inodeOf returns the inode of the socket of l, or 0.
 func inodeOf(l *acceptq.Listener) (inode uint64) {
 	// Control of l itself would check every descriptor of the process.
-	control(l.TCPListener(), func(fd int) {
+	control(l.TCPListener(), func(fd uintptr) {
 		var s unix.Stat_t
-		if unix.Fstat(fd, &s) == nil {
+		if unix.Fstat(int(fd), &s) == nil {
 			inode = s.Ino
 		}
 	})
@@ -58,12 +57,4 @@ func listening() map[uint64]bool {
 		}
 	}
 	return inodes
-}
-
-func control(v any, f func(fd int)) {
-	if c, ok := v.(syscall.Conn); ok {
-		if raw, err := c.SyscallConn(); err == nil {
-			raw.Control(func(fd uintptr) { f(int(fd)) })
-		}
-	}
 }

@@ -15,43 +15,17 @@ import (
 	"github.com/acceptq/acceptq"
 )
 
-// A socket can be drained.
-type socket struct {
-	*acceptq.Listener
-	once   sync.Once
-	inode  uint64
-	queued int // connections in the queue when it was closed
-}
-
-// note notes what close leaves behind.
-func (k *socket) note() {
-	k.once.Do(func() {
-		k.inode = inodeOf(k.Listener)
-		stats, err := k.Stats()
-		switch {
-		case err == nil:
-			k.queued = stats.Queued
-		case !errors.Is(err, net.ErrClosed):
-			k.queued = -1
-		}
-	})
-}
-
 // A door is a listener that is served.
 type door struct {
 	net.Listener
 	given  net.Listener // what the caller passed
-	socket *socket      // nil if Listener shows none
-	accept func(net.Conn) net.Conn
+	conns  *conns
+	shut   func() error // closes Listener once: some types do not support a second Close
+	inside atomic.Int32 // calls of Accept
 
-	closing sync.Once
-	err     error
-	closed  chan struct{} // closed when the stop closes the door
-	opening sync.Once
-	open    chan struct{} // closed when Accept may return the error of the closed listener
-	inside  atomic.Int32  // calls of Accept
-	ending  sync.Once
-	ended   chan struct{} // closed when no more connections come
+	shutting event // the listener is being closed
+	ended    event // no more connections come
+	released event // Accept may return the error of the closed listener
 }
 
 // Accept does not return when the stop closes the listener, but later: the server would
@@ -61,41 +35,19 @@ func (d *door) Accept() (net.Conn, error) {
 	d.inside.Add(1)
 	nc, err := d.Listener.Accept()
 	if err == nil {
-		nc = d.accept(nc)
+		nc = d.conns.accepted(nc)
 	}
 	d.inside.Add(-1)
-	if err == nil {
-		return nc, nil
+	if err != nil && d.shutting.happened() {
+		d.ended.happen()
+		<-d.released.Done()
 	}
-	select {
-	case <-d.closed:
-		d.end()
-		<-d.open
-	default:
-	}
-	return nil, err
+	return nc, err
 }
 
-// shut closes the listener once: some types do not support a second Close. The server
-// calls Close.
-func (d *door) shut() error {
-	d.closing.Do(func() {
-		if d.socket != nil {
-			d.socket.note()
-		}
-		close(d.closed)
-		d.err = d.Listener.Close()
-	})
-	return d.err
-}
-
-func (d *door) end() { d.ending.Do(func() { close(d.ended) }) }
-
-// release lets Accept return the error of the closed listener.
-func (d *door) release() { d.opening.Do(func() { close(d.open) }) }
-
+// Close is called by the server.
 func (d *door) Close() error {
-	d.release()
+	d.released.happen()
 	return d.shut()
 }
 
@@ -133,33 +85,52 @@ func (s *server) add(given, served net.Listener) {
 	if slices.ContainsFunc(s.doors, same) {
 		return
 	}
-	d := &door{
-		Listener: served, given: given, accept: s.accept,
-		closed: make(chan struct{}), open: make(chan struct{}), ended: make(chan struct{}),
+	l := below(served)
+	if l != nil {
+		s.addSocket(l)
 	}
-	if l := below(served); l != nil {
-		d.socket = s.addSocket(l)
-	}
+	d := &door{Listener: served, given: given, conns: &s.conns, shutting: newEvent(), ended: newEvent(), released: newEvent()}
+	d.shut = sync.OnceValue(func() error {
+		if l != nil {
+			s.note(l)
+		}
+		d.shutting.happen()
+		return d.Listener.Close()
+	})
 	s.doors = append(s.doors, d)
 }
 
 // addSocket adds a socket to the others with its address, which are drained together. They
 // may be shards, whatever wraps each of them.
-func (s *server) addSocket(l *acceptq.Listener) *socket {
-	k := &socket{Listener: l}
+func (s *server) addSocket(l *acceptq.Listener) {
 	for i, group := range s.sockets {
-		for _, other := range group {
-			if other.Listener == l {
-				return other
+		if group[0].String() == l.String() {
+			if !slices.Contains(group, l) {
+				s.sockets[i] = append(group, l)
 			}
-		}
-		if l.String() == group[0].String() {
-			s.sockets[i] = append(group, k)
-			return k
+			return
 		}
 	}
-	s.sockets = append(s.sockets, []*socket{k})
-	return k
+	s.sockets = append(s.sockets, []*acceptq.Listener{l})
+}
+
+// A remainder is what a socket leaves behind when it is closed.
+type remainder struct {
+	queued int // connections in the queue
+	inode  uint64
+}
+
+// note notes what a socket leaves behind. It is called each time before the socket may be
+// closed, and the first call counts.
+func (s *server) note(l *acceptq.Listener) {
+	stats, err := l.Stats()
+	switch {
+	case errors.Is(err, net.ErrClosed):
+		stats.Queued = 0
+	case err != nil:
+		stats.Queued = -1
+	}
+	s.remains.LoadOrStore(l, remainder{stats.Queued, inodeOf(l)})
 }
 
 // hashable reports whether v can be compared and can be the key of a map.
@@ -201,7 +172,7 @@ func (s *server) drain(ctx context.Context) (queued int, err error) {
 	errs := make([]error, len(s.sockets))
 	var wait sync.WaitGroup
 	for i, group := range s.sockets {
-		wait.Go(func() { errs[i] = drainAll(ctx, group) })
+		wait.Go(func() { errs[i] = acceptq.DrainAll(ctx, group...) })
 	}
 	wait.Wait()
 	s.shut(ctx)
@@ -209,46 +180,30 @@ func (s *server) drain(ctx context.Context) (queued int, err error) {
 	for i, group := range s.sockets {
 		var left *acceptq.DrainError
 		ended := !errors.As(errs[i], &left)
-		lost, alive := 0, false
-		for _, k := range group {
-			lost = plus(lost, k.queued)
-		}
-		if lost != 0 || !ended {
-			lost, alive = 0, true
-			for _, k := range group {
-				if !elsewhere()[k.inode] { // no other holder serves what is left
-					lost = plus(lost, k.queued)
-					alive = false
-				}
-			}
-		}
-		queued = plus(queued, lost)
 		if ended && errs[i] != nil {
-			s.log(ctx, slog.LevelInfo, "cannot keep new clients out", slog.Any("error", errs[i]))
+			s.log(slog.LevelInfo, "cannot keep new clients out", slog.Any("error", errs[i]))
 		}
 		// The drain of an empty socket may not have ended.
 		rest := !ended && (left.Queued != 0 || left.InFlight > 0 || left.HeldBack > 0 || left.Accepted > 0)
-		if lost != 0 || rest && !alive {
+		cut := false
+		for _, l := range group {
+			v, _ := s.remains.Load(l)
+			r := v.(remainder)
+			if (rest || r.queued != 0) && !elsewhere()[r.inode] { // no other holder serves what is left
+				queued, cut = plus(queued, r.queued), true
+			}
+		}
+		if cut {
 			err = join(err, cmp.Or(errs[i], errors.New("closed by other code")))
 		}
 	}
 	return queued, err
 }
 
-func drainAll(ctx context.Context, group []*socket) error {
-	listeners := make([]*acceptq.Listener, len(group))
-	for i, k := range group {
-		listeners[i] = k.Listener
-	}
-	return acceptq.DrainAll(ctx, listeners...)
-}
-
 // shut closes the doors, the last one first, as Shards.Close does.
 func (s *server) shut(ctx context.Context) {
-	for _, group := range s.sockets {
-		for _, k := range group {
-			k.note()
-		}
+	for _, l := range slices.Concat(s.sockets...) {
+		s.note(l)
 	}
 	call(ctx, func() {
 		for _, d := range slices.Backward(s.doors) {
@@ -257,19 +212,20 @@ func (s *server) shut(ctx context.Context) {
 	})
 }
 
-// queued returns how many connections wait in the queues of all sockets. ok is false if
-// that is unknown or if a socket is closed.
-func (s *server) queued() (sum int, ok bool) {
-	for _, group := range s.sockets {
-		for _, k := range group {
-			stats, err := k.Stats()
-			if err != nil || stats.Queued < 0 {
-				return 0, false
-			}
-			sum += stats.Queued
-		}
+// queued returns how many connections wait in the queues of all sockets. It returns -1 if that
+// is unknown or if a socket is closed.
+func (s *server) queued() (sum int) {
+	if len(s.sockets) == 0 {
+		return -1
 	}
-	return sum, len(s.sockets) > 0
+	for _, l := range slices.Concat(s.sockets...) {
+		stats, err := l.Stats()
+		if err != nil {
+			return -1
+		}
+		sum = plus(sum, stats.Queued)
+	}
+	return sum
 }
 
 // plus adds two numbers of connections. The sum is unknown, -1, if one of them is.

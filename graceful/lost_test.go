@@ -152,7 +152,7 @@ func TestConnectionThatRestsLater(t *testing.T) {
 	c := dial(t, r.addr)
 	c.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n")
 	<-flushed
-	until(t, "the silent client", func() bool { return r.counts().fresh == 1 })
+	until(t, "the silent client", func() bool { return r.counts()[fresh] == 1 })
 	r.stop()
 	log.after(t, "drained")
 	close(going)
@@ -201,7 +201,7 @@ func TestRequestThatBegan(t *testing.T) {
 					c.send(get)
 				}
 				c.answer()
-				until(t, "the idle connection", func() bool { return r.counts().idle == 1 })
+				until(t, "the idle connection", func() bool { return r.counts()[idle] == 1 })
 				time.Sleep(50 * time.Millisecond) // the kernel's clock ticks
 				half := len(get) / 2
 				if when.early {
@@ -348,4 +348,24 @@ func TestConnectionsOfAnyType(t *testing.T) {
 	for _, nc := range seen {
 		require.IsType(t, tagged{}, nc)
 	}
+}
+
+// A client may open an HTTP/2 stream and reset it at once. Its handler may begin when net/http
+// has already reported that the connection is idle again, and it is idle when the handler ends.
+func TestStreamsThatAreReset(t *testing.T) {
+	t.Parallel()
+	srv, _ := serverOf("h2c", http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	r := start(t, srv, listen(t), WithLinger(0), WithTimeout(2*time.Second))
+	const (
+		preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+		open    = "\x00\x00\x09\x01\x05\x00\x00\x00\x01\x82\x86\x84\x41\x04test" // GET http://test/
+		reset   = "\x00\x00\x04\x03\x00\x00\x00\x00\x01\x00\x00\x00\x08"
+	)
+	for range 200 {
+		c := dial(t, r.addr)
+		c.send(preface + open + reset)
+	}
+	until(t, "the connections", func() bool { return r.counts()[idle] == 200 })
+	r.stop()
+	require.NoError(t, r.wait())
 }

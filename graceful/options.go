@@ -13,9 +13,10 @@ import (
 
 // An Option changes how [Serve], [ServeTLS], [ServeGRPC] and [Run] serve and stop. A nil
 // Option is ignored.
-type Option func(*options) error
+type Option func(*options)
 
 type options struct {
+	err       error
 	listeners []Listener
 	named     []*acceptq.Listener
 	shared    bool
@@ -39,12 +40,12 @@ func newOptions(opts []Option, raw bool) (*options, error) {
 		logger: slog.New(slog.DiscardHandler),
 	}
 	for _, opt := range opts {
-		if opt == nil {
-			continue
+		if opt != nil {
+			opt(o)
 		}
-		if err := opt(o); err != nil {
-			return o, err
-		}
+	}
+	if o.err != nil {
+		return o, o.err
 	}
 	if o.part == 0 { // tests set it
 		o.part = min(5*time.Second, o.total/5)
@@ -61,23 +62,19 @@ func newOptions(opts []Option, raw bool) (*options, error) {
 	return o, nil
 }
 
-// duration returns an Option that sets a time. The time must not be negative.
-func duration(name string, d time.Duration, set func(*options)) Option {
-	return func(o *options) error {
-		if d < 0 {
-			return fmt.Errorf("graceful: %s(%v): negative", name, d)
+// duration returns an Option that sets a time of least or more.
+func duration(name string, d, least time.Duration, field func(*options) *time.Duration) Option {
+	return func(o *options) {
+		if d < least {
+			o.err = fmt.Errorf("graceful: %s(%v): too short", name, d)
 		}
-		set(o)
-		return nil
+		*field(o) = d
 	}
 }
 
 // WithListener adds listeners to that of [Serve]. Serve treats all of them alike.
 func WithListener(lns ...Listener) Option {
-	return func(o *options) error {
-		o.listeners = append(o.listeners, lns...)
-		return nil
-	}
+	return func(o *options) { o.listeners = append(o.listeners, lns...) }
 }
 
 // WithSocket names the listener of package acceptq that a served listener wraps. The
@@ -87,12 +84,11 @@ func WithListener(lns ...Listener) Option {
 // Listener, because Serve finds it there. Listeners of crypto/tls and of most PROXY
 // protocol packages have this field.
 func WithSocket(ln *acceptq.Listener) Option {
-	return func(o *options) error {
+	return func(o *options) {
 		if ln == nil {
-			return errors.New("graceful: WithSocket(nil): nil listener")
+			o.err = errors.New("graceful: WithSocket(nil): nil listener")
 		}
 		o.named = append(o.named, ln)
-		return nil
 	}
 }
 
@@ -108,26 +104,20 @@ func WithSocket(ln *acceptq.Listener) Option {
 // stalls some for a second. With this option on a socket that no other process holds, the
 // kernel resets the connections in the queue.
 func WithSharedSocket() Option {
-	return func(o *options) error {
-		o.shared = true
-		return nil
-	}
+	return func(o *options) { o.shared = true }
 }
 
 // WithOnStop calls f once, when the stop begins and before the time of [WithDelay]. f can
 // make a readiness check fail, for example. The stop waits until f returns. If f does not
 // return while there is time for it, the stop goes on, and its error says so.
 func WithOnStop(f func()) Option {
-	return func(o *options) error {
-		o.onStop = f
-		return nil
-	}
+	return func(o *options) { o.onStop = f }
 }
 
 // WithDelay makes the server continue as before for d after the stop has begun, so that
 // load balancers notice that it is not ready. The default is 0.
 func WithDelay(d time.Duration) Option {
-	return duration("WithDelay", d, func(o *options) { o.delay = d })
+	return duration("WithDelay", d, 0, func(o *options) *time.Duration { return &o.delay })
 }
 
 // WithLinger sets how long a kept-alive connection may stay idle before the stop closes
@@ -139,7 +129,7 @@ func WithDelay(d time.Duration) Option {
 // an error if WithDelay and WithLinger leave less than 5 s, or a fifth, of WithTimeout. For
 // [Run] see there.
 func WithLinger(d time.Duration) Option {
-	return duration("WithLinger", d, func(o *options) { o.linger = d })
+	return duration("WithLinger", d, 0, func(o *options) *time.Duration { return &o.linger })
 }
 
 // WithTimeout sets how long the whole stop may take, including the time of [WithDelay].
@@ -147,24 +137,17 @@ func WithLinger(d time.Duration) Option {
 // because Kubernetes kills a container 30 s after its SIGTERM. It is an error if d is not
 // positive.
 func WithTimeout(d time.Duration) Option {
-	return func(o *options) error {
-		if d <= 0 {
-			return fmt.Errorf("graceful: WithTimeout(%v): not positive", d)
-		}
-		o.total = d
-		return nil
-	}
+	return duration("WithTimeout", d, 1, func(o *options) *time.Duration { return &o.total })
 }
 
 // WithAbort stops the server at once when ctx ends, in any phase. Requests and connections
 // are cut off, and the error is an [*Error] that unwraps to the cause of ctx.
 func WithAbort(ctx context.Context) Option {
-	return func(o *options) error {
+	return func(o *options) {
 		if ctx == nil {
-			return errors.New("graceful: WithAbort(nil): nil context")
+			o.err = errors.New("graceful: WithAbort(nil): nil context")
 		}
 		o.abort = ctx
-		return nil
 	}
 }
 
@@ -172,20 +155,16 @@ func WithAbort(ctx context.Context) Option {
 // signals arrives after the stop has begun. The [Error] matches [context.Canceled].
 // Without signals the option has no effect.
 func WithAbortSignal(signals ...os.Signal) Option {
-	return func(o *options) error {
-		o.signals = append(o.signals, signals...)
-		return nil
-	}
+	return func(o *options) { o.signals = append(o.signals, signals...) }
 }
 
 // WithLogger logs a line when the stop begins and a line at the end of each phase, with
 // the numbers of connections. The line is a warning if the phase has cut something off.
 // By default, and if l is nil, nothing is logged.
 func WithLogger(l *slog.Logger) Option {
-	return func(o *options) error {
+	return func(o *options) {
 		if l != nil {
 			o.logger = l
 		}
-		return nil
 	}
 }

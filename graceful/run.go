@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"syscall"
+	"time"
 )
 
 // Run serves ln with serve until ctx ends, and then stops the server without losing a
@@ -23,8 +25,9 @@ import (
 //
 // Connections stay open until the server, shutdown or the client closes them. If they end
 // by themselves when shutdown would interrupt a client, [WithLinger] gives them time: it
-// sets how long a connection must have been at rest before Run calls shutdown. With Run the
-// default is 0.
+// sets how long a connection must have been at rest before Run calls shutdown. Run drains
+// when all of them have been at rest for that time, or when twice that time is over. With
+// Run the default is 0.
 //
 // serve gets connections with the methods of those that ln accepts, if these are of type
 // [*net.TCPConn], [*net.UnixConn] or [*tls.Conn]. io.Copy uses sendfile(2) as before. Other
@@ -64,7 +67,6 @@ func ServeGRPC(ctx context.Context, srv GRPCServer, ln Listener, opts ...Option)
 func run(ctx context.Context, ln Listener, serve func(net.Listener) error, shutdown func(context.Context), cut func(), opts []Option) error {
 	s := &server{serve: serve, shutdown: shutdown, cut: cut, closed: func() bool { return false }}
 	s.conns.raw = true
-	s.accept = s.conns.watch
 	return s.start(ctx, ln, opts, func() error {
 		if serve == nil {
 			return errors.New("graceful: nil server")
@@ -73,94 +75,108 @@ func run(ctx context.Context, ln Listener, serve func(net.Listener) error, shutd
 	})
 }
 
-// watch returns a connection with the methods of nc that tells cs its state.
-func (cs *conns) watch(nc net.Conn) net.Conn {
-	w := watched{cs, cs.add(nc)}
+// watch returns a connection with the methods of nc that tells c its state.
+func (c *conn) watch(nc net.Conn) net.Conn {
 	switch nc := nc.(type) {
 	case *net.TCPConn:
-		return &tcpConn{nc, w}
+		return &tcpConn{nc, c}
 	case *net.UnixConn:
-		return &unixConn{nc, w}
+		return &unixConn{nc, c}
 	case *tls.Conn:
-		return &tlsConn{nc, w}
+		return &tlsConn{nc, c}
 	}
-	return &otherConn{nc, w}
+	return &otherConn{nc, c}
 }
 
-// A watched connection is in the state busy after a Read, and idle after a Write.
-type watched struct {
-	cs *conns
-	c  *conn
-}
-
-func (w watched) read(n int, err error) (int, error) {
-	if n > 0 && w.c.state.Load() == idle {
-		w.c.set(busy)
-	}
-	return n, err
-}
-
-func (w watched) wrote() {
-	if state := w.c.state.Load(); state != gone {
-		if state != idle {
-			w.c.answers.Add(1)
-		}
-		w.cs.rest(w.c)
-	}
-}
-
-func (w watched) write(n int, err error) (int, error) {
+// A watched connection is active after a Read, and idle after a Write.
+func (c *conn) read(n int, err error) (int, error) {
 	if n > 0 {
-		w.wrote()
+		c.word.CompareAndSwap(idle, active)
 	}
 	return n, err
 }
 
-func (w watched) close(err error) error {
-	w.cs.forget(w.c)
+func (c *conn) wrote(n int, err error) (int, error) {
+	if n > 0 {
+		c.writes.Add(1)
+		c.set(idle)
+	}
+	return n, err
+}
+
+func (c *conn) closed(err error) error {
+	c.set(gone)
 	return err
+}
+
+// lookOfRun returns the state of c. A server such as cmux writes for the first time before another
+// one serves the connection, so one Write is no answer, unless the stop has seen c at rest.
+func (c *conn) lookOfRun(state int64, linger time.Duration) int64 {
+	if state == idle || state == fresh && c.hasSent() {
+		c.answered = true
+	}
+	switch {
+	case c.closing.Load():
+		return gone
+	case c.conns.stopping.Load() && hasClosed(c.Conn): // not with the method of the watched connection
+		c.set(gone)
+		return gone
+	case !c.answered && c.writes.Load() < 2:
+		return fresh
+	case state == fresh, state == idle && c.pause != nil && time.Since(c.pause.since) >= linger:
+		return rested
+	}
+	return state
+}
+
+// hasSent reports whether the server has sent something without the methods of the
+// connection, as net.Buffers does.
+func (c *conn) hasSent() bool {
+	if _, ok := c.Conn.(syscall.Conn); !ok {
+		return false // TLS sends in its handshake
+	}
+	t, known := trafficOf(c.Conn)
+	return known && t.sent > 0
 }
 
 type tcpConn struct {
 	*net.TCPConn
-	w watched
+	c *conn
 }
 
-func (c *tcpConn) Read(p []byte) (int, error)  { return c.w.read(c.TCPConn.Read(p)) }
-func (c *tcpConn) Write(p []byte) (int, error) { return c.w.write(c.TCPConn.Write(p)) }
-func (c *tcpConn) Close() error                { return c.w.close(c.TCPConn.Close()) }
+func (w *tcpConn) Read(p []byte) (int, error)  { return w.c.read(w.TCPConn.Read(p)) }
+func (w *tcpConn) Write(p []byte) (int, error) { return w.c.wrote(w.TCPConn.Write(p)) }
+func (w *tcpConn) Close() error                { return w.c.closed(w.TCPConn.Close()) }
 
-func (c *tcpConn) ReadFrom(r io.Reader) (int64, error) {
-	n, err := c.TCPConn.ReadFrom(r)
-	if n > 0 {
-		c.w.wrote()
-	}
+func (w *tcpConn) ReadFrom(r io.Reader) (int64, error) {
+	n, err := w.TCPConn.ReadFrom(r)
+	w.c.wrote(int(min(n, 1)), nil)
 	return n, err
 }
 
 type unixConn struct {
 	*net.UnixConn
-	w watched
+	c *conn
 }
 
-func (c *unixConn) Read(p []byte) (int, error)  { return c.w.read(c.UnixConn.Read(p)) }
-func (c *unixConn) Write(p []byte) (int, error) { return c.w.write(c.UnixConn.Write(p)) }
-func (c *unixConn) Close() error                { return c.w.close(c.UnixConn.Close()) }
+func (w *unixConn) Read(p []byte) (int, error)  { return w.c.read(w.UnixConn.Read(p)) }
+func (w *unixConn) Write(p []byte) (int, error) { return w.c.wrote(w.UnixConn.Write(p)) }
+func (w *unixConn) Close() error                { return w.c.closed(w.UnixConn.Close()) }
 
 type tlsConn struct {
 	*tls.Conn
-	w watched
+	c *conn
 }
 
-func (c *tlsConn) Read(p []byte) (int, error)  { return c.w.read(c.Conn.Read(p)) }
-func (c *tlsConn) Write(p []byte) (int, error) { return c.w.write(c.Conn.Write(p)) }
-func (c *tlsConn) Close() error                { return c.w.close(c.Conn.Close()) }
+func (w *tlsConn) Read(p []byte) (int, error)  { return w.c.read(w.Conn.Read(p)) }
+func (w *tlsConn) Write(p []byte) (int, error) { return w.c.wrote(w.Conn.Write(p)) }
+func (w *tlsConn) Close() error                { return w.c.closed(w.Conn.Close()) }
 
 type otherConn struct {
 	net.Conn
-	w watched
+	c *conn
 }
 
-func (c *otherConn) Read(p []byte) (int, error)  { return c.w.read(c.Conn.Read(p)) }
-func (c *otherConn) Write(p []byte) (int, error) { return c.w.write(c.Conn.Write(p)) }
-func (c *otherConn) Close() error                { return c.w.close(c.Conn.Close()) }
+func (w *otherConn) Read(p []byte) (int, error)  { return w.c.read(w.Conn.Read(p)) }
+func (w *otherConn) Write(p []byte) (int, error) { return w.c.wrote(w.Conn.Write(p)) }
+func (w *otherConn) Close() error                { return w.c.closed(w.Conn.Close()) }

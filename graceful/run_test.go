@@ -79,27 +79,17 @@ func TestRun(t *testing.T) {
 // A connection must have been at rest for the linger before Run calls shutdown.
 func TestRunLingers(t *testing.T) {
 	t.Parallel()
-	down := make(chan bool)
-	r := runEcho(t, listen(t), nil, func(context.Context) error { close(down); return nil },
+	down := newEvent()
+	r := runEcho(t, listen(t), nil, func(context.Context) error { down.happen(); return nil },
 		WithLinger(time.Minute), WithTimeout(time.Hour))
 	c := dial(t, r.addr)
 	c.ask("first\n")
 	r.stop()
 	c.ask("second\n")
-	require.Never(t, func() bool { return isClosed(done(down)) }, 20*time.Millisecond, time.Millisecond)
+	require.Never(t, down.happened, 20*time.Millisecond, time.Millisecond)
 	c.Close()
-	<-down
+	<-down.Done()
 	require.NoError(t, r.wait())
-}
-
-func done(c chan bool) <-chan struct{} {
-	d := make(chan struct{})
-	select {
-	case <-c:
-		close(d)
-	default:
-	}
-	return d
 }
 
 // What is left when the time is over is closed and counted. A client that has sent nothing

@@ -7,10 +7,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/acceptq/acceptq"
 )
 
 // A Listener is what a server accepts connections from: a [net.Listener] or an
@@ -25,15 +27,15 @@ type server struct {
 	*options
 	conns    conns
 	doors    []*door
-	sockets  [][]*socket   // by address
-	returned chan struct{} // closed when all calls of serve have returned
+	sockets  [][]*acceptq.Listener // by address
+	remains  sync.Map              // remainder by socket
+	returned event                 // all calls of serve have returned
 
 	// How to use the server.
 	serve    func(net.Listener) error
-	accept   func(net.Conn) net.Conn // gets each accepted connection, and may wrap it
-	shutdown func(context.Context)   // ends the connections, or tells them to end
-	cut      func()                  // closes the server at once
-	closed   func() bool             // reports whether other code has closed the server
+	shutdown func(context.Context) // ends the connections, or tells them to end
+	cut      func()                // closes the server at once
+	closed   func() bool           // reports whether other code has closed the server
 }
 
 // start begins to serve if nothing is wrong. prepare may change the server to be served.
@@ -64,20 +66,20 @@ func (s *server) start(ctx context.Context, ln Listener, opts []Option, prepare 
 // run serves until ctx ends, and then stops the server.
 func (s *server) run(ctx context.Context) error {
 	results := make(chan error, len(s.doors))
-	s.returned = make(chan struct{})
-	var serving sync.WaitGroup
+	s.returned = newEvent()
+	var serving atomic.Int64
+	serving.Store(int64(len(s.doors)))
 	for _, d := range s.doors {
-		serving.Go(func() {
+		go func() {
 			err := s.serve(d)
 			d.Close() // ServeTLS does not if it lacks a certificate
-			d.end()
+			d.ended.happen()
 			results <- err
-		})
+			if serving.Add(-1) == 0 {
+				s.returned.happen()
+			}
+		}()
 	}
-	go func() {
-		defer close(s.returned)
-		serving.Wait()
-	}()
 	var failed error
 	select {
 	case <-ctx.Done():
@@ -89,33 +91,22 @@ func (s *server) run(ctx context.Context) error {
 			}
 			return failed
 		}
-		s.log(ctx, slog.LevelError, "serving ended", slog.Any("error", failed))
+		s.log(slog.LevelError, "serving ended", slog.Any("error", failed))
 	}
-	cut, ended := s.stop(ctx, results)
+	cut, ended := s.stop(results)
 	return join(join(failed, ended), cut)
 }
 
 // stop runs the phases. It runs every phase, even if the context has ended: the phase then
 // only counts what it would have waited for. It returns what was cut off, and an error of
 // serve that came before the stop had ended the listeners.
-func (s *server) stop(ctx context.Context, results <-chan error) (cut, failed error) {
-	all, abort := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer abort(nil)
+func (s *server) stop(results <-chan error) (cut, failed error) {
 	end := time.Now().Add(s.total)
-	all, cancel := context.WithDeadline(all, end)
+	all, cancel := context.WithDeadline(s.abort, end)
 	defer cancel()
-	defer context.AfterFunc(s.abort, func() { abort(context.Cause(s.abort)) })()
 	if len(s.signals) > 0 {
-		c := make(chan os.Signal, 1)
-		signal.Notify(c, s.signals...)
-		defer signal.Stop(c)
-		go func() {
-			select {
-			case sig := <-c:
-				abort(fmt.Errorf("%w by signal: %v", context.Canceled, sig))
-			case <-all.Done():
-			}
-		}()
+		all, cancel = signal.NotifyContext(all, s.signals...)
+		defer cancel()
 	}
 
 	// Each phase may use what the reserve of the later ones leaves of the time.
@@ -123,25 +114,23 @@ func (s *server) stop(ctx context.Context, results <-chan error) (cut, failed er
 	var errs error
 	phase := func(name string, limit, reserve time.Duration, f func(context.Context) error) {
 		began := time.Now()
-		until := end.Add(-reserve)
-		if limit > 0 && began.Add(limit).Before(until) {
-			until = began.Add(limit)
-		}
-		ctx, cancel := context.WithDeadline(all, until)
+		ctx, cancel := context.WithDeadline(all, end.Add(-reserve))
+		defer cancel()
+		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
 		err := f(ctx)
 		took := slog.Duration("took", time.Since(began))
 		if err == nil {
-			s.log(all, slog.LevelInfo, name, took)
+			s.log(slog.LevelInfo, name, took)
 			return
 		}
 		errs = join(errs, fmt.Errorf("%s: %w", name, err))
-		s.log(all, slog.LevelWarn, name, took, slog.Any("error", err))
+		s.log(slog.LevelWarn, name, took, slog.Any("error", err))
 	}
 
-	s.log(all, slog.LevelInfo, "stopping")
+	s.log(slog.LevelInfo, "stopping")
 	if s.onStop != nil || s.delay > 0 {
-		phase("delayed", 0, s.linger+part, func(ctx context.Context) error {
+		phase("delayed", s.total, s.linger+part, func(ctx context.Context) error {
 			if s.onStop != nil && !call(ctx, s.onStop) {
 				return fmt.Errorf("the function of WithOnStop has not returned: %w", context.Cause(ctx))
 			}
@@ -152,40 +141,37 @@ func (s *server) stop(ctx context.Context, results <-chan error) (cut, failed er
 		})
 	}
 
-	s.conns.stopping.Store(now())
+	s.conns.stopping.Store(true)
 	var e Error
 	if s.shared {
 		s.shut(all)
 	}
-	if !s.conns.raw {
-		phase("turned away", 2*s.linger+grace, part, func(ctx context.Context) error {
-			s.await(ctx, func(n counts) bool { return n.idle+n.finishing == 0 })
-			return nil
-		})
-	}
+	phase("turned away", 2*s.linger+grace, part, func(ctx context.Context) error {
+		s.await(ctx, func(n counts) bool { return n.in(idle, finishing) == 0 })
+		return nil
+	})
 	if !s.shared {
-		phase("drained", 0, part/2, func(ctx context.Context) (err error) {
+		phase("drained", s.total, part/2, func(ctx context.Context) (err error) {
 			e.Queued, err = s.drainWhileItMoves(ctx)
 			return err
 		})
 	}
-	limit := part
-	if s.conns.raw {
-		limit = max(part, 2*s.linger)
-	}
-	phase("first requests", limit, part/4, func(ctx context.Context) error {
+	phase("first requests", part, part/4, func(ctx context.Context) error {
 		if s.await(ctx, func(n counts) bool {
-			return n.fresh+n.greeted+n.arriving+n.finishing+n.idle == 0 && s.accepting() == 0
+			return n.in(fresh, greeted, arriving, finishing, idle) == 0 && s.accepting() == 0
 		}) {
 			return nil
 		}
-		// The Accept method of a wrapping listener may hold a connection that it reads from.
+		// Accept of a closed listener returns soon, unless it holds a connection that it reads from.
+		short, cancel := context.WithTimeout(context.Background(), grace)
+		defer cancel()
+		s.await(short, func(counts) bool { return s.accepting() == 0 })
 		e.BeforeFirstAnswer = s.accepting()
 		if s.conns.raw { // a server may take long for its first answer
-			s.conns.close(s.conns.silent)
+			s.conns.close((*conn).silent)
 		} else {
-			e.BeforeFirstAnswer += s.conns.close(s.conns.unanswered)
-			e.Active = s.conns.close(func(c *conn) bool { return c.arriving })
+			e.BeforeFirstAnswer += s.conns.close(isIn(fresh))
+			e.Active = s.conns.close(isIn(arriving))
 		}
 		if e.BeforeFirstAnswer+e.Active > 0 {
 			return context.Cause(ctx)
@@ -200,36 +186,32 @@ func (s *server) stop(ctx context.Context, results <-chan error) (cut, failed er
 	if s.closed() {
 		failed = http.ErrServerClosed
 	}
-	phase("shut down", 0, 0, func(ctx context.Context) error {
-		down := make(chan struct{})
+	phase("shut down", s.total, 0, func(ctx context.Context) error {
+		down := newEvent()
 		go func() {
-			defer close(down)
+			defer down.happen()
 			s.shutdown(ctx)
 		}()
 		for _, d := range s.doors {
-			d.release()
+			d.released.happen()
 		}
 		left := func(n counts) int {
 			if s.conns.raw {
 				return n.open()
 			}
-			return n.fresh + n.active + n.finishing
+			return n.in(fresh, active, finishing)
 		}
-		// Shutdown of net/http waits for a loop whose Accept does not return.
-		ended := s.await(ctx, func(n counts) bool {
-			return left(n) == 0 && (s.accepting() > 0 || isClosed(down) && isClosed(s.returned))
-		})
-		if ended && isClosed(down) {
+		if s.await(ctx, func(n counts) bool { return left(n) == 0 && down.happened() && s.returned.happened() }) {
 			return nil
 		}
 		n := s.conns.look(s.linger)
 		s.conns.close(func(*conn) bool { return true })
 		returned := call(ctx, func() {
 			s.cut()
-			<-s.returned
+			<-s.returned.Done()
 		})
-		e.BeforeFirstAnswer += n.fresh
-		e.Active += left(n) - n.fresh
+		e.BeforeFirstAnswer += n[fresh]
+		e.Active += left(n) - n[fresh]
 		switch {
 		case left(n) > 0:
 			return context.Cause(ctx)
@@ -253,15 +235,15 @@ func (s *server) stop(ctx context.Context, results <-chan error) (cut, failed er
 func (s *server) drainWhileItMoves(ctx context.Context) (queued int, err error) {
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
-	done := make(chan struct{})
+	done := newEvent()
 	go func() {
-		defer close(done)
+		defer done.happen()
 		queued, err = s.drain(reasons{ctx})
 	}()
 	last, moved, squeezed := 0, time.Now(), false
 	s.await(ctx, func(n counts) bool {
-		now, known := s.queued()
-		if known && now < last || n.active > 0 {
+		now := s.queued()
+		if 0 <= now && now < last || n[active] > 0 {
 			moved = time.Now()
 		}
 		last = now
@@ -271,11 +253,11 @@ func (s *server) drainWhileItMoves(ctx context.Context) (queued int, err error) 
 			}
 			// Accept may wait until connections end, as that of netutil.LimitListener does.
 			squeezed, moved = true, time.Now()
-			s.conns.close(s.conns.silent)
+			s.conns.close((*conn).silent)
 		}
-		return isClosed(done)
+		return done.happened()
 	})
-	<-done
+	<-done.Done()
 	return queued, err
 }
 
@@ -293,7 +275,7 @@ func (r reasons) Err() error {
 // adds one after Accept, but before it calls Accept again.
 func (s *server) accepting() (n int) {
 	for _, d := range s.doors {
-		if !isClosed(d.ended) && (!s.conns.raw || d.inside.Load() > 0) {
+		if !d.ended.happened() && (!s.conns.raw || d.inside.Load() > 0) {
 			n++
 		}
 	}
@@ -324,32 +306,34 @@ const (
 // call calls f, which is code of others, and waits until it returns, but not longer than
 // ctx and the grace.
 func call(ctx context.Context, f func()) (returned bool) {
-	done := make(chan struct{})
+	done := newEvent()
 	go func() {
-		defer close(done)
+		defer done.happen()
 		f()
 	}()
 	select {
-	case <-done:
-		return true
+	case <-done.Done():
 	case <-ctx.Done():
+		select {
+		case <-done.Done():
+		case <-time.After(grace):
+		}
 	}
-	select {
-	case <-done:
-		return true
-	case <-time.After(grace):
-		return false
-	}
+	return done.happened()
 }
 
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
+// An event happens once.
+type event struct {
+	context.Context
+	happen func()
 }
+
+func newEvent() event {
+	ctx, happen := context.WithCancel(context.Background())
+	return event{ctx, happen}
+}
+
+func (e event) happened() bool { return e.Err() != nil }
 
 // join joins two errors on one line.
 func join(a, b error) error {
@@ -362,16 +346,16 @@ func join(a, b error) error {
 	return fmt.Errorf("%w; %w", a, b)
 }
 
-func (s *server) log(ctx context.Context, level slog.Level, text string, attrs ...slog.Attr) {
-	if queued, ok := s.queued(); ok {
+func (s *server) log(level slog.Level, text string, attrs ...slog.Attr) {
+	if queued := s.queued(); queued >= 0 {
 		attrs = append(attrs, slog.Int("queued", queued))
 	}
 	n := s.conns.look(s.linger)
 	attrs = append(attrs,
-		slog.Int("before_first_answer", n.fresh),
-		slog.Int("active", n.active+n.finishing+n.arriving),
-		slog.Int("idle", n.idle+n.rested+n.greeted))
-	short, cancel := context.WithTimeout(ctx, grace)
+		slog.Int("before_first_answer", n[fresh]),
+		slog.Int("active", n.in(active, finishing, arriving)),
+		slog.Int("idle", n.in(idle, rested, greeted)))
+	short, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
-	call(short, func() { s.logger.LogAttrs(ctx, level, "graceful: "+text, attrs...) })
+	call(short, func() { s.logger.LogAttrs(short, level, "graceful: "+text, attrs...) })
 }

@@ -62,7 +62,7 @@ func TestEveryAnswerClosesItsConnection(t *testing.T) {
 			idle := dial(t, r.addr) // its first request comes after the stop
 			// Where new clients cannot be kept out, a connection can enter the queue after
 			// the drain has found it empty, and then Close resets it.
-			until(t, "the second connection", func() bool { return r.counts().fresh == 1 })
+			until(t, "the second connection", func() bool { return r.counts()[fresh] == 1 })
 			r.stop()
 			r.turningAway()
 			close(stopping)
@@ -274,7 +274,7 @@ func TestSilentHTTP2(t *testing.T) {
 	c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00") // preface, empty SETTINGS
 	_, err := c.r.Peek(9)
 	require.NoError(t, err)
-	until(t, "the preface", func() bool { return r.counts().greeted == 1 })
+	until(t, "the preface", func() bool { return r.counts()[greeted] == 1 })
 	r.stop()
 	require.NoError(t, r.wait())
 	frames, err := io.ReadAll(c.r)
@@ -449,7 +449,7 @@ func TestAbort(t *testing.T) {
 			silent := dial(t, r.addr)
 			until(t, "the silent client and the idle one", func() bool {
 				n := r.counts()
-				return n.fresh == 1 && n.idle == 1
+				return n[fresh] == 1 && n[idle] == 1
 			})
 			r.stop()
 			log.after(t, test.after)
@@ -674,7 +674,7 @@ func TestExposedListenerIsClosedEarly(t *testing.T) {
 	r := start(t, &http.Server{Handler: hello}, door1{hidden{ln}}, log.option())
 	c := dial(t, r.addr)
 	until(t, "the client", func() bool {
-		return r.counts().fresh == 1
+		return r.counts()[fresh] == 1
 	})
 	r.stop()
 	log.after(t, "drained")

@@ -80,7 +80,7 @@ func TestDrainThatHangs(t *testing.T) {
 			until(t, "the hook", func() bool { return len(hanging) == 1 })
 			queued := dial(t, r.addr)
 			r.stop()
-			log.after(t, "turned away")
+			log.after(t, "idle closed")
 			if abort {
 				cancel(reason)
 			}

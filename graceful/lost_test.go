@@ -36,7 +36,7 @@ func TestAnsweredConnectionThatIsNotReportedIdle(t *testing.T) {
 	<-late
 	r.stop()
 	r.turningAway()
-	require.Never(t, func() bool { return log.line("turned away") != nil }, 20*time.Millisecond, time.Millisecond)
+	require.Never(t, func() bool { return log.line("idle closed") != nil }, 20*time.Millisecond, time.Millisecond)
 	close(going)
 	c.send(get)
 	_, body := c.answer()

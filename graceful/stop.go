@@ -146,7 +146,7 @@ func (s *server) stop(results <-chan error) (cut, failed error) {
 	if s.shared {
 		s.shut(all)
 	}
-	phase("turned away", 2*s.linger+grace, part, func(ctx context.Context) error {
+	phase("idle closed", 2*s.linger+grace, part, func(ctx context.Context) error {
 		s.await(ctx, func(n counts) bool { return n.in(idle, finishing) == 0 })
 		return nil
 	})

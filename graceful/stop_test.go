@@ -425,7 +425,7 @@ func TestAbort(t *testing.T) {
 		cut   Error
 	}{
 		{phase: "delayed", after: "stopping", opts: []Option{WithDelay(time.Minute)}, cut: Error{Active: 1}},
-		{phase: "turned away", after: "stopping", opts: []Option{WithLinger(time.Minute)}, cut: Error{Active: 1}},
+		{phase: "idle closed", after: "stopping", opts: []Option{WithLinger(time.Minute)}, cut: Error{Active: 1}},
 		{phase: "first requests", after: "drained", opts: []Option{WithLinger(0), part(time.Minute)}, cut: Error{Active: 1}},
 		{phase: "shut down", after: "first requests", opts: []Option{WithLinger(0), part(time.Millisecond)}, cut: Error{Active: 1}},
 	} {
@@ -655,7 +655,7 @@ func TestListeners(t *testing.T) {
 			}
 			r.stop()
 			require.NoError(t, r.wait())
-			for _, phase := range []string{"stopping", "turned away", "drained", "first requests", "shut down"} {
+			for _, phase := range []string{"stopping", "idle closed", "drained", "first requests", "shut down"} {
 				require.NotNil(t, log.line(phase), phase)
 			}
 			for _, ln := range lns {
@@ -750,7 +750,7 @@ func TestSharedSocket(t *testing.T) {
 	old.send(get)
 	<-inside
 	r.stop()
-	log.after(t, "turned away")
+	log.after(t, "idle closed")
 	c := dial(t, r.addr)
 	next, err := heir.Accept()
 	require.NoError(t, err)
@@ -931,7 +931,7 @@ func TestLog(t *testing.T) {
 	require.Len(t, lines, 5, text.String())
 	for i, part := range []string{
 		`level=INFO msg="graceful: stopping" queued=0 before_first_answer=0 active=1 idle=0`,
-		`level=INFO msg="graceful: turned away" took=`,
+		`level=INFO msg="graceful: idle closed" took=`,
 		`level=INFO msg="graceful: drained" took=`,
 		`level=INFO msg="graceful: first requests" took=`,
 		`level=WARN msg="graceful: shut down" took=`,

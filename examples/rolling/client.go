@@ -27,9 +27,8 @@ const (
 )
 
 func (t *tally) String() string {
-	refused := t.refused.Load()
-	return fmt.Sprintf("%d answered, %d lost (%d of them refused), %d stalled above %v",
-		t.ok.Load(), t.lost.Load()+refused, refused, t.stalled.Load(), stall)
+	return fmt.Sprintf("%d answered, %d lost, %d refused, %d stalled above %v",
+		t.ok.Load(), t.lost.Load(), t.refused.Load(), t.stalled.Load(), stall)
 }
 
 // more waits until n more requests were answered.

@@ -14,6 +14,10 @@ import (
 // example in [net/http.Server.ConnContext]. c is a TCP connection or a wrapper with a
 // NetConn method, such as [*crypto/tls.Conn].
 //
+// The time before the handshake is not in it. The result can be 0 for a client whose SYNs
+// the kernel dropped for 3 s, because the queue was full. First make the queue long
+// enough, and watch Drops in [Stats].
+//
 // QueueTime makes one system call and does not allocate. The result can be wrong by one
 // kernel tick (1 to 10 ms). With [WithDeferAccept] the time begins when data arrives. On
 // a fast-open connection the result is about one round trip too short. QueueTime also

@@ -83,8 +83,9 @@
 //
 // # Limitations
 //
-// The section [What is left] of docs/draining.md lists the requests that no server can save,
-// such as a request that is on its way when its idle connection is closed after the linger.
+// The section [What is left] of docs/draining.md lists the requests that no server can save.
+// The most frequent one is the next request of a client that was idle for longer than the
+// linger and does not notice that its connection is closed, see [WithLinger].
 //
 //   - net/http reads the header of an HTTP/1 answer when the handler calls WriteHeader or
 //     Write for the first time. If that was before the stop, the answer cannot contain

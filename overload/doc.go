@@ -13,6 +13,10 @@
 //
 //	server.Serve(tls.NewListener(shed.Listener(ln), config))
 //
+// Shedding is for a load that lasts. After a rare pause it sheds clients that would have
+// been served, so the budget must be longer than the pauses of the server. The queue must
+// be long too. Otherwise the kernel drops late clients before a Shedder sees them.
+//
 // [Health] is a handler for the health check of a load balancer or of Kubernetes. Serve it on
 // a port of its own. A check that waits in the queue of the clients fails when that queue
 // is full:

@@ -18,6 +18,10 @@ import (
 //
 // The wait is that of [acceptq.QueueTime], which only Linux reports. On other systems a
 // Shedder serves everybody, and [Shedder.Err] returns the reason.
+//
+// The time before the handshake is not in the wait. While the queue is full, the kernel
+// drops the SYNs of new clients. First make the queue long enough, and watch Drops in
+// [acceptq.Stats].
 type Shedder struct {
 	budget time.Duration
 	shed   atomic.Uint64

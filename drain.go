@@ -57,8 +57,7 @@ func (l *Listener) Resume() error {
 // ErrStillOpen is the error of a drain that has ended but does not keep new clients out.
 // Close resets the clients that connect between the drain and Close. The text of the
 // error gives the reason:
-//   - The socket has another holder, or that holder let new clients in. The error then
-//     matches [ErrShared] too.
+//   - The socket has, or may have, another holder. The error then matches [ErrShared] too.
 //   - The system has no way to keep clients out, or the socket is an MPTCP socket.
 //   - Drain could use neither the socket filter nor the minimum TTL.
 //   - [Listener.Resume] was called.

@@ -6,4 +6,4 @@ import "errors"
 var ErrStillOpen = errors.New("new clients are still let in")
 
 // ErrShared is the error of a drain of a socket that has, or may have, another holder.
-var ErrShared = errors.New("the socket has another holder")
+var ErrShared = errors.New("the socket may have another holder")

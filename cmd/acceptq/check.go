@@ -219,7 +219,7 @@ func addressOf(l *listener) string {
 	if l.Addr.Addr().IsUnspecified() {
 		return fmt.Sprintf(":%d", l.Addr.Port())
 	}
-	return l.Addr.String()
+	return printable(l.Addr.String())
 }
 
 // full finds a group with a full or nearly full queue.

@@ -58,7 +58,7 @@ func otherPlaces() (places []place, notes []string, err error) {
 		// A name without its mount is an empty file.
 		var kind unix.Statfs_t
 		if unix.Statfs(path, &kind) == nil && kind.Type == unix.NSFS_MAGIC {
-			add(path, func() string { return filepath.Base(path) })
+			add(path, func() string { return printable(filepath.Base(path)) })
 		}
 	}
 	entries, err := os.ReadDir("/proc")

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/acceptq/acceptq"
 	"github.com/acceptq/acceptq/observe"
@@ -247,9 +248,10 @@ func unreadable() string {
 func (l *listener) address() string { return string(l.appendAddress(nil)) }
 
 func (l *listener) appendAddress(text []byte) []byte {
-	text = l.Addr.AppendTo(text)
-	if l.Device != "" && l.Addr.Addr().Zone() == "" {
-		text = append(append(text, '%'), l.Device...)
+	if l.Addr.Addr().Zone() != "" {
+		text = append(text, printable(l.Addr.String())...)
+	} else if text = l.Addr.AppendTo(text); l.Device != "" {
+		text = append(append(text, '%'), printable(l.Device)...)
 	}
 	if l.V6Only && l.Addr.Addr().IsUnspecified() {
 		text = append(text, " v6"...)
@@ -294,10 +296,12 @@ func (l *listener) name(namespace string) string {
 	return text
 }
 
-// printable replaces what would change the terminal. A process may give itself any name.
+// printable replaces what would change the terminal, or the order in which it shows letters. A
+// process may give itself any name, and a user with a network namespace may do so with an
+// interface.
 func printable(name string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
+		if !unicode.IsPrint(r) {
 			return '?'
 		}
 		return r

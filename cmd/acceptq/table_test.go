@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -172,6 +173,30 @@ func TestNamesArePrintable(t *testing.T) {
 	require.Equal(t, "a?[31mb", printable("a\x1b[31mb"))
 	require.Equal(t, "?", printable(""))
 	require.Equal(t, "?é?", printable("\u009bé\x7f"))
+	require.Equal(t, "?dx", printable("\u202edx"), "text from right to left")
+}
+
+// So may a user with a network namespace do with an interface. It is in the address of a
+// listener that is bound to it, and in the zone of a client.
+func TestInterfacesArePrintable(t *testing.T) {
+	const name = "x\x1b[2J\x1bc"
+	device, zone := queue("127.0.0.1:1", 1, 2, 1, 0), queue("127.0.0.1:2", 2, 2, 1, 0)
+	device.Device = name
+	zone.Device, zone.Addr = name, netip.AddrPortFrom(netip.MustParseAddr("fe80::1").WithZone(name), 2)
+	client := netip.AddrPortFrom(netip.MustParseAddr("fe80::2").WithZone(name), 3)
+	for _, l := range []listener{device, zone} {
+		l.waiting = []acceptq.Waiting{{Client: client, Waited: time.Minute}}
+		now := at(0, l)
+		for _, text := range []string{
+			table(now, nil, false, style{}),
+			report(judge(nil, now), now),
+			waitingText([]*listener{&l}, l.waiting, nil),
+			use{listeners: []listener{l}}.text(),
+		} {
+			require.NotContains(t, text, "\x1b")
+			require.Contains(t, text, "%x?[2J?c")
+		}
+	}
 }
 
 // The JSON of the table does not change, because programs read it.

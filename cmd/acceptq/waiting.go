@@ -80,7 +80,7 @@ func waitingText(group []*listener, clients []acceptq.Waiting, err error) string
 		if c.Shared && len(group) == 1 {
 			more += "  perhaps in the queue of another listener on this port"
 		}
-		fmt.Fprintf(&text, "  %-24v  %8s  %12s%s\n", c.Client, wait, sent, more)
+		fmt.Fprintf(&text, "  %-24s  %8s  %12s%s\n", printable(c.Client.String()), wait, sent, more)
 	}
 	if gone > 0 {
 		fmt.Fprintf(&text, "  %d of %s closed the connection.\n", gone, count(len(clients), "client has", "clients have"))

@@ -313,17 +313,21 @@ func (j judgment) losses() (all []finding) {
 		if len(droppers) == 0 {
 			f.text += " The listener does not exist any more."
 		}
-		for _, d := range droppers {
-			f.mend = append(f.mend, fmt.Sprintf("%s has dropped %s. %s", d.l.name(""), count(int(d.drops), "packet", "packets"), j.longer(d.l)))
+		for i, line := range dropped(droppers) {
+			f.mend = append(f.mend, line+" "+j.longer(droppers[i].l))
 		}
 		if further > 0 {
 			f.mend = append(f.mend, fmt.Sprintf("%s too.", count(further, "other listener has dropped packets", "other listeners have dropped packets")))
+		}
+		if len(droppers) > 1 {
+			f.mend = append(f.mend, "The kernel does not report which of these queues overflowed. A listener also drops packets that harm nobody.")
 		}
 		if j.before == nil {
 			f.mend = append(f.mend, "See whether it goes on: acceptq check -for 10s")
 		}
 		all = append(all, f)
-	case j.before != nil:
+	// ListenDrops counts every dropped SYN. If it has not risen, the drops are of other packets.
+	case j.before != nil && j.since(func(s acceptq.System) int64 { return s.ListenDrops }) == 0:
 		for _, d := range droppers {
 			all = append(all, finding{statusOK, fmt.Sprintf("%s, %s dropped %s, but no queue overflowed. Port scans, health checks "+
 				"that reset the handshake, and repeated SYNs do that.", j.period(), lowerFirst(d.l.name(j.namespace.name)),
@@ -332,6 +336,9 @@ func (j judgment) losses() (all []finding) {
 	}
 	if n := j.since(func(s acceptq.System) int64 { return s.ReqQFullDrop }); n > 0 {
 		f := finding{level: level, text: fmt.Sprintf("%s, full SYN queues dropped %s%s.", j.period(), count(int(n), "SYN", "SYNs"), where)}
+		if overflows <= 0 && j.before != nil {
+			f.mend = dropped(droppers)
+		}
 		if j.system.SYNCookies == 0 {
 			f.mend = append(f.mend, "Answer with SYN cookies instead: sysctl -w net.ipv4.tcp_syncookies=1")
 		}
@@ -343,23 +350,35 @@ func (j judgment) losses() (all []finding) {
 		j.since(func(s acceptq.System) int64 { return s.ReqQFullDrop })
 	if others > 0 && j.before != nil {
 		f := finding{level: statusOK, text: fmt.Sprintf("%s, the kernel dropped %s for other reasons%s.", j.period(), count(int(others), "SYN", "SYNs"), where)}
+		if overflows <= 0 && j.since(func(s acceptq.System) int64 { return s.ReqQFullDrop }) <= 0 {
+			f.mend = dropped(droppers)
+		}
 		if j.system.SYNCookies == 0 {
+			f.level = statusWarning
 			f.text += " With SYN cookies off, that happens when three quarters of net.ipv4.tcp_max_syn_backlog are in use."
-			f.mend = []string{"sysctl -w net.ipv4.tcp_syncookies=1"}
+			f.mend = append(f.mend, "sysctl -w net.ipv4.tcp_syncookies=1")
 		}
 		all = append(all, f)
 	}
-	if n := j.since(func(s acceptq.System) int64 { return s.ReqQFullDoCookies }); n > 0 {
+	// With the setting 2 the kernel answers every SYN with a cookie, and counts it here.
+	if n := j.since(func(s acceptq.System) int64 { return s.ReqQFullDoCookies }); n > 0 && j.system.SYNCookies != 2 {
 		l := statusOK
 		if j.before != nil {
 			l = statusWarning
 		}
 		all = append(all, finding{l, fmt.Sprintf("%s, SYN queues were full, and the kernel answered %s with a cookie%s. No client was lost by that.",
 			j.period(), count(int(n), "SYN", "SYNs"), where),
-			[]string{"If this is not a SYN flood, give the programs a larger backlog, and set: sysctl -w net.ipv4.tcp_max_syn_backlog=" +
-				fmt.Sprint(2*max(j.system.SYNBacklog, usualCeiling))}})
+			[]string{"If this is not a SYN flood, give the programs a larger backlog: the limit of a listener bounds its SYN queue too."}})
 	}
 	return all
+}
+
+// dropped says how many packets each listener has dropped.
+func dropped(all []dropper) (lines []string) {
+	for _, d := range all {
+		lines = append(lines, fmt.Sprintf("%s has dropped %s.", d.l.name(""), count(int(d.drops), "packet", "packets")))
+	}
+	return lines
 }
 
 // A dropper is a listener that has dropped packets.

@@ -123,6 +123,7 @@ CRITICAL: python3 (pid 4711) on 127.0.0.1:8000: the accept queue is full, 6 queu
 WARNING: Since the start of this machine or container, full accept queues dropped 10 packets of new clients.
   python3 (pid 4711) on 127.0.0.1:8000 has dropped 12 packets. For a longer queue: give the program a backlog above 5. The ceiling, net.core.somaxconn, is 4096. If it was raised after the program began, restart the program.
   nginx (pid 812) on 0.0.0.0:80 has dropped 7 packets. For a longer queue: give the program a backlog above 511. The ceiling, net.core.somaxconn, is 4096. If it was raised after the program began, restart the program.
+  The kernel does not report which of these queues overflowed. A listener also drops packets that harm nobody.
   See whether it goes on: acceptq check -for 10s
 `},
 		"old overflows of a listener that is gone": {nil, at(0, queue("127.0.0.1:1", 1, 0, 9, 0)).system(func(s *acceptq.System) { s.ListenOverflows = 1 }), statusOK, `
@@ -142,16 +143,16 @@ OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 NOTE: In the last 10s, nginx (pid 812) on 0.0.0.0:80 dropped 2 packets, but no queue overflowed. Port scans, health checks that reset the handshake, and repeated SYNs do that.
 `},
-		"a full SYN queue without cookies": {new(at(0)), at(10).system(func(s *acceptq.System) { s.ReqQFullDrop, s.ListenDrops, s.SYNCookies = 5, 5, 0 }), statusCritical, `
+		"a full SYN queue without cookies": {new(at(0, nginx)), at(10, with(nginx, func(l *listener) { l.Stats.Drops += 5 })).system(func(s *acceptq.System) { s.ReqQFullDrop, s.ListenDrops, s.SYNCookies = 5, 5, 0 }), statusCritical, `
 CRITICAL: In the last 10s, full SYN queues dropped 5 SYNs.
+  nginx (pid 812) on 0.0.0.0:80 has dropped 5 packets.
   Answer with SYN cookies instead: sysctl -w net.ipv4.tcp_syncookies=1
 NOTE: SYN cookies are off, so a SYN flood keeps all clients out.
   sysctl -w net.ipv4.tcp_syncookies=1
 `},
 		"a SYN backlog that is three quarters full": {new(at(0).system(func(s *acceptq.System) { s.ListenDrops, s.SYNCookies = 5, 0 })),
-			at(10).system(func(s *acceptq.System) { s.ListenDrops, s.SYNCookies = 7, 0 }), statusOK, `
-OK: nothing listens here.
-NOTE: In the last 10s, the kernel dropped 2 SYNs for other reasons. With SYN cookies off, that happens when three quarters of net.ipv4.tcp_max_syn_backlog are in use.
+			at(10).system(func(s *acceptq.System) { s.ListenDrops, s.SYNCookies = 7, 0 }), statusWarning, `
+WARNING: In the last 10s, the kernel dropped 2 SYNs for other reasons. With SYN cookies off, that happens when three quarters of net.ipv4.tcp_max_syn_backlog are in use.
   sysctl -w net.ipv4.tcp_syncookies=1
 NOTE: SYN cookies are off, so a SYN flood keeps all clients out.
   sysctl -w net.ipv4.tcp_syncookies=1
@@ -159,7 +160,10 @@ NOTE: SYN cookies are off, so a SYN flood keeps all clients out.
 		"a full SYN queue with cookies": {nil, at(0).system(func(s *acceptq.System) { s.ReqQFullDoCookies = 1 }), statusOK, `
 OK: nothing listens here.
 NOTE: Since the start of this machine or container, SYN queues were full, and the kernel answered 1 SYN with a cookie. No client was lost by that.
-  If this is not a SYN flood, give the programs a larger backlog, and set: sysctl -w net.ipv4.tcp_max_syn_backlog=8192
+  If this is not a SYN flood, give the programs a larger backlog: the limit of a listener bounds its SYN queue too.
+`},
+		"a cookie for every SYN": {new(at(0)), at(10).system(func(s *acceptq.System) { s.ReqQFullDoCookies, s.SYNCookies = 3, 2 }), statusOK, `
+OK: nothing listens here.
 `},
 		"a limit of the old ceiling": {nil, at(0, queue("127.0.0.1:1", 1, 0, 128, 0)), statusOK, `
 OK: 1 listener, the fullest: the listener on 127.0.0.1:1 has 0 queued of 129.

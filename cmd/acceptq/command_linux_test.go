@@ -179,6 +179,22 @@ func TestCheckNamesTheListenerThatLoses(t *testing.T) {
 	})
 }
 
+// With net.ipv4.tcp_syncookies=2 the kernel counts each SYN as one that met a full SYN queue.
+func TestCheckWithACookieForEverySYN(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		testkit.SetSysctl(t, "net.ipv4.tcp_syncookies", 2)
+		ln := listen(t, "127.0.0.1:0", 9)
+		before, err := readForCheck(t.Context(), false)
+		require.NoError(t, err)
+		testkit.Connect(t, "tcp", ln.Addr().String())
+		now, err := readForCheck(t.Context(), false)
+		require.NoError(t, err)
+		require.Equal(t, before.namespaces[0].system.ReqQFullDoCookies+1, now.namespaces[0].system.ReqQFullDoCookies)
+		require.NotContains(t, report(judge(&before, now), now), "SYN queues were full")
+	})
+}
+
 // A process that a signal has stopped is named, with the command that continues it.
 func TestCheckOfAStoppedProcess(t *testing.T) {
 	t.Parallel()

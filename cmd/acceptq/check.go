@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -13,7 +15,7 @@ import (
 
 // A finding is a sentence about a problem, and what mends it.
 type finding struct {
-	level int // one of the statuses; statusOK is a note
+	level int // one of the statuses; statusOK is a note, statusUnknown something that cannot be told
 	text  string
 	mend  []string
 }
@@ -39,22 +41,36 @@ func check(ctx context.Context, all bool, watched time.Duration, out io.Writer) 
 	if _, err := io.WriteString(out, report(findings, now)); err != nil {
 		return statusUnknown, err
 	}
-	for _, f := range findings {
-		status = max(status, f.level)
+	return worst(findings), nil
+}
+
+// bySeverity has the statuses in the order of their severity. What is unknown may be worse than
+// nothing, but does not hide a loss that is known.
+var bySeverity = []int{statusOK, statusUnknown, statusWarning, statusCritical}
+
+// severity compares two findings by their severity.
+func severity(a, b finding) int {
+	return cmp.Compare(slices.Index(bySeverity, a.level), slices.Index(bySeverity, b.level))
+}
+
+// worst returns the status of the most severe finding.
+func worst(findings []finding) int {
+	if len(findings) == 0 {
+		return statusOK
 	}
-	return status, nil
+	return slices.MaxFunc(findings, severity).level
 }
 
 // report returns the findings as text, the worst first, so that the first line tells a
 // monitoring system what it needs.
 func report(findings []finding, now reading) string {
 	var text strings.Builder
-	slices.SortStableFunc(findings, func(a, b finding) int { return b.level - a.level })
-	if len(findings) == 0 || findings[0].level == statusOK {
+	slices.SortStableFunc(findings, func(a, b finding) int { return severity(b, a) })
+	if worst(findings) == statusOK {
 		text.WriteString("OK: " + summary(now) + "\n")
 	}
 	for _, f := range findings {
-		text.WriteString([]string{"NOTE: ", "WARNING: ", "CRITICAL: "}[f.level] + f.text + "\n")
+		text.WriteString([]string{"NOTE: ", "WARNING: ", "CRITICAL: ", "UNKNOWN: "}[f.level] + f.text + "\n")
 		for _, m := range f.mend {
 			text.WriteString("  " + m + "\n")
 		}
@@ -103,12 +119,15 @@ const (
 // judge returns what is wrong in a reading. If before is not nil, only losses since then
 // count.
 func judge(before *reading, now reading) (all []finding) {
+	for _, unread := range now.unread {
+		all = append(all, finding{level: statusUnknown, text: unread})
+	}
 	for i := range now.namespaces {
 		n := &now.namespaces[i]
 		var then *namespace
 		if before != nil {
 			for j := range before.namespaces {
-				if before.namespaces[j].name == n.name {
+				if before.namespaces[j].id == n.id {
 					then = &before.namespaces[j]
 				}
 			}
@@ -140,6 +159,14 @@ type judgment struct {
 // name names a group of listeners in a sentence.
 func (j judgment) nameOf(group []*listener) string {
 	return fullest(group).name(j.namespace.name)
+}
+
+// where names the network namespace at the end of a sentence, if it is not that of the command.
+func (j judgment) where() string {
+	if j.namespace.name == "" {
+		return ""
+	}
+	return " in the network namespace " + j.namespace.name
 }
 
 // earlier returns the earlier reading of a listener, or nil.
@@ -270,16 +297,19 @@ func (j judgment) longer(l *listener) string {
 }
 
 // since returns how much a counter has risen: since the earlier reading, or since the
-// namespace was made. It is 0 if that is unknown.
+// namespace was made. It is unknown if one of the two numbers is.
 func (j judgment) since(counter func(acceptq.System) int64) int64 {
 	n, before := counter(j.system), int64(0)
 	if j.before != nil {
 		before = counter(j.before.system)
 	}
-	if n == unknown || before == unknown {
-		return 0
+	switch {
+	case n == unknown || before == unknown:
+		return unknown
+	case n < before: // the counter of a new namespace, or one of 32 bits that has wrapped
+		return n
 	}
-	return max(n-before, 0)
+	return n - before
 }
 
 // period says since when the losses count.
@@ -297,21 +327,22 @@ func (j judgment) losses() (all []finding) {
 	if j.before != nil {
 		level = statusCritical
 	}
-	where := ""
-	if j.namespace.name != "" {
-		where = " in the network namespace " + j.namespace.name
-	}
+	where := j.where()
 	overflows := j.since(func(s acceptq.System) int64 { return s.ListenOverflows })
 	droppers, further := j.droppers()
 	switch {
-	case overflows > 0 && len(droppers) == 0 && j.before == nil:
+	case overflows > 0 && len(droppers) == 0 && j.before == nil && !j.unknownDrops():
 		all = append(all, finding{statusOK, fmt.Sprintf("%s, full accept queues dropped %s%s, none of them those of the current listeners.",
 			j.period(), count(int(overflows), "packet", "packets"), where), nil})
 	case overflows > 0:
 		f := finding{level: level, text: fmt.Sprintf("%s, full accept queues dropped %s of new clients%s.",
 			j.period(), count(int(overflows), "packet", "packets"), where)}
-		if len(droppers) == 0 {
-			f.text += " The listener does not exist any more."
+		switch {
+		case len(droppers) > 0:
+		case j.unknownDrops():
+			f.text += " This kernel does not report the drops of a listener, so check cannot name it."
+		default:
+			f.text += " No current listener has dropped them, so the listener has probably been closed."
 		}
 		for i, line := range dropped(droppers) {
 			f.mend = append(f.mend, line+" "+j.longer(droppers[i].l))
@@ -346,8 +377,8 @@ func (j judgment) losses() (all []finding) {
 	}
 	// With SYN cookies off, the kernel keeps a quarter of the SYN backlog for clients that it
 	// knows. It counts that as a drop only.
-	others := j.since(func(s acceptq.System) int64 { return s.ListenDrops }) - overflows -
-		j.since(func(s acceptq.System) int64 { return s.ReqQFullDrop })
+	others := j.since(func(s acceptq.System) int64 { return s.ListenDrops }) - max(overflows, 0) -
+		max(j.since(func(s acceptq.System) int64 { return s.ReqQFullDrop }), 0)
 	if others > 0 && j.before != nil {
 		f := finding{level: statusOK, text: fmt.Sprintf("%s, the kernel dropped %s for other reasons%s.", j.period(), count(int(others), "SYN", "SYNs"), where)}
 		if overflows <= 0 && j.since(func(s acceptq.System) int64 { return s.ReqQFullDrop }) <= 0 {
@@ -407,6 +438,11 @@ func (j judgment) droppers() (most []dropper, others int) {
 	return most, others
 }
 
+// unknownDrops reports whether the drops of a listener are unknown, as before Linux 4.6.
+func (j judgment) unknownDrops() bool {
+	return slices.ContainsFunc(j.listeners, func(l listener) bool { return l.Stats.Drops == unknown })
+}
+
 // settings notes what limits the listeners, and what cannot be read.
 func (j judgment) settings() (all []finding) {
 	note := func(mend, format string, args ...any) {
@@ -438,24 +474,55 @@ func (j judgment) settings() (all []finding) {
 	if s.SYNCookies == 0 {
 		note("sysctl -w net.ipv4.tcp_syncookies=1", "SYN cookies are off, so a SYN flood keeps all clients out.")
 	}
-	if s.ListenOverflows == unknown {
-		note("", "The counters of lost packets cannot be read, so losses are not reported.")
+	if j.since(func(s acceptq.System) int64 { return s.ListenOverflows }) == unknown {
+		all = append(all, finding{level: statusUnknown, text: "The counters of lost packets cannot be read" + j.where() + ", so losses are not reported."})
+	}
+	if j.unasked > 0 {
+		all = append(all, finding{level: statusUnknown, text: fmt.Sprintf("How long clients wait is unknown for %s%s.",
+			count(j.unasked, "address with queued connections", "addresses with queued connections"), j.where())})
 	}
 	return all
 }
 
 // readForCheck reads what judge needs.
 func readForCheck(ctx context.Context, all bool) (reading, error) {
-	return read(ctx, question{all: all, more: func(n *namespace) {
+	r, err := read(ctx, question{all: all, more: func(n *namespace) {
 		n.system, _ = acceptq.ReadSystem() // what cannot be read is unknown
-		asked := 0
-		for i := range n.listeners {
-			l := &n.listeners[i]
-			if l.Stats.Queued <= 0 || asked == maxQueuesAsked {
-				continue
-			}
-			asked++
-			l.waiting, _ = l.Waiting(ctx) // none if the socket has been closed
-		}
+		n.ask(ctx, time.Now().Add(askFor))
 	}})
+	for l := range r.all {
+		if l.Stats.Queued <= 0 {
+			continue
+		}
+		for _, p := range l.Processes {
+			if isStopped(p.PID) {
+				l.stopped = append(l.stopped, p.PID)
+			}
+		}
+	}
+	return r, err
+}
+
+// askFor bounds the time in which check asks who waits in a namespace. The kernel walks its table
+// of connections for each address.
+const askFor = 2 * time.Second
+
+// ask asks who waits, the fullest queues first, until a time.
+func (n *namespace) ask(ctx context.Context, until time.Time) {
+	for _, group := range groups(n.listeners) {
+		// The kernel does not report in which queue of a group a client is.
+		l := fullest(group)
+		if l.Stats.Queued <= 0 {
+			continue
+		}
+		if !time.Now().Before(until) {
+			n.unasked++
+			continue
+		}
+		var err error
+		// The queue of a socket that has been closed meanwhile does not count.
+		if l.waiting, err = l.Waiting(ctx); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			n.unasked++
+		}
+	}
 }

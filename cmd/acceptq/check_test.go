@@ -130,6 +130,32 @@ WARNING: Since the start of this machine or container, full accept queues droppe
 OK: 1 listener, the fullest: the listener on 127.0.0.1:1 has 0 queued of 10.
 NOTE: Since the start of this machine or container, full accept queues dropped 1 packet, none of them those of the current listeners.
 `},
+		"overflows of a listener that is gone": {new(at(0)), at(10).system(func(s *acceptq.System) { s.ListenOverflows, s.ListenDrops = 1, 1 }), statusCritical, `
+CRITICAL: In the last 10s, full accept queues dropped 1 packet of new clients. No current listener has dropped them, so the listener has probably been closed.
+`},
+		"overflows without the drops of a listener": {nil, at(0, queue("127.0.0.1:1", 1, 0, 9, unknown)).system(func(s *acceptq.System) { s.ListenOverflows = 1 }), statusWarning, `
+WARNING: Since the start of this machine or container, full accept queues dropped 1 packet of new clients. This kernel does not report the drops of a listener, so check cannot name it.
+  See whether it goes on: acceptq check -for 10s
+`},
+		"a counter that has wrapped": {new(at(0, nginx).system(func(s *acceptq.System) { s.ListenOverflows, s.ListenDrops = 1<<32-1, 1<<32-1 })),
+			at(10, with(nginx, func(l *listener) { l.Stats.Drops += 2 })).system(func(s *acceptq.System) { s.ListenOverflows, s.ListenDrops = 1, 1 }), statusCritical, `
+CRITICAL: In the last 10s, full accept queues dropped 1 packet of new clients.
+  nginx (pid 812) on 0.0.0.0:80 has dropped 2 packets. For a longer queue: give the program a backlog above 511. The ceiling, net.core.somaxconn, is 4096. If it was raised after the program began, restart the program.
+`},
+		"queues that were not asked": {nil, func() reading {
+			r := at(0, nginx)
+			r.namespaces[0].unasked = 3
+			return r
+		}(), statusUnknown, `
+UNKNOWN: How long clients wait is unknown for 3 addresses with queued connections.
+`},
+		"namespaces that cannot be read": {nil, func() reading {
+			r := at(0, nginx)
+			r.unread = []string{"The network namespace x cannot be read: no."}
+			return r
+		}(), statusUnknown, `
+UNKNOWN: The network namespace x cannot be read: no.
+`},
 		"overflows while watched": {new(at(0, queue("127.0.0.1:1", 1, 0, 4096, 1<<32-2), nginx).system(func(s *acceptq.System) { s.ListenOverflows = 100 })),
 			at(10, queue("127.0.0.1:1", 1, 0, 4096, 2), nginx).system(func(s *acceptq.System) { s.ListenOverflows, s.ListenDrops = 104, 4 }), statusCritical, `
 CRITICAL: In the last 10s, full accept queues dropped 4 packets of new clients.
@@ -171,19 +197,18 @@ NOTE: 1 listener has the limit 128, which was the ceiling before Linux 5.4. If t
 `},
 		"counters that cannot be read": {nil, at(0).system(func(s *acceptq.System) {
 			s.Ceiling, s.SYNCookies, s.ListenOverflows, s.ReqQFullDrop, s.ReqQFullDoCookies = unknown, unknown, unknown, unknown, unknown
-		}), statusOK, `
-OK: nothing listens here.
-NOTE: The counters of lost packets cannot be read, so losses are not reported.
+		}), statusUnknown, `
+UNKNOWN: The counters of lost packets cannot be read, so losses are not reported.
+`},
+		"drops and counters that cannot be read": {new(at(0, nginx).system(func(s *acceptq.System) { s.ListenOverflows = unknown })),
+			at(10, with(nginx, func(l *listener) { l.Stats.Drops = 9 })).system(func(s *acceptq.System) { s.ListenDrops, s.ListenOverflows = unknown, unknown }), statusUnknown, `
+UNKNOWN: The counters of lost packets cannot be read, so losses are not reported.
 `},
 	} {
 		t.Run(name, func(t *testing.T) {
 			findings := judge(test.before, test.now)
 			require.Equal(t, strings.TrimPrefix(test.want, "\n"), report(findings, test.now))
-			status := statusOK
-			for _, f := range findings {
-				status = max(status, f.level)
-			}
-			require.Equal(t, test.status, status)
+			require.Equal(t, test.status, worst(findings))
 		})
 	}
 }
@@ -193,8 +218,12 @@ NOTE: The counters of lost packets cannot be read, so losses are not reported.
 func TestJudgeNamespaces(t *testing.T) {
 	before := at(0)
 	now := at(5)
-	now.namespaces = append(now.namespaces, namespace{name: "blue", system: quiet, listeners: []listener{queue("127.0.0.1:1", 1, 9, 8, 3)}})
+	now.namespaces = append(now.namespaces, namespace{id: 1, name: "blue", system: quiet, listeners: []listener{queue("127.0.0.1:1", 1, 9, 8, 3)}})
 	now.namespaces[1].system.ListenOverflows = 3
+	again := at(10)
+	again.namespaces = []namespace{again.namespaces[0], now.namespaces[1]}
+	again.namespaces[1].name = "sleep 17" // the process that gave it its name has ended
+	require.NotContains(t, report(judge(&now, again), again), "overflow")
 	now.notes = []string{"Something cannot be read."}
 	require.Equal(t, strings.TrimPrefix(`
 CRITICAL: The listener on 127.0.0.1:1 in the network namespace blue: the accept queue is full, 9 queued of 9. The kernel drops new clients.

@@ -179,6 +179,34 @@ func TestCheckNamesTheListenerThatLoses(t *testing.T) {
 	})
 }
 
+// check asks each address once who waits, however many there are. What it could not ask is
+// unknown.
+func TestCheckAsksAll(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		const n = 40
+		for range n {
+			ln := listen(t, "127.0.0.1:0", 100)
+			testkit.Connect(t, "tcp", ln.Addr().String())
+		}
+		shards, err := acceptq.ListenTCPShards("127.0.0.1:0", 2)
+		require.NoError(t, err)
+		defer shards.Close()
+		testkit.Connect(t, "tcp", shards.Addr().String())
+		r, err := readForCheck(t.Context(), false)
+		require.NoError(t, err)
+		space := r.namespaces[0]
+		require.Zero(t, space.unasked)
+		asked := 0
+		for _, l := range space.listeners {
+			asked += len(l.waiting)
+		}
+		require.Equal(t, n+1, asked)
+		space.ask(t.Context(), time.Now())
+		require.Equal(t, n+1, space.unasked)
+	})
+}
+
 // With net.ipv4.tcp_syncookies=2 the kernel counts each SYN as one that met a full SYN queue.
 func TestCheckWithACookieForEverySYN(t *testing.T) {
 	t.Parallel()
@@ -421,6 +449,29 @@ func TestAnotherUser(t *testing.T) {
 		out, err = start(t, 65534, "-all").Output()
 		require.NoError(t, err)
 		require.Contains(t, string(out), "The network namespaces of ")
+	})
+}
+
+// If namespaces cannot be read, check -all cannot tell whether all is well.
+func TestCheckOfHiddenNamespaces(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("to act as another user the test must run as root")
+	}
+	testkit.InNamespace(t, func(t *testing.T) {
+		unknown := func(want string) {
+			t.Helper()
+			out, err := start(t, 65534, "check", "-all").CombinedOutput()
+			var exit *exec.ExitError
+			require.ErrorAs(t, err, &exit, "%s", out)
+			require.Equal(t, statusUnknown, exit.ExitCode(), "%s", out)
+			require.Regexp(t, `(?m)^UNKNOWN: `+want, string(out))
+		}
+		unknown(`The network namespaces of \d+ process(es)? cannot be read by this user: run acceptq as root\.$`)
+		if err := unix.Mount("proc", "/proc", "proc", 0, "hidepid=2"); err != nil {
+			testkit.SkipUnprivileged(t, "no /proc that hides processes here: "+err.Error())
+		}
+		unknown(`/proc hides processes\. Their network namespaces cannot be read by this user: run acceptq as root\.$`)
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -28,8 +29,9 @@ func windowWidth(f *os.File) int {
 }
 
 // otherPlaces returns the network namespaces of this machine except that of the command: those
-// with a name in /run/netns and those of processes. notes are sentences about what is missing.
-func otherPlaces() (places []place, notes []string, err error) {
+// with a name in /run/netns and those of processes. It does not find one that only a thread, a
+// descriptor or a mount elsewhere holds. unread are sentences about what is missing.
+func otherPlaces() (places []place, unread []string, err error) {
 	own, err := os.Stat("/proc/thread-self/ns/net")
 	if err != nil {
 		return nil, nil, err
@@ -50,7 +52,8 @@ func otherPlaces() (places []place, notes []string, err error) {
 			return err
 		}
 		seen = append(seen, found)
-		places = append(places, place{name: name(), in: netns.Namespace{File: f}.In, close: func() { f.Close() }})
+		id := found.Sys().(*syscall.Stat_t).Ino
+		places = append(places, place{id: id, name: name(), in: netns.Namespace{File: f}.In, close: func() { f.Close() }})
 		return nil
 	}
 	names, _ := filepath.Glob("/run/netns/*")
@@ -58,7 +61,10 @@ func otherPlaces() (places []place, notes []string, err error) {
 		// A name without its mount is an empty file.
 		var kind unix.Statfs_t
 		if unix.Statfs(path, &kind) == nil && kind.Type == unix.NSFS_MAGIC {
-			add(path, func() string { return printable(filepath.Base(path)) })
+			name := printable(filepath.Base(path))
+			if err := add(path, func() string { return name }); err != nil {
+				unread = append(unread, fmt.Sprintf("The network namespace %s cannot be read: %v.", name, err))
+			}
 		}
 	}
 	entries, err := os.ReadDir("/proc")
@@ -72,15 +78,23 @@ func otherPlaces() (places []place, notes []string, err error) {
 			continue
 		}
 		err = add("/proc/"+e.Name()+"/ns/net", func() string { return placeOfProcess(pid) })
-		if errors.Is(err, fs.ErrPermission) {
+		switch {
+		case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH): // or the process has ended
+		case errors.Is(err, fs.ErrPermission):
 			refused++
+		default:
+			unread = append(unread, fmt.Sprintf("The network namespace of the process %d cannot be read: %v.", pid, err))
 		}
 	}
+	// Process 1 is in every PID namespace, unless /proc hides the processes of other users.
+	if _, err := os.Stat("/proc/1"); err != nil {
+		unread = append(unread, fmt.Sprintf("/proc hides processes. Their network namespaces cannot be read %s.", unreadable()))
+	}
 	if refused > 0 {
-		notes = append(notes, fmt.Sprintf("The network namespaces of %s cannot be read %s.",
+		unread = append(unread, fmt.Sprintf("The network namespaces of %s cannot be read %s.",
 			count(refused, "process", "processes"), unreadable()))
 	}
-	return places, notes, nil
+	return places, unread, nil
 }
 
 // placeOfProcess names a network namespace after a process in it: its container, or itself.

@@ -23,7 +23,8 @@ const unknown = -1
 type reading struct {
 	at         time.Time
 	namespaces []namespace
-	notes      []string // sentences about what could not be read
+	notes      []string // sentences about what could not be read of the processes
+	unread     []string // and about network namespaces that could not be read
 
 	processesAt time.Time // when the processes were read; zero if they were not
 	complete    bool      // the processes of all users could be read
@@ -31,9 +32,12 @@ type reading struct {
 
 // A namespace is a network namespace with its listeners.
 type namespace struct {
+	id        uint64 // its inode; 0 is the namespace of the command
 	name      string // "" is the namespace of the command
 	listeners []listener
-	system    acceptq.System
+
+	system  acceptq.System // read for check only
+	unasked int            // addresses with queued connections whose clients are unknown
 }
 
 // A listener is a queue with the processes that hold it.
@@ -47,6 +51,7 @@ type listener struct {
 
 // A place is a network namespace that can be read.
 type place struct {
+	id    uint64 // see namespace
 	name  string
 	in    func(func() error) error // calls a function on a thread there
 	close func()
@@ -54,10 +59,6 @@ type place struct {
 
 // here is the network namespace of the command.
 var here = place{in: func(f func() error) error { return f() }, close: func() {}}
-
-// maxQueuesAsked bounds for how many queues of a namespace check asks who waits, because the
-// kernel walks its table of connections for each of them.
-const maxQueuesAsked = 16
 
 // A question says what to read.
 type question struct {
@@ -72,11 +73,11 @@ func read(ctx context.Context, q question) (reading, error) {
 	r := reading{}
 	places := []place{here}
 	if q.all {
-		others, notes, err := otherPlaces()
+		others, unread, err := otherPlaces()
 		if err != nil {
 			return r, err
 		}
-		places, r.notes = append(places, others...), notes
+		places, r.unread = append(places, others...), unread
 	}
 	defer func() {
 		for _, p := range places {
@@ -85,7 +86,7 @@ func read(ctx context.Context, q question) (reading, error) {
 	}()
 	r.at = time.Now()
 	for _, p := range places {
-		n := namespace{name: p.name}
+		n := namespace{id: p.id, name: p.name}
 		err := p.in(func() error {
 			queues, err := acceptq.Queues(ctx)
 			n.listeners = make([]listener, len(queues))
@@ -101,7 +102,7 @@ func read(ctx context.Context, q question) (reading, error) {
 		case err != nil && p.name == "":
 			return r, err
 		case err != nil:
-			r.notes = append(r.notes, fmt.Sprintf("The network namespace %s cannot be read: %v.", p.name, err))
+			r.unread = append(r.unread, fmt.Sprintf("The network namespace %s cannot be read: %v.", p.name, err))
 		default:
 			r.namespaces = append(r.namespaces, n)
 		}
@@ -154,14 +155,6 @@ func (r *reading) findProcesses(ctx context.Context) error {
 	r.complete = complete
 	for l := range r.all {
 		l.Processes = holders[l.Inode]
-		if len(l.waiting) == 0 {
-			continue
-		}
-		for _, p := range l.Processes {
-			if isStopped(p.PID) {
-				l.stopped = append(l.stopped, p.PID)
-			}
-		}
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -224,7 +225,7 @@ func notes(r reading, unnamed bool) (all []string) {
 	default:
 		all = append(all, "? Some processes cannot be read "+unreadable()+".")
 	}
-	return append(all, r.notes...)
+	return slices.Concat(all, r.notes, r.unread)
 }
 
 // wide returns one line for each row. It returns nil if the lines do not fit.
@@ -374,7 +375,7 @@ type jsonListener struct {
 // asJSON returns a reading as a JSON object, on one line if the object is one of several.
 func asJSON(now reading, before *reading, oneLine bool) (string, error) {
 	since := ratesSince(before, now)
-	j := jsonReading{Time: now.at, Listeners: []jsonListener{}, Complete: now.complete, Notes: now.notes}
+	j := jsonReading{Time: now.at, Listeners: []jsonListener{}, Complete: now.complete, Notes: slices.Concat(now.notes, now.unread)}
 	for _, at := range now.groups() {
 		for _, member := range at.group {
 			l := jsonListener{Queue: member.Queue, Processes: member.Processes, Namespace: at.namespace}

@@ -198,8 +198,8 @@ func (j judgment) stuck(group []*listener) []finding {
 	f := finding{level: statusOK, mend: j.wake(group)}
 	clients := count(len(l.waiting), "client waits", "clients wait")
 	// A listener accepts in the order of arrival. If the first client is still there, none
-	// has been accepted.
-	if b := j.earlier(l); b != nil && len(group) == 1 && len(b.waiting) > 0 &&
+	// has been accepted. In a short time that harms nobody.
+	if b := j.earlier(l); b != nil && j.watched >= longWait && len(group) == 1 && len(b.waiting) > 0 &&
 		b.waiting[0].Client == oldest.Client && !oldest.Shared && oldest.Waited >= j.watched {
 		f.level = statusCritical
 		f.text = fmt.Sprintf("%s has accepted nobody for %s: %s, the first for %s.", j.nameOf(group), shortly(j.watched), clients, shortly(oldest.Waited))
@@ -234,12 +234,23 @@ func (j judgment) wake(group []*listener) []string {
 	if len(stopped) > 0 {
 		return []string{fmt.Sprintf("A signal has stopped the process. Continue it: kill -CONT %s", strings.Join(stopped, " "))}
 	}
-	mend := []string{"See who waits: acceptq waiting " + addressOf(group[0])}
-	if l := fullest(group); len(l.Processes) > 0 {
-		mend = append(mend, fmt.Sprintf("See what the process does: strace -f -p %d", l.Processes[0].PID))
+	mend := []string{"See who waits: " + j.enter + "acceptq waiting " + addressOf(group[0])}
+	// Each holder may be the one that accepts, as the workers of nginx.
+	switch holders := fullest(group).Processes; {
+	case len(holders) == 1:
+		mend = append(mend, fmt.Sprintf("See what the process does: strace -f -p %d", holders[0].PID))
+	case len(holders) > 1:
+		trace := "strace -f"
+		for _, p := range holders[:min(len(holders), maxTraced)] {
+			trace += fmt.Sprintf(" -p %d", p.PID)
+		}
+		mend = append(mend, "See what the processes do: "+trace)
 	}
 	return mend
 }
+
+// maxTraced is how many processes the command line of strace names.
+const maxTraced = 8
 
 // addressOf returns an address that the command understands.
 func addressOf(l *listener) string {
@@ -290,8 +301,8 @@ func (j judgment) longer(l *listener) string {
 		return fmt.Sprintf("For a longer queue: give the program a backlog above %d. The ceiling, net.core.somaxconn, is %d. If it was raised "+
 			"after the program began, restart the program.", l.Stats.Limit, ceiling)
 	case l.Stats.Limit == ceiling:
-		return fmt.Sprintf("For a longer queue: sysctl -w net.core.somaxconn=%d, and restart the program. Its limit is the ceiling.",
-			max(usualCeiling, 2*ceiling))
+		return fmt.Sprintf("For a longer queue: %ssysctl -w net.core.somaxconn=%d, and restart the program. Its limit is the ceiling. "+
+			"If that stays, give the program a larger backlog.", j.enter, max(usualCeiling, 2*ceiling))
 	}
 	return fmt.Sprintf("Its limit, %d, is above the ceiling, net.core.somaxconn=%d: a restart makes the queue shorter.", l.Stats.Limit, ceiling)
 }
@@ -354,7 +365,7 @@ func (j judgment) losses() (all []finding) {
 			f.mend = append(f.mend, "The kernel does not report which of these queues overflowed. A listener also drops packets that harm nobody.")
 		}
 		if j.before == nil {
-			f.mend = append(f.mend, "See whether it goes on: acceptq check -for 10s")
+			f.mend = append(f.mend, "See whether it goes on: "+j.enter+"acceptq check -for 10s")
 		}
 		all = append(all, f)
 	// ListenDrops counts every dropped SYN. If it has not risen, the drops are of other packets.
@@ -371,7 +382,7 @@ func (j judgment) losses() (all []finding) {
 			f.mend = dropped(droppers)
 		}
 		if j.system.SYNCookies == 0 {
-			f.mend = append(f.mend, "Answer with SYN cookies instead: sysctl -w net.ipv4.tcp_syncookies=1")
+			f.mend = append(f.mend, "Answer with SYN cookies instead: "+j.enter+"sysctl -w net.ipv4.tcp_syncookies=1")
 		}
 		all = append(all, f)
 	}
@@ -387,7 +398,7 @@ func (j judgment) losses() (all []finding) {
 		if j.system.SYNCookies == 0 {
 			f.level = statusWarning
 			f.text += " With SYN cookies off, that happens when three quarters of net.ipv4.tcp_max_syn_backlog are in use."
-			f.mend = append(f.mend, "sysctl -w net.ipv4.tcp_syncookies=1")
+			f.mend = append(f.mend, j.enter+"sysctl -w net.ipv4.tcp_syncookies=1")
 		}
 		all = append(all, f)
 	}
@@ -463,16 +474,16 @@ func (j judgment) settings() (all []finding) {
 		}
 	}
 	if atCeiling > 0 && s.Ceiling != unknown && s.Ceiling < usualCeiling {
-		note(fmt.Sprintf("For longer queues: sysctl -w net.core.somaxconn=%d, and restart the programs.", usualCeiling),
-			"The ceiling, net.core.somaxconn, is %d, and %s that limit. They have asked for as much or more.",
-			s.Ceiling, count(atCeiling, "listener has", "listeners have"))
+		note(fmt.Sprintf("For longer queues: %ssysctl -w net.core.somaxconn=%d, and restart the programs.", j.enter, usualCeiling),
+			"The ceiling, net.core.somaxconn, is %d%s, and %s that limit. They have asked for as much or more.",
+			s.Ceiling, j.where(), count(atCeiling, "listener has", "listeners have"))
 	}
 	if atOld > 0 && s.Ceiling > oldCeiling {
-		note("", "%s the limit 128, which was the ceiling before Linux 5.4. If the ceiling of %d was set after the programs began, restart them.",
-			count(atOld, "listener has", "listeners have"), s.Ceiling)
+		note("", "%s the limit 128%s, which was the ceiling before Linux 5.4. If the ceiling of %d was set after the programs began, restart them.",
+			count(atOld, "listener has", "listeners have"), j.where(), s.Ceiling)
 	}
 	if s.SYNCookies == 0 {
-		note("sysctl -w net.ipv4.tcp_syncookies=1", "SYN cookies are off, so a SYN flood keeps all clients out.")
+		note(j.enter+"sysctl -w net.ipv4.tcp_syncookies=1", "SYN cookies are off%s, so a SYN flood keeps all clients out.", j.where())
 	}
 	if j.since(func(s acceptq.System) int64 { return s.ListenOverflows }) == unknown {
 		all = append(all, finding{level: statusUnknown, text: "The counters of lost packets cannot be read" + j.where() + ", so losses are not reported."})

@@ -57,7 +57,7 @@ CRITICAL: python3 (pid 4711) on 127.0.0.1:8000: the accept queue is full, 6 queu
 		"a full queue of an unknown process, at the ceiling": {nil, at(0, queue("[::]:81", 3, 129, 128, 0)).system(func(s *acceptq.System) { s.Ceiling = 128 }), statusCritical, `
 CRITICAL: The listener on [::]:81: the accept queue is full, 129 queued of 129. The kernel drops new clients.
   See who waits: acceptq waiting :81
-  For a longer queue: sysctl -w net.core.somaxconn=4096, and restart the program. Its limit is the ceiling.
+  For a longer queue: sysctl -w net.core.somaxconn=4096, and restart the program. Its limit is the ceiling. If that stays, give the program a larger backlog.
 NOTE: The ceiling, net.core.somaxconn, is 128, and 1 listener has that limit. They have asked for as much or more.
   For longer queues: sysctl -w net.core.somaxconn=4096, and restart the programs.
 `},
@@ -81,7 +81,7 @@ CRITICAL: python3 (pid 4711) on 127.0.0.1:80: the accept queue is full, 9 queued
 		"a long wait": {nil, at(0, with(nginx, func(l *listener) { l.waiting = clients(3, 1500*time.Millisecond) })), statusWarning, `
 WARNING: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 3 clients wait, the first for 1.5s.
   See who waits: acceptq waiting :80
-  See what the process does: strace -f -p 812
+  See what the processes do: strace -f -p 812 -p 813
 `},
 		"a long wait, perhaps in another queue": {nil, at(0, with(nginx, func(l *listener) {
 			l.waiting = clients(1, time.Minute)
@@ -89,7 +89,7 @@ WARNING: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 3 clien
 		})), statusWarning, `
 WARNING: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 1 client waits, the first for 1m0s. Or they are in the queue of another listener on this port.
   See who waits: acceptq waiting :80
-  See what the process does: strace -f -p 812
+  See what the processes do: strace -f -p 812 -p 813
 `},
 		"a short wait": {nil, at(0, with(nginx, func(l *listener) { l.waiting = clients(3, time.Second-1) })), statusOK, `
 OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
@@ -102,7 +102,11 @@ CRITICAL: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 3 clie
 			at(2, with(nginx, func(l *listener) { l.waiting = clients(3, 3*time.Second) })), statusCritical, `
 CRITICAL: nginx (pid 812) on 0.0.0.0:80 has accepted nobody for 2s: 3 clients wait, the first for 3s.
   See who waits: acceptq waiting :80
-  See what the process does: strace -f -p 812
+  See what the processes do: strace -f -p 812 -p 813
+`},
+		"nobody accepted in a short time": {new(at(0, with(nginx, func(l *listener) { l.waiting = clients(3, time.Millisecond) }))),
+			at(0, with(nginx, func(l *listener) { l.waiting = clients(3, 2*time.Millisecond) })), statusOK, `
+OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 `},
 		"the queue moved": {new(at(0, with(nginx, func(l *listener) { l.waiting = clients(4, time.Second)[1:] }))),
 			at(2, with(nginx, func(l *listener) { l.waiting = clients(3, time.Millisecond) })), statusOK, `
@@ -159,7 +163,7 @@ UNKNOWN: The network namespace x cannot be read: no.
 		"overflows while watched": {new(at(0, queue("127.0.0.1:1", 1, 0, 4096, 1<<32-2), nginx).system(func(s *acceptq.System) { s.ListenOverflows = 100 })),
 			at(10, queue("127.0.0.1:1", 1, 0, 4096, 2), nginx).system(func(s *acceptq.System) { s.ListenOverflows, s.ListenDrops = 104, 4 }), statusCritical, `
 CRITICAL: In the last 10s, full accept queues dropped 4 packets of new clients.
-  The listener on 127.0.0.1:1 has dropped 4 packets. For a longer queue: sysctl -w net.core.somaxconn=8192, and restart the program. Its limit is the ceiling.
+  The listener on 127.0.0.1:1 has dropped 4 packets. For a longer queue: sysctl -w net.core.somaxconn=8192, and restart the program. Its limit is the ceiling. If that stays, give the program a larger backlog.
 `},
 		"no new overflow while watched": {new(at(0, nginx).system(func(s *acceptq.System) { s.ListenOverflows = 100 })),
 			at(10, nginx).system(func(s *acceptq.System) { s.ListenOverflows = 100 }), statusOK, `
@@ -218,7 +222,7 @@ UNKNOWN: The counters of lost packets cannot be read, so losses are not reported
 func TestJudgeNamespaces(t *testing.T) {
 	before := at(0)
 	now := at(5)
-	now.namespaces = append(now.namespaces, namespace{id: 1, name: "blue", system: quiet, listeners: []listener{queue("127.0.0.1:1", 1, 9, 8, 3)}})
+	now.namespaces = append(now.namespaces, namespace{id: 1, name: "blue", enter: "nsenter --net=/run/netns/blue ", system: quiet, listeners: []listener{queue("127.0.0.1:1", 1, 9, 8, 3)}})
 	now.namespaces[1].system.ListenOverflows = 3
 	again := at(10)
 	again.namespaces = []namespace{again.namespaces[0], now.namespaces[1]}
@@ -227,7 +231,7 @@ func TestJudgeNamespaces(t *testing.T) {
 	now.notes = []string{"Something cannot be read."}
 	require.Equal(t, strings.TrimPrefix(`
 CRITICAL: The listener on 127.0.0.1:1 in the network namespace blue: the accept queue is full, 9 queued of 9. The kernel drops new clients.
-  See who waits: acceptq waiting 127.0.0.1:1
+  See who waits: nsenter --net=/run/netns/blue acceptq waiting 127.0.0.1:1
   For a longer queue: give the program a backlog above 8. The ceiling, net.core.somaxconn, is 4096. If it was raised after the program began, restart the program.
 CRITICAL: In the last 5s, full accept queues dropped 3 packets of new clients in the network namespace blue.
   The listener on 127.0.0.1:1 has dropped 3 packets. For a longer queue: give the program a backlog above 8. The ceiling, net.core.somaxconn, is 4096. If it was raised after the program began, restart the program.

@@ -144,7 +144,7 @@ func TestCheck(t *testing.T) {
 		require.NotContains(t, text, idle.Addr().String())
 
 		// While it watches, the first client stays the first.
-		status, text, _ = command(t, "check", "-for", "50ms")
+		status, text, _ = command(t, "check", "-for", "1s")
 		require.Equal(t, statusCritical, status)
 		require.Regexp(t, `CRITICAL: .* has accepted nobody for .*: 3 clients wait, the first for `, text)
 
@@ -416,6 +416,7 @@ func TestAllNamespaces(t *testing.T) {
 		status, text, _ := command(t, "check", "-all")
 		require.Equal(t, statusCritical, status)
 		require.Contains(t, text, "on "+there.Addr().String()+" in the network namespace blue: the accept queue is full, 8 queued of 8.")
+		require.Contains(t, text, "nsenter --net=/run/netns/blue acceptq waiting "+there.Addr().String()+"\n")
 	})
 }
 

@@ -53,7 +53,7 @@ func otherPlaces() (places []place, unread []string, err error) {
 		}
 		seen = append(seen, found)
 		id := found.Sys().(*syscall.Stat_t).Ino
-		places = append(places, place{id: id, name: name(), in: netns.Namespace{File: f}.In, close: func() { f.Close() }})
+		places = append(places, place{id: id, name: name(), enter: "nsenter --net=" + printable(path) + " ", in: netns.Namespace{File: f}.In, close: func() { f.Close() }})
 		return nil
 	}
 	names, _ := filepath.Glob("/run/netns/*")

@@ -34,6 +34,7 @@ type reading struct {
 type namespace struct {
 	id        uint64 // its inode; 0 is the namespace of the command
 	name      string // "" is the namespace of the command
+	enter     string // the start of a command line that runs a command there
 	listeners []listener
 
 	system  acceptq.System // read for check only
@@ -53,6 +54,7 @@ type listener struct {
 type place struct {
 	id    uint64 // see namespace
 	name  string
+	enter string
 	in    func(func() error) error // calls a function on a thread there
 	close func()
 }
@@ -86,7 +88,7 @@ func read(ctx context.Context, q question) (reading, error) {
 	}()
 	r.at = time.Now()
 	for _, p := range places {
-		n := namespace{id: p.id, name: p.name}
+		n := namespace{id: p.id, name: p.name, enter: p.enter}
 		err := p.in(func() error {
 			queues, err := acceptq.Queues(ctx)
 			n.listeners = make([]listener, len(queues))
@@ -154,9 +156,18 @@ func (r *reading) findProcesses(ctx context.Context) error {
 	}
 	r.complete = complete
 	for l := range r.all {
-		l.Processes = holders[l.Inode]
+		l.Processes = systemdLast(holders[l.Inode])
 	}
 	return nil
+}
+
+// systemdLast moves the process 1 to the end, because systemd keeps the sockets that it passes to
+// a server, and does not accept from them.
+func systemdLast(all []observe.Process) []observe.Process {
+	if len(all) > 1 && all[0].PID == 1 {
+		return append(slices.Clone(all[1:]), all[0])
+	}
+	return all
 }
 
 // count returns the number of listeners.

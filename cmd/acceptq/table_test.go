@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/acceptq/acceptq"
+	"github.com/acceptq/acceptq/observe"
 	"github.com/stretchr/testify/require"
 )
 
@@ -124,6 +125,14 @@ ADDRESS      QUEUED             LIMIT  DROPS
 127.0.0.1:1  [#         ] 1/10      9      0
 `, "\n"), table(now, nil, false, style{}))
 	require.Equal(t, "127.0.0.1:1\n  [#         ] 1/10\n  limit 9, drops 0\n", table(now, nil, false, style{width: 20}))
+}
+
+// systemd, the process 1, keeps a socket that it has passed to a server.
+func TestSystemdIsNotTheServer(t *testing.T) {
+	systemd, server := process(1, "systemd"), process(20, "app")
+	require.Equal(t, []observe.Process{server, systemd}, systemdLast([]observe.Process{systemd, server}))
+	require.Equal(t, []observe.Process{systemd}, systemdLast([]observe.Process{systemd}))
+	require.Empty(t, systemdLast(nil))
 }
 
 // While the table is repeated, the processes are read again if a listener is new or if they

@@ -67,7 +67,7 @@ func who(ctx context.Context, at target, out io.Writer) (status int, err error) 
 	}
 	u.complete = complete
 	for i := range u.listeners {
-		u.listeners[i].Processes = holders[u.listeners[i].Inode]
+		u.listeners[i].Processes = systemdLast(holders[u.listeners[i].Inode])
 	}
 	for i, c := range u.connections {
 		u.connections[i].processes = holders[c.inode]

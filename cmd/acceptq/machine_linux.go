@@ -136,14 +136,16 @@ func socketsOn(ctx context.Context, port uint16) (all []connection, err error) {
 	return all, nil
 }
 
-// dialPorts returns the ports that the kernel gives to a program that dials. They are 0 if they
-// cannot be read.
-func dialPorts() (low, high int) {
-	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
-	if err != nil {
-		return 0, 0
+// dialPorts returns the ports that the kernel gives to a program that dials, and the list of
+// those that are reserved. The ports are 0 if the two cannot be read.
+func dialPorts() (low, high int, reserved string) {
+	ports, err1 := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	list, err2 := os.ReadFile("/proc/sys/net/ipv4/ip_local_reserved_ports")
+	if err1 != nil || err2 != nil {
+		return 0, 0, ""
 	}
-	return parseRange(string(text))
+	low, high = parseRange(string(ports))
+	return low, high, strings.TrimSpace(string(list))
 }
 
 // isStopped reports whether a signal such as SIGSTOP has stopped a process.

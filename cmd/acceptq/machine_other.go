@@ -17,6 +17,6 @@ func otherPlaces() ([]place, []string, error) { return nil, nil, nil }
 
 func socketsOn(context.Context, uint16) ([]connection, error) { return nil, errors.ErrUnsupported }
 
-func dialPorts() (low, high int) { return 0, 0 }
+func dialPorts() (low, high int, reserved string) { return 0, 0, "" }
 
 func isStopped(int) bool { return false }

@@ -71,8 +71,9 @@ func run(ctx context.Context, s style, args []string, stdout, stderr io.Writer) 
 	case err == nil:
 		return status
 	case errors.Is(err, flag.ErrHelp):
-		io.WriteString(stdout, usage)
-		return statusOK
+		if _, err = io.WriteString(stdout, usage); err == nil {
+			return statusOK
+		}
 	case errors.Is(err, errors.ErrUnsupported) && runtime.GOOS != "linux":
 		err = fmt.Errorf("unsupported on %s: %w", runtime.GOOS, err)
 	}

@@ -237,6 +237,11 @@ func TestOutputThatEnds(t *testing.T) {
 	if _, err := acceptq.Queues(t.Context()); err != nil {
 		t.Skip("no queues on this system:", err)
 	}
+	for _, args := range [][]string{nil, {"-json"}, {"-w"}, {"check"}, {"who", "1"}, {"waiting", "1"}, {"help"}} {
+		var stderr strings.Builder
+		require.Equal(t, statusUnknown, run(t.Context(), style{}, args, failing{}, &stderr), args)
+		require.Equal(t, "acceptq: "+errFailing.Error()+"\n", stderr.String())
+	}
 	err := list(t.Context(), style{}, listing{watch: true}, failing{})
 	require.ErrorIs(t, err, errFailing)
 	ended, end := context.WithCancel(t.Context())

@@ -24,7 +24,9 @@ func waiting(ctx context.Context, at target, out io.Writer) (status int, err err
 		}
 	}
 	if len(listeners) == 0 {
-		fmt.Fprintf(out, "No socket listens on %v.\n", at)
+		if _, err := fmt.Fprintf(out, "No socket listens on %v.\n", at); err != nil {
+			return statusUnknown, err
+		}
 		return statusWarning, nil
 	}
 	for i, group := range groups(listeners) {
@@ -36,10 +38,11 @@ func waiting(ctx context.Context, at target, out io.Writer) (status int, err err
 		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 			return statusUnknown, err
 		}
+		text := waitingText(group, clients, err)
 		if i > 0 {
-			io.WriteString(out, "\n")
+			text = "\n" + text
 		}
-		if _, werr := io.WriteString(out, waitingText(group, clients, err)); werr != nil {
+		if _, werr := io.WriteString(out, text); werr != nil {
 			return statusUnknown, werr
 		}
 	}

@@ -91,6 +91,51 @@ func TestTerminal(t *testing.T) {
 	})
 }
 
+// A serial console does not know its size. Such a terminal has 80 columns, and not the fewest.
+func TestTerminalOfUnknownSize(t *testing.T) {
+	console, _ := openTerminal(t, 0)
+	require.Equal(t, 80, terminal(console).width)
+}
+
+// On a terminal, -w shows the fullest queues, and follows the size of the window.
+func TestWatchOnATerminal(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		full := listen(t, "127.0.0.1:0", 2)
+		fill(t, full)
+		for range 40 {
+			listen(t, "127.0.0.1:0", 2)
+		}
+		program, user := openTerminal(t, 80)
+		cmd := start(t, 0, "-w")
+		cmd.Env = append(cmd.Env, "TERM=xterm", "NO_COLOR=1")
+		cmd.Stdout = program
+		require.NoError(t, cmd.Start())
+		defer func() {
+			cmd.Process.Kill()
+			cmd.Wait()
+		}()
+		next := readLines(t, user)
+		frame := func() (lines []string) { // from one clearing of the screen to the end
+			lines = append(lines, next("\x1b[2J"))
+			for !strings.HasPrefix(lines[len(lines)-1], "and ") {
+				lines = append(lines, next(""))
+			}
+			return lines
+		}
+		first := frame()
+		require.Len(t, first, 24)
+		require.Contains(t, first[1], full.Addr().String())
+		require.Equal(t, "and 19 lines more\r\n", first[23])
+		size := unix.Winsize{Row: 10, Col: 30}
+		require.NoError(t, unix.IoctlSetWinsize(int(user.Fd()), unix.TIOCSWINSZ, &size))
+		require.Eventually(t, func() bool { return len(frame()) == 9 }, testkit.Patience, time.Millisecond)
+		for _, line := range frame()[1:] {
+			require.LessOrEqual(t, len(strings.TrimRight(line, "\r\n")), 30)
+		}
+	})
+}
+
 // What the command reports as losses are the counters that nstat prints.
 func TestCountersAreThoseOfNstat(t *testing.T) {
 	t.Parallel()

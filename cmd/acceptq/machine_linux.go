@@ -19,13 +19,17 @@ import (
 	"github.com/acceptq/acceptq/internal/tcpinfo"
 )
 
-// windowWidth returns the width of a terminal. It is 0 if f is not one.
-func windowWidth(f *os.File) int {
+// windowSize returns the columns and rows of a terminal. The columns are 0 if f is not one. The
+// rows are 0 if they are unknown. A serial console does not know its size.
+func windowSize(f *os.File) (columns, rows int) {
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
-	if err != nil {
-		return 0
+	switch {
+	case err != nil:
+		return 0, 0
+	case size.Col == 0:
+		return 80, 0
 	}
-	return max(int(size.Col), 20)
+	return max(int(size.Col), 20), int(size.Row)
 }
 
 // otherPlaces returns the network namespaces of this machine except that of the command: those

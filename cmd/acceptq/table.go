@@ -20,19 +20,45 @@ import (
 
 // A style is how the output is shown.
 type style struct {
-	width  int  // of the terminal; 0 is a pipe or a file, whose lines have any length
-	color  bool // colors are shown
-	screen bool // the screen can be cleared
+	width  int      // of the terminal; 0 is a pipe or a file, whose lines have any length
+	height int      // of the terminal; 0 is unknown
+	color  bool     // colors are shown
+	screen bool     // the screen can be cleared
+	window *os.File // the terminal, whose size can change; nil is a pipe or a file
 }
 
 // terminal returns the style of a file.
 func terminal(f *os.File) style {
-	width := windowWidth(f)
+	width, height := windowSize(f)
 	if width == 0 {
 		return style{}
 	}
 	plain := os.Getenv("TERM") == "dumb"
-	return style{width: width, color: os.Getenv("NO_COLOR") == "" && !plain, screen: !plain}
+	return style{width: width, height: height, color: os.Getenv("NO_COLOR") == "" && !plain, screen: !plain, window: f}
+}
+
+// now returns the style with the current size of the terminal.
+func (s style) now() style {
+	if s.window == nil {
+		return s
+	}
+	return terminal(s.window)
+}
+
+// top returns the first lines of a text that fit on the screen. Otherwise the screen would show
+// the last ones, and those are the queues that are empty.
+func (s style) top(text string) string {
+	const end = 2 // the line below, and that of the cursor
+	lines := strings.SplitAfter(strings.TrimSuffix(text, "\n"), "\n")
+	if s.height <= end || len(lines) < s.height {
+		return text
+	}
+	off := ""
+	if s.color {
+		off = "\x1b[0m"
+	}
+	shown := s.height - end
+	return strings.Join(lines[:shown], "") + off + fmt.Sprintf("and %s\n", count(len(lines)-shown, "line more", "lines more"))
 }
 
 // A listing says what the table shows.
@@ -64,10 +90,11 @@ func list(ctx context.Context, s style, l listing, out io.Writer) error {
 				return err
 			}
 		} else {
+			s = s.now()
 			text = table(now, before, l.watch, s)
 			switch {
 			case l.watch && s.screen:
-				text = "\x1b[H\x1b[2J" + text
+				text = "\x1b[H\x1b[2J" + s.top(text)
 			case l.watch:
 				text = now.at.Format(time.TimeOnly) + "\n" + text + "\n"
 			}

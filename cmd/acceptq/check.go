@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -138,6 +139,11 @@ func judge(before *reading, now reading) (all []finding) {
 		j := judgment{namespace: n, before: then}
 		if before != nil {
 			j.watched = now.at.Sub(before.at)
+			j.known = make(map[identity]*listener, len(then.listeners))
+			for i := range then.listeners {
+				b := &then.listeners[i]
+				j.known[identity{b.Inode, b.Addr}] = b
+			}
 		}
 		for _, group := range groups(n.listeners) {
 			all = append(all, j.stuck(group)...)
@@ -152,8 +158,16 @@ func judge(before *reading, now reading) (all []finding) {
 // A judgment looks at one namespace.
 type judgment struct {
 	*namespace
-	before  *namespace // nil without an earlier reading
+	before  *namespace             // nil without an earlier reading
+	known   map[identity]*listener // those of before
 	watched time.Duration
+}
+
+// An identity tells whether a listener is that of an earlier reading. The kernel can use the
+// inode of a closed socket again.
+type identity struct {
+	inode uint64
+	addr  netip.AddrPort
 }
 
 // name names a group of listeners in a sentence.
@@ -171,15 +185,7 @@ func (j judgment) where() string {
 
 // earlier returns the earlier reading of a listener, or nil.
 func (j judgment) earlier(l *listener) *listener {
-	if j.before == nil {
-		return nil
-	}
-	for i := range j.before.listeners {
-		if b := &j.before.listeners[i]; b.Inode == l.Inode && b.Addr == l.Addr {
-			return b
-		}
-	}
-	return nil
+	return j.known[identity{l.Inode, l.Addr}]
 }
 
 // stuck finds a group that does not accept.
@@ -194,9 +200,14 @@ func (j judgment) stuck(group []*listener) []finding {
 	if len(l.waiting) == 0 {
 		return nil
 	}
+	queued := 0
+	for _, member := range group {
+		queued += member.Stats.Queued
+	}
 	oldest := l.waiting[0]
 	f := finding{level: statusOK, mend: j.wake(group)}
-	clients := count(len(l.waiting), "client waits", "clients wait")
+	// Some may be in the queue of another listener.
+	clients := count(min(len(l.waiting), queued), "client waits", "clients wait")
 	// A listener accepts in the order of arrival. If the first client is still there, none
 	// has been accepted. In a short time that harms nobody.
 	if b := j.earlier(l); b != nil && j.watched >= longWait && len(group) == 1 && len(b.waiting) > 0 &&
@@ -204,6 +215,10 @@ func (j judgment) stuck(group []*listener) []finding {
 		f.level = statusCritical
 		f.text = fmt.Sprintf("%s has accepted nobody for %s: %s, the first for %s.", j.nameOf(group), shortly(j.watched), clients, shortly(oldest.Waited))
 		return []finding{f}
+	}
+	// A client that can only be here proves more than one that has waited longer.
+	if i := slices.IndexFunc(l.waiting, func(w acceptq.Waiting) bool { return !w.Shared && w.Waited >= longWait }); i >= 0 {
+		oldest = l.waiting[i]
 	}
 	switch {
 	case oldest.Waited >= tooLongWait:
@@ -216,7 +231,7 @@ func (j judgment) stuck(group []*listener) []finding {
 	f.text = fmt.Sprintf("%s accepts too slowly or not at all: %s, the first for %s.", j.nameOf(group), clients, shortly(oldest.Waited))
 	if oldest.Shared && len(group) == 1 {
 		f.level = statusWarning
-		f.text += " Or they are in the queue of another listener on this port."
+		f.text += " Or this client is in the queue of another listener on this port."
 	}
 	return []finding{f}
 }
@@ -372,7 +387,7 @@ func (j judgment) losses() (all []finding) {
 	case j.before != nil && j.since(func(s acceptq.System) int64 { return s.ListenDrops }) == 0:
 		for _, d := range droppers {
 			all = append(all, finding{statusOK, fmt.Sprintf("%s, %s dropped %s, but no queue overflowed. Port scans, health checks "+
-				"that reset the handshake, and repeated SYNs do that.", j.period(), lowerFirst(d.l.name(j.namespace.name)),
+				"that reset the handshake, TCP_DEFER_ACCEPT and repeated SYNs do that.", j.period(), lowerFirst(d.l.name(j.namespace.name)),
 				count(int(d.drops), "packet", "packets")), nil})
 		}
 	}

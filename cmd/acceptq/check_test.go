@@ -87,7 +87,16 @@ WARNING: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 3 clien
 			l.waiting = clients(1, time.Minute)
 			l.waiting[0].Shared = true
 		})), statusWarning, `
-WARNING: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 1 client waits, the first for 1m0s. Or they are in the queue of another listener on this port.
+WARNING: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 1 client waits, the first for 1m0s. Or this client is in the queue of another listener on this port.
+  See who waits: acceptq waiting :80
+  See what the processes do: strace -f -p 812 -p 813
+`},
+		"a long wait, and a longer one perhaps in another queue": {nil, at(0, with(nginx, func(l *listener) {
+			l.Stats.Queued, l.waiting = 1, clients(3, time.Minute)
+			l.waiting[0].Shared, l.waiting[2].Shared = true, true
+			l.waiting[1].Waited = 30 * time.Second
+		})), statusCritical, `
+CRITICAL: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 1 client waits, the first for 30s.
   See who waits: acceptq waiting :80
   See what the processes do: strace -f -p 812 -p 813
 `},
@@ -171,7 +180,7 @@ OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 `},
 		"drops without an overflow": {new(at(0, nginx)), at(10, with(nginx, func(l *listener) { l.Stats.Drops = 9 })), statusOK, `
 OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
-NOTE: In the last 10s, nginx (pid 812) on 0.0.0.0:80 dropped 2 packets, but no queue overflowed. Port scans, health checks that reset the handshake, and repeated SYNs do that.
+NOTE: In the last 10s, nginx (pid 812) on 0.0.0.0:80 dropped 2 packets, but no queue overflowed. Port scans, health checks that reset the handshake, TCP_DEFER_ACCEPT and repeated SYNs do that.
 `},
 		"a full SYN queue without cookies": {new(at(0, nginx)), at(10, with(nginx, func(l *listener) { l.Stats.Drops += 5 })).system(func(s *acceptq.System) { s.ReqQFullDrop, s.ListenDrops, s.SYNCookies = 5, 5, 0 }), statusCritical, `
 CRITICAL: In the last 10s, full SYN queues dropped 5 SYNs.

@@ -251,15 +251,13 @@ func (j judgment) wake(group []*listener) []string {
 	}
 	mend := []string{"See who waits: " + j.enter + "acceptq waiting " + addressOf(group[0])}
 	// Each holder may be the one that accepts, as the workers of nginx.
-	switch holders := fullest(group).Processes; {
-	case len(holders) == 1:
-		mend = append(mend, fmt.Sprintf("See what the process does: strace -f -p %d", holders[0].PID))
-	case len(holders) > 1:
-		trace := "strace -f"
-		for _, p := range holders[:min(len(holders), maxTraced)] {
-			trace += fmt.Sprintf(" -p %d", p.PID)
-		}
-		mend = append(mend, "See what the processes do: "+trace)
+	holders := fullest(group).Processes
+	var traced []string
+	for _, p := range holders[:min(len(holders), maxTraced)] {
+		traced = append(traced, fmt.Sprintf("-p %d", p.PID))
+	}
+	if len(traced) > 0 {
+		mend = append(mend, fmt.Sprintf("See what %s: strace -f %s", pick(len(traced), "the process does", "the processes do"), strings.Join(traced, " ")))
 	}
 	return mend
 }

@@ -208,10 +208,8 @@ func (j judgment) stuck(group []*listener) []finding {
 	f := finding{level: statusOK, mend: j.wake(group)}
 	// Some may be in the queue of another listener.
 	clients := count(min(len(l.waiting), queued), "client waits", "clients wait")
-	// A listener accepts in the order of arrival. If the first client is still there, none
-	// has been accepted. In a short time that harms nobody.
-	if b := j.earlier(l); b != nil && j.watched >= longWait && len(group) == 1 && len(b.waiting) > 0 &&
-		b.waiting[0].Client == oldest.Client && !oldest.Shared && oldest.Waited >= j.watched {
+	// In a short time that harms nobody.
+	if b := j.earlier(l); b != nil && j.watched >= longWait && len(group) == 1 && allRemain(b.waiting, l.waiting, j.watched) {
 		f.level = statusCritical
 		f.text = fmt.Sprintf("%s has accepted nobody for %s: %s, the first for %s.", j.nameOf(group), shortly(j.watched), clients, shortly(oldest.Waited))
 		return []finding{f}
@@ -234,6 +232,29 @@ func (j judgment) stuck(group []*listener) []finding {
 		f.text += " Or this client is in the queue of another listener on this port."
 	}
 	return []finding{f}
+}
+
+// allRemain reports whether the first clients of an earlier reading still wait. A listener accepts
+// in the order of arrival, so it has accepted nobody then. The kernel measures the waits in steps
+// of up to 10 ms while it lists them, so clients that have come in quick succession have no order.
+func allRemain(before, now []acceptq.Waiting, watched time.Duration) bool {
+	const tolerance = 50 * time.Millisecond
+	waits := make(map[netip.AddrPort]time.Duration, len(now))
+	for _, w := range now {
+		if !w.Shared {
+			waits[w.Client] = w.Waited
+		}
+	}
+	for _, b := range before {
+		if b.Waited < before[0].Waited-tolerance {
+			break
+		}
+		// A shorter wait is that of another connection from the same port.
+		if wait, remains := waits[b.Client]; !remains || wait < b.Waited+watched-tolerance {
+			return false
+		}
+	}
+	return len(before) > 0
 }
 
 // wake says how to make a program accept.

@@ -113,6 +113,25 @@ CRITICAL: nginx (pid 812) on 0.0.0.0:80 has accepted nobody for 2s: 3 clients wa
   See who waits: acceptq waiting :80
   See what the processes do: strace -f -p 812 -p 813
 `},
+		"nobody accepted of clients that came together": {new(at(0, with(nginx, func(l *listener) { l.waiting = clients(3, time.Second) }))),
+			at(2, with(nginx, func(l *listener) {
+				l.waiting = clients(3, 3*time.Second)
+				l.waiting[0].Client, l.waiting[1].Client = l.waiting[1].Client, l.waiting[0].Client
+			})), statusCritical, `
+CRITICAL: nginx (pid 812) on 0.0.0.0:80 has accepted nobody for 2s: 3 clients wait, the first for 3s.
+  See who waits: acceptq waiting :80
+  See what the processes do: strace -f -p 812 -p 813
+`},
+		"the first of several accepted": {new(at(0, with(nginx, func(l *listener) { l.waiting = clients(3, time.Second) }))),
+			at(2, with(nginx, func(l *listener) { l.waiting = clients(3, 3*time.Second)[1:] })), statusWarning, `
+WARNING: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 2 clients wait, the first for 3s.
+  See who waits: acceptq waiting :80
+  See what the processes do: strace -f -p 812 -p 813
+`},
+		"another client from the same port": {new(at(0, with(nginx, func(l *listener) { l.waiting = clients(1, time.Second) }))),
+			at(2, with(nginx, func(l *listener) { l.waiting = clients(1, 500*time.Millisecond) })), statusOK, `
+OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
+`},
 		"nobody accepted in a short time": {new(at(0, with(nginx, func(l *listener) { l.waiting = clients(3, time.Millisecond) }))),
 			at(0, with(nginx, func(l *listener) { l.waiting = clients(3, 2*time.Millisecond) })), statusOK, `
 OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.

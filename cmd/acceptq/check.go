@@ -25,7 +25,7 @@ type finding struct {
 func check(ctx context.Context, all bool, watched time.Duration, out io.Writer) (status int, err error) {
 	var before *reading
 	if watched > 0 {
-		first, err := readForCheck(ctx, all)
+		first, err := readForCheck(ctx, all, true)
 		if err != nil {
 			return statusUnknown, err
 		}
@@ -34,7 +34,7 @@ func check(ctx context.Context, all bool, watched time.Duration, out io.Writer) 
 			return statusUnknown, ctx.Err()
 		}
 	}
-	now, err := readForCheck(ctx, all)
+	now, err := readForCheck(ctx, all, false)
 	if err != nil {
 		return statusUnknown, err
 	}
@@ -529,11 +529,24 @@ func (j judgment) settings() (all []finding) {
 	return all
 }
 
-// readForCheck reads what judge needs.
-func readForCheck(ctx context.Context, all bool) (reading, error) {
-	r, err := read(ctx, question{all: all, more: func(n *namespace) {
-		n.system, _ = acceptq.ReadSystem() // what cannot be read is unknown
+// readForCheck reads what judge needs. begins reports whether a watch begins with this reading. An
+// overflow raises a counter and the drops of its listener. When a watch begins, the counters are
+// read after the listeners, and otherwise before them. So the drops have each overflow that the
+// counters have.
+func readForCheck(ctx context.Context, all, begins bool) (reading, error) {
+	counters := func(n *namespace) { n.system, _ = acceptq.ReadSystem() } // what cannot be read is unknown
+	r, err := read(ctx, question{all: all, around: func(n *namespace, list func() error) error {
+		if !begins {
+			counters(n)
+		}
+		if err := list(); err != nil {
+			return err
+		}
+		if begins {
+			counters(n)
+		}
 		n.ask(ctx, time.Now().Add(askFor))
+		return nil
 	}})
 	for l := range r.all {
 		if l.Stats.Queued <= 0 {

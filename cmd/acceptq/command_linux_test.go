@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -145,7 +146,7 @@ func TestCountersAreThoseOfNstat(t *testing.T) {
 	testkit.InNamespace(t, func(t *testing.T) {
 		full := listen(t, "127.0.0.1:0", 2)
 		fill(t, full)
-		r, err := readForCheck(t.Context(), false)
+		r, err := readForCheck(t.Context(), false, false)
 		require.NoError(t, err)
 		nstat := exec.Command("nstat", "-asz")
 		nstat.Env = append(os.Environ(), "NSTAT_HISTORY="+t.TempDir()+"/history")
@@ -211,16 +212,45 @@ func TestCheckNamesTheListenerThatLoses(t *testing.T) {
 	testkit.InNamespace(t, func(t *testing.T) {
 		quiet, full := listen(t, "127.0.0.1:0", 0), listen(t, "127.0.0.1:0", 0)
 		fill(t, quiet)
-		before, err := readForCheck(t.Context(), false)
+		before, err := readForCheck(t.Context(), false, true)
 		require.NoError(t, err)
 		fill(t, full)
-		now, err := readForCheck(t.Context(), false)
+		now, err := readForCheck(t.Context(), false, false)
 		require.NoError(t, err)
 		text := report(judge(&before, now), now)
 		i := strings.Index(text, "full accept queues dropped 1 packet of new clients.")
 		require.Positive(t, i, text)
 		require.Contains(t, text[i:], fmt.Sprintf("on %v has dropped 1 packet.", full.Addr()))
 		require.NotContains(t, text[i:], quiet.Addr().String()+" has dropped")
+	})
+}
+
+// While a queue overflows all the time, check always knows the listener.
+func TestCheckOfConstantOverflows(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		full := listen(t, "127.0.0.1:0", 0)
+		fill(t, full)
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for ctx.Err() == nil {
+				fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: full.Addr().(*net.TCPAddr).Port})
+				unix.Close(fd)
+			}
+		}()
+		for range 200 {
+			_, text, _ := command(t, "check", "-for", "1us")
+			require.NotContains(t, text, "has probably been closed")
+		}
+		stop()
+		<-done
 	})
 }
 
@@ -238,7 +268,7 @@ func TestCheckAsksAll(t *testing.T) {
 		require.NoError(t, err)
 		defer shards.Close()
 		testkit.Connect(t, "tcp", shards.Addr().String())
-		r, err := readForCheck(t.Context(), false)
+		r, err := readForCheck(t.Context(), false, false)
 		require.NoError(t, err)
 		space := r.namespaces[0]
 		require.Zero(t, space.unasked)
@@ -258,10 +288,10 @@ func TestCheckWithACookieForEverySYN(t *testing.T) {
 	testkit.InNamespace(t, func(t *testing.T) {
 		testkit.SetSysctl(t, "net.ipv4.tcp_syncookies", 2)
 		ln := listen(t, "127.0.0.1:0", 9)
-		before, err := readForCheck(t.Context(), false)
+		before, err := readForCheck(t.Context(), false, true)
 		require.NoError(t, err)
 		testkit.Connect(t, "tcp", ln.Addr().String())
-		now, err := readForCheck(t.Context(), false)
+		now, err := readForCheck(t.Context(), false, false)
 		require.NoError(t, err)
 		require.Equal(t, before.namespaces[0].system.ReqQFullDoCookies+1, now.namespaces[0].system.ReqQFullDoCookies)
 		require.NotContains(t, report(judge(&before, now), now), "SYN queues were full")

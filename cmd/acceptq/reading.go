@@ -64,10 +64,13 @@ var here = place{in: func(f func() error) error { return f() }, close: func() {}
 
 // A question says what to read.
 type question struct {
-	all     bool             // every network namespace
-	unnamed bool             // do not look for processes
-	before  *reading         // an earlier reading, whose processes may be used again
-	more    func(*namespace) // reads more, on a thread in the namespace; may be nil
+	all     bool     // every network namespace
+	unnamed bool     // do not look for processes
+	before  *reading // an earlier reading, whose processes may be used again
+
+	// around reads more, on a thread in the namespace, before and after list reads the
+	// listeners. It may be nil.
+	around func(n *namespace, list func() error) error
 }
 
 // read reads the listeners of one or all namespaces, and their processes.
@@ -90,15 +93,18 @@ func read(ctx context.Context, q question) (reading, error) {
 	for _, p := range places {
 		n := namespace{id: p.id, name: p.name, enter: p.enter}
 		err := p.in(func() error {
-			queues, err := acceptq.Queues(ctx)
-			n.listeners = make([]listener, len(queues))
-			for i, q := range queues {
-				n.listeners[i].Queue = q
+			list := func() error {
+				queues, err := acceptq.Queues(ctx)
+				n.listeners = make([]listener, len(queues))
+				for i, q := range queues {
+					n.listeners[i].Queue = q
+				}
+				return err
 			}
-			if err == nil && q.more != nil {
-				q.more(&n)
+			if q.around != nil {
+				return q.around(&n, list)
 			}
-			return err
+			return list()
 		})
 		switch {
 		case err != nil && p.name == "":

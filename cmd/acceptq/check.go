@@ -268,7 +268,9 @@ func (j judgment) wake(group []*listener) []string {
 		}
 	}
 	if len(stopped) > 0 {
-		return []string{fmt.Sprintf("A signal has stopped the process. Continue it: kill -CONT %s", strings.Join(stopped, " "))}
+		n := len(stopped)
+		return []string{fmt.Sprintf("A signal has stopped %s. Continue %s: kill -CONT %s",
+			pick(n, "the process", "processes"), pick(n, "it", "them"), strings.Join(stopped, " "))}
 	}
 	mend := []string{"See who waits: " + j.enter + "acceptq waiting " + addressOf(group[0])}
 	// Each holder may be the one that accepts, as the workers of nginx.

@@ -105,7 +105,7 @@ OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 `},
 		"a stopped process": {nil, at(0, with(nginx, func(l *listener) { l.waiting, l.stopped = clients(3, 12*time.Second), []int{812, 813} })), statusCritical, `
 CRITICAL: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 3 clients wait, the first for 12s.
-  A signal has stopped the process. Continue it: kill -CONT 812 813
+  A signal has stopped processes. Continue them: kill -CONT 812 813
 `},
 		"nobody accepted while watched": {new(at(0, with(nginx, func(l *listener) { l.waiting = clients(3, time.Second) }))),
 			at(2, with(nginx, func(l *listener) { l.waiting = clients(3, 3*time.Second) })), statusCritical, `

@@ -380,10 +380,10 @@ func (j judgment) losses() (all []finding) {
 	switch {
 	case overflows > 0 && len(droppers) == 0 && j.before == nil && !j.unknownDrops():
 		all = append(all, finding{statusOK, fmt.Sprintf("%s, full accept queues dropped %s%s, none of them those of the current listeners.",
-			j.period(), count(int(overflows), "packet", "packets"), where), nil})
+			j.period(), count(overflows, "packet", "packets"), where), nil})
 	case overflows > 0:
 		f := finding{level: level, text: fmt.Sprintf("%s, full accept queues dropped %s of new clients%s.",
-			j.period(), count(int(overflows), "packet", "packets"), where)}
+			j.period(), count(overflows, "packet", "packets"), where)}
 		switch {
 		case len(droppers) > 0:
 		case j.unknownDrops():
@@ -409,11 +409,11 @@ func (j judgment) losses() (all []finding) {
 		for _, d := range droppers {
 			all = append(all, finding{statusOK, fmt.Sprintf("%s, %s dropped %s, but no queue overflowed. Port scans, health checks "+
 				"that reset the handshake, TCP_DEFER_ACCEPT and repeated SYNs do that.", j.period(), lowerFirst(d.l.name(j.namespace.name)),
-				count(int(d.drops), "packet", "packets")), nil})
+				count(d.drops, "packet", "packets")), nil})
 		}
 	}
 	if n := j.since(func(s acceptq.System) int64 { return s.ReqQFullDrop }); n > 0 {
-		f := finding{level: level, text: fmt.Sprintf("%s, full SYN queues dropped %s%s.", j.period(), count(int(n), "SYN", "SYNs"), where)}
+		f := finding{level: level, text: fmt.Sprintf("%s, full SYN queues dropped %s%s.", j.period(), count(n, "SYN", "SYNs"), where)}
 		if overflows <= 0 && j.before != nil {
 			f.mend = dropped(droppers)
 		}
@@ -427,7 +427,7 @@ func (j judgment) losses() (all []finding) {
 	others := j.since(func(s acceptq.System) int64 { return s.ListenDrops }) - max(overflows, 0) -
 		max(j.since(func(s acceptq.System) int64 { return s.ReqQFullDrop }), 0)
 	if others > 0 && j.before != nil {
-		f := finding{level: statusOK, text: fmt.Sprintf("%s, the kernel dropped %s for other reasons%s.", j.period(), count(int(others), "SYN", "SYNs"), where)}
+		f := finding{level: statusOK, text: fmt.Sprintf("%s, the kernel dropped %s for other reasons%s.", j.period(), count(others, "SYN", "SYNs"), where)}
 		if overflows <= 0 && j.since(func(s acceptq.System) int64 { return s.ReqQFullDrop }) <= 0 {
 			f.mend = dropped(droppers)
 		}
@@ -445,7 +445,7 @@ func (j judgment) losses() (all []finding) {
 			l = statusWarning
 		}
 		all = append(all, finding{l, fmt.Sprintf("%s, SYN queues were full, and the kernel answered %s with a cookie%s. No client was lost by that.",
-			j.period(), count(int(n), "SYN", "SYNs"), where),
+			j.period(), count(n, "SYN", "SYNs"), where),
 			[]string{"If this is not a SYN flood, give the programs a larger backlog: the limit of a listener bounds its SYN queue too."}})
 	}
 	return all
@@ -454,7 +454,7 @@ func (j judgment) losses() (all []finding) {
 // dropped says how many packets each listener has dropped.
 func dropped(all []dropper) (lines []string) {
 	for _, d := range all {
-		lines = append(lines, fmt.Sprintf("%s has dropped %s.", d.l.name(""), count(int(d.drops), "packet", "packets")))
+		lines = append(lines, fmt.Sprintf("%s has dropped %s.", d.l.name(""), count(d.drops, "packet", "packets")))
 	}
 	return lines
 }

@@ -201,6 +201,9 @@ OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 NOTE: In the last 10s, nginx (pid 812) on 0.0.0.0:80 dropped 2 packets, but no queue overflowed. Port scans, health checks that reset the handshake, TCP_DEFER_ACCEPT and repeated SYNs do that.
 `},
+		"a number of more than 31 bits": {new(at(0)), at(10).system(func(s *acceptq.System) { s.ListenOverflows = 1 << 32 }), statusCritical, `
+CRITICAL: In the last 10s, full accept queues dropped 4294967296 packets of new clients. No current listener has dropped them, so the listener has probably been closed.
+`},
 		"a full SYN queue without cookies": {new(at(0, nginx)), at(10, with(nginx, func(l *listener) { l.Stats.Drops += 5 })).system(func(s *acceptq.System) { s.ReqQFullDrop, s.ListenDrops, s.SYNCookies = 5, 5, 0 }), statusCritical, `
 CRITICAL: In the last 10s, full SYN queues dropped 5 SYNs.
   nginx (pid 812) on 0.0.0.0:80 has dropped 5 packets.

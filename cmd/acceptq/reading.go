@@ -319,11 +319,11 @@ func printable(name string) string {
 }
 
 // count returns a number with its noun.
-func count(n int, one, many string) string {
+func count[N int | int64](n N, one, many string) string {
 	if n == 1 {
 		return "1 " + one
 	}
-	return strconv.Itoa(n) + " " + many
+	return strconv.FormatInt(int64(n), 10) + " " + many
 }
 
 func orDefault(text, empty string) string { return cmp.Or(text, empty) }

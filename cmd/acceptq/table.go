@@ -416,5 +416,14 @@ func asJSON(now reading, before *reading, oneLine bool) (string, error) {
 	if err == nil && !oneLine {
 		text, err = json.MarshalIndent(j, "", "  ")
 	}
-	return string(text) + "\n", err
+	return controls.Replace(string(text)) + "\n", err
 }
+
+// controls escapes the control characters that JSON allows in a string. A terminal may obey them.
+var controls = func() *strings.Replacer {
+	var pairs []string
+	for r := rune(0x7f); r < 0xa0; r++ {
+		pairs = append(pairs, string(r), fmt.Sprintf("\\u%04x", r))
+	}
+	return strings.NewReplacer(pairs...)
+}()

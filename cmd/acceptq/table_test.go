@@ -220,6 +220,10 @@ func TestJSON(t *testing.T) {
 		`{"addr":"[::1]:2","v6Only":false,"device":"","stats":{"queued":null,"incomplete":null,"limit":9,"capacity":10,"drops":null},`+
 		`"uid":33,"inode":2,"processes":null,"namespace":""}],"complete":true}`+"\n", text)
 
+	text, err = asJSON(at(0, queue("127.0.0.1:1", 1, 0, 9, 0, process(5, "a\u009b\x7fé"))), nil, true)
+	require.NoError(t, err)
+	require.Contains(t, text, `"a\u009b\u007fé"`)
+
 	text, err = asJSON(at(0), nil, false)
 	require.NoError(t, err)
 	require.True(t, json.Valid([]byte(text)))

@@ -559,6 +559,36 @@ func TestCheckOfHiddenNamespaces(t *testing.T) {
 	})
 }
 
+// Without /proc the queues are there, and what is missing is said.
+func TestWithoutProc(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		ln := listen(t, "127.0.0.1:0", 5)
+		testkit.Connect(t, "tcp", ln.Addr().String())
+		address := ln.Addr().String()
+		if err := unix.Chroot(t.TempDir()); err != nil {
+			testkit.SkipUnprivileged(t, "no chroot here: "+err.Error())
+		}
+		for _, test := range []struct {
+			args   []string
+			status int
+			want   string
+		}{
+			{nil, statusOK, address + "  ?"},
+			{[]string{"who", address}, statusOK, "listens on " + address + ": 1 queued of 6"},
+			{[]string{"waiting", address}, statusOK, "1 queued of 6"},
+			{[]string{"check"}, statusUnknown, "UNKNOWN: The counters of lost packets cannot be read"},
+		} {
+			status, text, stderr := command(t, test.args...)
+			require.Equal(t, test.status, status, stderr)
+			require.Contains(t, text, test.want)
+			if test.args == nil || test.args[0] == "who" {
+				require.Contains(t, text, "The processes cannot be read: acceptq: processes: open /proc: no such file or directory.")
+			}
+		}
+	})
+}
+
 // In a container whose /proc does not show the server, every number is there, and the command
 // says that the process is missing.
 func TestContainerWithoutTheProcesses(t *testing.T) {

@@ -158,7 +158,7 @@ func (r *reading) findProcesses(ctx context.Context) error {
 		return ctx.Err()
 	}
 	if err != nil { // for example no /proc: the queues are still worth showing
-		r.notes = append(r.notes, fmt.Sprintf("The processes cannot be read: %v.", err))
+		r.notes = append(r.notes, noProcesses(err))
 	}
 	r.complete = complete
 	for l := range r.all {
@@ -166,6 +166,9 @@ func (r *reading) findProcesses(ctx context.Context) error {
 	}
 	return nil
 }
+
+// noProcesses says why the processes are unknown.
+func noProcesses(err error) string { return fmt.Sprintf("The processes cannot be read: %v.", err) }
 
 // systemdLast moves the process 1 to the end, because systemd keeps the sockets that it passes to
 // a server, and does not accept from them.

@@ -36,6 +36,7 @@ type use struct {
 	low, high   int    // the ports for programs that dial; 0 if unknown
 	reserved    string // those of them that the kernel does not give, as "8080,9000-9010"
 	complete    bool
+	unread      string // why no process could be read
 }
 
 // who says who uses an address.
@@ -63,8 +64,11 @@ func who(ctx context.Context, at target, out io.Writer) (status int, err error) 
 		inodes = append(inodes, c.inode)
 	}
 	holders, complete, err := observe.Processes(ctx, inodes...)
-	if err != nil {
-		return statusUnknown, err
+	if ctx.Err() != nil {
+		return statusUnknown, ctx.Err()
+	}
+	if err != nil { // for example no /proc: the sockets are still worth showing
+		u.unread = noProcesses(err)
 	}
 	u.complete = complete
 	for i := range u.listeners {
@@ -115,7 +119,10 @@ func (u use) text() string {
 	for _, why := range u.why() {
 		fmt.Fprintf(&text, "- %s\n", why)
 	}
-	if unnamed && !u.complete {
+	switch {
+	case u.unread != "":
+		fmt.Fprintf(&text, "\n%s\n", u.unread)
+	case unnamed && !u.complete:
 		fmt.Fprintf(&text, "\n? Some processes cannot be read %s.\n", unreadable())
 	}
 	return text.String()

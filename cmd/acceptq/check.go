@@ -45,8 +45,8 @@ func check(ctx context.Context, all bool, watched time.Duration, out io.Writer) 
 	return worst(findings), nil
 }
 
-// bySeverity has the statuses in the order of their severity. What is unknown may be worse than
-// nothing, but does not hide a loss that is known.
+// bySeverity has the statuses in the order of their severity. An unknown number is not harmless,
+// and it does not hide a loss that is known.
 var bySeverity = []int{statusOK, statusUnknown, statusWarning, statusCritical}
 
 // severity compares two findings by their severity.
@@ -208,7 +208,7 @@ func (j judgment) stuck(group []*listener) []finding {
 	f := finding{level: statusOK, mend: j.wake(group)}
 	// Some may be in the queue of another listener.
 	clients := count(min(len(l.waiting), queued), "client waits", "clients wait")
-	// In a short time that harms nobody.
+	// A short time without an accept harms nobody.
 	if b := j.earlier(l); b != nil && j.watched >= longWait && len(group) == 1 && allRemain(b.waiting, l.waiting, j.watched) {
 		f.level = statusCritical
 		f.text = fmt.Sprintf("%s has accepted nobody for %s: %s, the first for %s.", j.nameOf(group), shortly(j.watched), clients, shortly(oldest.Waited))

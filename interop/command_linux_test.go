@@ -221,7 +221,7 @@ func TestCommandFindsTheStalledServer(t *testing.T) {
 		status, out = run()
 		require.Zero(t, status)
 		require.Regexp(t, `^ADDRESS .*\n127\.0\.0\.1:8084  +python\S* `+strconv.Itoa(python.Pid)+` +\[##########\] 6/6 `, out)
-		status, out = run("check", "-for", "100ms")
+		status, out = run("check", "-for", "1s")
 		require.Equal(t, 2, status, out)
 		require.Regexp(t, fmt.Sprintf(`(?m)^CRITICAL: python\S* \(pid %d\) on 127\.0\.0\.1:8084 has accepted nobody for `, python.Pid), out)
 		require.Regexp(t, `(?m)^CRITICAL: python.*: the accept queue is full, 6 queued of 6\.`, out)

@@ -15,8 +15,11 @@ type Process struct {
 //
 // complete is false if there are processes that the caller may not read, which is usual for
 // those of other users. Usually only root may read all. A missing holder proves nothing then. Even if
-// complete is true, a socket has no holder here if the kernel uses it, or if its process is
-// outside the PID namespace of the caller.
+// complete is true, a socket has no holder here if
+//   - the kernel uses it
+//   - its process is outside the PID namespace of the caller
+//   - only a thread with a descriptor table of its own has it, unshare(2)
+//   - it is on its way in a Unix socket, unix(7)
 //
 // The call reads a link of /proc for each descriptor of each process. If ctx ends, it stops
 // early and returns its error. On systems other than Linux the error matches

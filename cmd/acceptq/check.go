@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -13,7 +16,7 @@ import (
 
 // A finding is a sentence about a problem, and what mends it.
 type finding struct {
-	level int // one of the statuses; statusOK is a note
+	level int // one of the statuses; statusOK is a note, statusUnknown something that cannot be told
 	text  string
 	mend  []string
 }
@@ -22,7 +25,7 @@ type finding struct {
 func check(ctx context.Context, all bool, watched time.Duration, out io.Writer) (status int, err error) {
 	var before *reading
 	if watched > 0 {
-		first, err := readForCheck(ctx, all)
+		first, err := readForCheck(ctx, all, true)
 		if err != nil {
 			return statusUnknown, err
 		}
@@ -31,7 +34,7 @@ func check(ctx context.Context, all bool, watched time.Duration, out io.Writer) 
 			return statusUnknown, ctx.Err()
 		}
 	}
-	now, err := readForCheck(ctx, all)
+	now, err := readForCheck(ctx, all, false)
 	if err != nil {
 		return statusUnknown, err
 	}
@@ -39,22 +42,36 @@ func check(ctx context.Context, all bool, watched time.Duration, out io.Writer) 
 	if _, err := io.WriteString(out, report(findings, now)); err != nil {
 		return statusUnknown, err
 	}
-	for _, f := range findings {
-		status = max(status, f.level)
+	return worst(findings), nil
+}
+
+// bySeverity has the statuses in the order of their severity. An unknown number is not harmless,
+// and it does not hide a loss that is known.
+var bySeverity = []int{statusOK, statusUnknown, statusWarning, statusCritical}
+
+// severity compares two findings by their severity.
+func severity(a, b finding) int {
+	return cmp.Compare(slices.Index(bySeverity, a.level), slices.Index(bySeverity, b.level))
+}
+
+// worst returns the status of the most severe finding.
+func worst(findings []finding) int {
+	if len(findings) == 0 {
+		return statusOK
 	}
-	return status, nil
+	return slices.MaxFunc(findings, severity).level
 }
 
 // report returns the findings as text, the worst first, so that the first line tells a
 // monitoring system what it needs.
 func report(findings []finding, now reading) string {
 	var text strings.Builder
-	slices.SortStableFunc(findings, func(a, b finding) int { return b.level - a.level })
-	if len(findings) == 0 || findings[0].level == statusOK {
+	slices.SortStableFunc(findings, func(a, b finding) int { return severity(b, a) })
+	if worst(findings) == statusOK {
 		text.WriteString("OK: " + summary(now) + "\n")
 	}
 	for _, f := range findings {
-		text.WriteString([]string{"NOTE: ", "WARNING: ", "CRITICAL: "}[f.level] + f.text + "\n")
+		text.WriteString([]string{"NOTE: ", "WARNING: ", "CRITICAL: ", "UNKNOWN: "}[f.level] + f.text + "\n")
 		for _, m := range f.mend {
 			text.WriteString("  " + m + "\n")
 		}
@@ -103,12 +120,15 @@ const (
 // judge returns what is wrong in a reading. If before is not nil, only losses since then
 // count.
 func judge(before *reading, now reading) (all []finding) {
+	for _, unread := range now.unread {
+		all = append(all, finding{level: statusUnknown, text: unread})
+	}
 	for i := range now.namespaces {
 		n := &now.namespaces[i]
 		var then *namespace
 		if before != nil {
 			for j := range before.namespaces {
-				if before.namespaces[j].name == n.name {
+				if before.namespaces[j].id == n.id {
 					then = &before.namespaces[j]
 				}
 			}
@@ -119,6 +139,11 @@ func judge(before *reading, now reading) (all []finding) {
 		j := judgment{namespace: n, before: then}
 		if before != nil {
 			j.watched = now.at.Sub(before.at)
+			j.known = make(map[identity]*listener, len(then.listeners))
+			for i := range then.listeners {
+				b := &then.listeners[i]
+				j.known[identity{b.Inode, b.Addr}] = b
+			}
 		}
 		for _, group := range groups(n.listeners) {
 			all = append(all, j.stuck(group)...)
@@ -133,8 +158,16 @@ func judge(before *reading, now reading) (all []finding) {
 // A judgment looks at one namespace.
 type judgment struct {
 	*namespace
-	before  *namespace // nil without an earlier reading
+	before  *namespace             // nil without an earlier reading
+	known   map[identity]*listener // those of before
 	watched time.Duration
+}
+
+// An identity tells whether a listener is that of an earlier reading. The kernel can use the
+// inode of a closed socket again.
+type identity struct {
+	inode uint64
+	addr  netip.AddrPort
 }
 
 // name names a group of listeners in a sentence.
@@ -142,17 +175,17 @@ func (j judgment) nameOf(group []*listener) string {
 	return fullest(group).name(j.namespace.name)
 }
 
+// where names the network namespace at the end of a sentence, if it is not that of the command.
+func (j judgment) where() string {
+	if j.namespace.name == "" {
+		return ""
+	}
+	return " in the network namespace " + j.namespace.name
+}
+
 // earlier returns the earlier reading of a listener, or nil.
 func (j judgment) earlier(l *listener) *listener {
-	if j.before == nil {
-		return nil
-	}
-	for i := range j.before.listeners {
-		if b := &j.before.listeners[i]; b.Inode == l.Inode && b.Addr == l.Addr {
-			return b
-		}
-	}
-	return nil
+	return j.known[identity{l.Inode, l.Addr}]
 }
 
 // stuck finds a group that does not accept.
@@ -167,16 +200,23 @@ func (j judgment) stuck(group []*listener) []finding {
 	if len(l.waiting) == 0 {
 		return nil
 	}
+	queued := 0
+	for _, member := range group {
+		queued += member.Stats.Queued
+	}
 	oldest := l.waiting[0]
 	f := finding{level: statusOK, mend: j.wake(group)}
-	clients := count(len(l.waiting), "client waits", "clients wait")
-	// A listener accepts in the order of arrival. If the first client is still there, none
-	// has been accepted.
-	if b := j.earlier(l); b != nil && len(group) == 1 && len(b.waiting) > 0 &&
-		b.waiting[0].Client == oldest.Client && !oldest.Shared && oldest.Waited >= j.watched {
+	// Some may be in the queue of another listener.
+	clients := count(min(len(l.waiting), queued), "client waits", "clients wait")
+	// A short time without an accept harms nobody.
+	if b := j.earlier(l); b != nil && j.watched >= longWait && len(group) == 1 && allRemain(b.waiting, l.waiting, j.watched) {
 		f.level = statusCritical
 		f.text = fmt.Sprintf("%s has accepted nobody for %s: %s, the first for %s.", j.nameOf(group), shortly(j.watched), clients, shortly(oldest.Waited))
 		return []finding{f}
+	}
+	// A client that can only be here proves more than one that has waited longer.
+	if i := slices.IndexFunc(l.waiting, func(w acceptq.Waiting) bool { return !w.Shared && w.Waited >= longWait }); i >= 0 {
+		oldest = l.waiting[i]
 	}
 	switch {
 	case oldest.Waited >= tooLongWait:
@@ -189,9 +229,32 @@ func (j judgment) stuck(group []*listener) []finding {
 	f.text = fmt.Sprintf("%s accepts too slowly or not at all: %s, the first for %s.", j.nameOf(group), clients, shortly(oldest.Waited))
 	if oldest.Shared && len(group) == 1 {
 		f.level = statusWarning
-		f.text += " Or they are in the queue of another listener on this port."
+		f.text += " Or this client is in the queue of another listener on this port."
 	}
 	return []finding{f}
+}
+
+// allRemain reports whether the first clients of an earlier reading still wait. A listener accepts
+// in the order of arrival, so it has accepted nobody then. The kernel measures the waits in steps
+// of up to 10 ms while it lists them, so clients that have come in quick succession have no order.
+func allRemain(before, now []acceptq.Waiting, watched time.Duration) bool {
+	const tolerance = 50 * time.Millisecond
+	waits := make(map[netip.AddrPort]time.Duration, len(now))
+	for _, w := range now {
+		if !w.Shared {
+			waits[w.Client] = w.Waited
+		}
+	}
+	for _, b := range before {
+		if b.Waited < before[0].Waited-tolerance {
+			break
+		}
+		// A shorter wait is that of another connection from the same port.
+		if wait, remains := waits[b.Client]; !remains || wait < b.Waited+watched-tolerance {
+			return false
+		}
+	}
+	return len(before) > 0
 }
 
 // wake says how to make a program accept.
@@ -205,21 +268,32 @@ func (j judgment) wake(group []*listener) []string {
 		}
 	}
 	if len(stopped) > 0 {
-		return []string{fmt.Sprintf("A signal has stopped the process. Continue it: kill -CONT %s", strings.Join(stopped, " "))}
+		n := len(stopped)
+		return []string{fmt.Sprintf("A signal has stopped %s. Continue %s: kill -CONT %s",
+			pick(n, "the process", "processes"), pick(n, "it", "them"), strings.Join(stopped, " "))}
 	}
-	mend := []string{"See who waits: acceptq waiting " + addressOf(group[0])}
-	if l := fullest(group); len(l.Processes) > 0 {
-		mend = append(mend, fmt.Sprintf("See what the process does: strace -f -p %d", l.Processes[0].PID))
+	mend := []string{"See who waits: " + j.enter + "acceptq waiting " + addressOf(group[0])}
+	// Each holder may be the one that accepts, as the workers of nginx.
+	holders := fullest(group).Processes
+	var traced []string
+	for _, p := range holders[:min(len(holders), maxTraced)] {
+		traced = append(traced, fmt.Sprintf("-p %d", p.PID))
+	}
+	if len(traced) > 0 {
+		mend = append(mend, fmt.Sprintf("See what %s: strace -f %s", pick(len(traced), "the process does", "the processes do"), strings.Join(traced, " ")))
 	}
 	return mend
 }
+
+// maxTraced is how many processes the command line of strace names.
+const maxTraced = 8
 
 // addressOf returns an address that the command understands.
 func addressOf(l *listener) string {
 	if l.Addr.Addr().IsUnspecified() {
 		return fmt.Sprintf(":%d", l.Addr.Port())
 	}
-	return l.Addr.String()
+	return printable(l.Addr.String())
 }
 
 // full finds a group with a full or nearly full queue.
@@ -263,23 +337,26 @@ func (j judgment) longer(l *listener) string {
 		return fmt.Sprintf("For a longer queue: give the program a backlog above %d. The ceiling, net.core.somaxconn, is %d. If it was raised "+
 			"after the program began, restart the program.", l.Stats.Limit, ceiling)
 	case l.Stats.Limit == ceiling:
-		return fmt.Sprintf("For a longer queue: sysctl -w net.core.somaxconn=%d, and restart the program. Its limit is the ceiling.",
-			max(usualCeiling, 2*ceiling))
+		return fmt.Sprintf("For a longer queue: %ssysctl -w net.core.somaxconn=%d, and restart the program. Its limit is the ceiling. "+
+			"If that stays, give the program a larger backlog.", j.enter, max(usualCeiling, 2*ceiling))
 	}
 	return fmt.Sprintf("Its limit, %d, is above the ceiling, net.core.somaxconn=%d: a restart makes the queue shorter.", l.Stats.Limit, ceiling)
 }
 
 // since returns how much a counter has risen: since the earlier reading, or since the
-// namespace was made. It is 0 if that is unknown.
+// namespace was made. It is unknown if one of the two numbers is.
 func (j judgment) since(counter func(acceptq.System) int64) int64 {
 	n, before := counter(j.system), int64(0)
 	if j.before != nil {
 		before = counter(j.before.system)
 	}
-	if n == unknown || before == unknown {
-		return 0
+	switch {
+	case n == unknown || before == unknown:
+		return unknown
+	case n < before: // the counter of a new namespace, or one of 32 bits that has wrapped
+		return n
 	}
-	return max(n-before, 0)
+	return n - before
 }
 
 // period says since when the losses count.
@@ -297,69 +374,89 @@ func (j judgment) losses() (all []finding) {
 	if j.before != nil {
 		level = statusCritical
 	}
-	where := ""
-	if j.namespace.name != "" {
-		where = " in the network namespace " + j.namespace.name
-	}
+	where := j.where()
 	overflows := j.since(func(s acceptq.System) int64 { return s.ListenOverflows })
 	droppers, further := j.droppers()
 	switch {
-	case overflows > 0 && len(droppers) == 0 && j.before == nil:
+	case overflows > 0 && len(droppers) == 0 && j.before == nil && !j.unknownDrops():
 		all = append(all, finding{statusOK, fmt.Sprintf("%s, full accept queues dropped %s%s, none of them those of the current listeners.",
-			j.period(), count(int(overflows), "packet", "packets"), where), nil})
+			j.period(), count(overflows, "packet", "packets"), where), nil})
 	case overflows > 0:
 		f := finding{level: level, text: fmt.Sprintf("%s, full accept queues dropped %s of new clients%s.",
-			j.period(), count(int(overflows), "packet", "packets"), where)}
-		if len(droppers) == 0 {
-			f.text += " The listener does not exist any more."
+			j.period(), count(overflows, "packet", "packets"), where)}
+		switch {
+		case len(droppers) > 0:
+		case j.unknownDrops():
+			f.text += " This kernel does not report the drops of a listener, so check cannot name it."
+		default:
+			f.text += " No current listener has dropped them, so the listener has probably been closed."
 		}
-		for _, d := range droppers {
-			f.mend = append(f.mend, fmt.Sprintf("%s has dropped %s. %s", d.l.name(""), count(int(d.drops), "packet", "packets"), j.longer(d.l)))
+		for i, line := range dropped(droppers) {
+			f.mend = append(f.mend, line+" "+j.longer(droppers[i].l))
 		}
 		if further > 0 {
 			f.mend = append(f.mend, fmt.Sprintf("%s too.", count(further, "other listener has dropped packets", "other listeners have dropped packets")))
 		}
+		if len(droppers) > 1 {
+			f.mend = append(f.mend, "The kernel does not report which of these queues overflowed. A listener also drops packets that harm nobody.")
+		}
 		if j.before == nil {
-			f.mend = append(f.mend, "See whether it goes on: acceptq check -for 10s")
+			f.mend = append(f.mend, "See whether it goes on: "+j.enter+"acceptq check -for 10s")
 		}
 		all = append(all, f)
-	case j.before != nil:
+	// ListenDrops counts every dropped SYN. If it has not risen, the drops are of other packets.
+	case j.before != nil && j.since(func(s acceptq.System) int64 { return s.ListenDrops }) == 0:
 		for _, d := range droppers {
 			all = append(all, finding{statusOK, fmt.Sprintf("%s, %s dropped %s, but no queue overflowed. Port scans, health checks "+
-				"that reset the handshake, and repeated SYNs do that.", j.period(), lowerFirst(d.l.name(j.namespace.name)),
-				count(int(d.drops), "packet", "packets")), nil})
+				"that reset the handshake, TCP_DEFER_ACCEPT and repeated SYNs do that.", j.period(), lowerFirst(d.l.name(j.namespace.name)),
+				count(d.drops, "packet", "packets")), nil})
 		}
 	}
 	if n := j.since(func(s acceptq.System) int64 { return s.ReqQFullDrop }); n > 0 {
-		f := finding{level: level, text: fmt.Sprintf("%s, full SYN queues dropped %s%s.", j.period(), count(int(n), "SYN", "SYNs"), where)}
+		f := finding{level: level, text: fmt.Sprintf("%s, full SYN queues dropped %s%s.", j.period(), count(n, "SYN", "SYNs"), where)}
+		if overflows <= 0 && j.before != nil {
+			f.mend = dropped(droppers)
+		}
 		if j.system.SYNCookies == 0 {
-			f.mend = append(f.mend, "Answer with SYN cookies instead: sysctl -w net.ipv4.tcp_syncookies=1")
+			f.mend = append(f.mend, "Answer with SYN cookies instead: "+j.enter+"sysctl -w net.ipv4.tcp_syncookies=1")
 		}
 		all = append(all, f)
 	}
 	// With SYN cookies off, the kernel keeps a quarter of the SYN backlog for clients that it
 	// knows. It counts that as a drop only.
-	others := j.since(func(s acceptq.System) int64 { return s.ListenDrops }) - overflows -
-		j.since(func(s acceptq.System) int64 { return s.ReqQFullDrop })
+	others := j.since(func(s acceptq.System) int64 { return s.ListenDrops }) - max(overflows, 0) -
+		max(j.since(func(s acceptq.System) int64 { return s.ReqQFullDrop }), 0)
 	if others > 0 && j.before != nil {
-		f := finding{level: statusOK, text: fmt.Sprintf("%s, the kernel dropped %s for other reasons%s.", j.period(), count(int(others), "SYN", "SYNs"), where)}
+		f := finding{level: statusOK, text: fmt.Sprintf("%s, the kernel dropped %s for other reasons%s.", j.period(), count(others, "SYN", "SYNs"), where)}
+		if overflows <= 0 && j.since(func(s acceptq.System) int64 { return s.ReqQFullDrop }) <= 0 {
+			f.mend = dropped(droppers)
+		}
 		if j.system.SYNCookies == 0 {
+			f.level = statusWarning
 			f.text += " With SYN cookies off, that happens when three quarters of net.ipv4.tcp_max_syn_backlog are in use."
-			f.mend = []string{"sysctl -w net.ipv4.tcp_syncookies=1"}
+			f.mend = append(f.mend, j.enter+"sysctl -w net.ipv4.tcp_syncookies=1")
 		}
 		all = append(all, f)
 	}
-	if n := j.since(func(s acceptq.System) int64 { return s.ReqQFullDoCookies }); n > 0 {
+	// With the setting 2 the kernel answers every SYN with a cookie, and counts it here.
+	if n := j.since(func(s acceptq.System) int64 { return s.ReqQFullDoCookies }); n > 0 && j.system.SYNCookies != 2 {
 		l := statusOK
 		if j.before != nil {
 			l = statusWarning
 		}
 		all = append(all, finding{l, fmt.Sprintf("%s, SYN queues were full, and the kernel answered %s with a cookie%s. No client was lost by that.",
-			j.period(), count(int(n), "SYN", "SYNs"), where),
-			[]string{"If this is not a SYN flood, give the programs a larger backlog, and set: sysctl -w net.ipv4.tcp_max_syn_backlog=" +
-				fmt.Sprint(2*max(j.system.SYNBacklog, usualCeiling))}})
+			j.period(), count(n, "SYN", "SYNs"), where),
+			[]string{"If this is not a SYN flood, give the programs a larger backlog: the limit of a listener bounds its SYN queue too."}})
 	}
 	return all
+}
+
+// dropped says how many packets each listener has dropped.
+func dropped(all []dropper) (lines []string) {
+	for _, d := range all {
+		lines = append(lines, fmt.Sprintf("%s has dropped %s.", d.l.name(""), count(d.drops, "packet", "packets")))
+	}
+	return lines
 }
 
 // A dropper is a listener that has dropped packets.
@@ -388,6 +485,11 @@ func (j judgment) droppers() (most []dropper, others int) {
 	return most, others
 }
 
+// unknownDrops reports whether the drops of a listener are unknown, as before Linux 4.6.
+func (j judgment) unknownDrops() bool {
+	return slices.ContainsFunc(j.listeners, func(l listener) bool { return l.Stats.Drops == unknown })
+}
+
 // settings notes what limits the listeners, and what cannot be read.
 func (j judgment) settings() (all []finding) {
 	note := func(mend, format string, args ...any) {
@@ -408,35 +510,79 @@ func (j judgment) settings() (all []finding) {
 		}
 	}
 	if atCeiling > 0 && s.Ceiling != unknown && s.Ceiling < usualCeiling {
-		note(fmt.Sprintf("For longer queues: sysctl -w net.core.somaxconn=%d, and restart the programs.", usualCeiling),
-			"The ceiling, net.core.somaxconn, is %d, and %s that limit. They have asked for as much or more.",
-			s.Ceiling, count(atCeiling, "listener has", "listeners have"))
+		note(fmt.Sprintf("For longer queues: %ssysctl -w net.core.somaxconn=%d, and restart the programs.", j.enter, usualCeiling),
+			"The ceiling, net.core.somaxconn, is %d%s, and %s that limit. They have asked for as much or more.",
+			s.Ceiling, j.where(), count(atCeiling, "listener has", "listeners have"))
 	}
 	if atOld > 0 && s.Ceiling > oldCeiling {
-		note("", "%s the limit 128, which was the ceiling before Linux 5.4. If the ceiling of %d was set after the programs began, restart them.",
-			count(atOld, "listener has", "listeners have"), s.Ceiling)
+		note("", "%s the limit 128%s, which was the ceiling before Linux 5.4. If the ceiling of %d was set after the programs began, restart them.",
+			count(atOld, "listener has", "listeners have"), j.where(), s.Ceiling)
 	}
 	if s.SYNCookies == 0 {
-		note("sysctl -w net.ipv4.tcp_syncookies=1", "SYN cookies are off, so a SYN flood keeps all clients out.")
+		note(j.enter+"sysctl -w net.ipv4.tcp_syncookies=1", "SYN cookies are off%s, so a SYN flood keeps all clients out.", j.where())
 	}
-	if s.ListenOverflows == unknown {
-		note("", "The counters of lost packets cannot be read, so losses are not reported.")
+	if j.since(func(s acceptq.System) int64 { return s.ListenOverflows }) == unknown {
+		all = append(all, finding{level: statusUnknown, text: "The counters of lost packets cannot be read" + j.where() + ", so losses are not reported."})
+	}
+	if j.unasked > 0 {
+		all = append(all, finding{level: statusUnknown, text: fmt.Sprintf("How long clients wait is unknown for %s%s.",
+			count(j.unasked, "address with queued connections", "addresses with queued connections"), j.where())})
 	}
 	return all
 }
 
-// readForCheck reads what judge needs.
-func readForCheck(ctx context.Context, all bool) (reading, error) {
-	return read(ctx, question{all: all, more: func(n *namespace) {
-		n.system, _ = acceptq.ReadSystem() // what cannot be read is unknown
-		asked := 0
-		for i := range n.listeners {
-			l := &n.listeners[i]
-			if l.Stats.Queued <= 0 || asked == maxQueuesAsked {
-				continue
-			}
-			asked++
-			l.waiting, _ = l.Waiting(ctx) // none if the socket has been closed
+// readForCheck reads what judge needs. begins reports whether a watch begins with this reading. An
+// overflow raises a counter and the drops of its listener. When a watch begins, the counters are
+// read after the listeners, and otherwise before them. So the drops have each overflow that the
+// counters have.
+func readForCheck(ctx context.Context, all, begins bool) (reading, error) {
+	counters := func(n *namespace) { n.system, _ = acceptq.ReadSystem() } // what cannot be read is unknown
+	r, err := read(ctx, question{all: all, around: func(n *namespace, list func() error) error {
+		if !begins {
+			counters(n)
 		}
+		if err := list(); err != nil {
+			return err
+		}
+		if begins {
+			counters(n)
+		}
+		n.ask(ctx, time.Now().Add(askFor))
+		return nil
 	}})
+	for l := range r.all {
+		if l.Stats.Queued <= 0 {
+			continue
+		}
+		for _, p := range l.Processes {
+			if isStopped(p.PID) {
+				l.stopped = append(l.stopped, p.PID)
+			}
+		}
+	}
+	return r, err
+}
+
+// askFor bounds the time in which check asks who waits in a namespace. The kernel walks its table
+// of connections for each address.
+const askFor = 2 * time.Second
+
+// ask asks who waits, the fullest queues first, until a time.
+func (n *namespace) ask(ctx context.Context, until time.Time) {
+	for _, group := range groups(n.listeners) {
+		// The kernel does not report in which queue of a group a client is.
+		l := fullest(group)
+		if l.Stats.Queued <= 0 {
+			continue
+		}
+		if !time.Now().Before(until) {
+			n.unasked++
+			continue
+		}
+		var err error
+		// The queue of a socket that has been closed meanwhile does not count.
+		if l.waiting, err = l.Waiting(ctx); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			n.unasked++
+		}
+	}
 }

@@ -57,7 +57,7 @@ CRITICAL: python3 (pid 4711) on 127.0.0.1:8000: the accept queue is full, 6 queu
 		"a full queue of an unknown process, at the ceiling": {nil, at(0, queue("[::]:81", 3, 129, 128, 0)).system(func(s *acceptq.System) { s.Ceiling = 128 }), statusCritical, `
 CRITICAL: The listener on [::]:81: the accept queue is full, 129 queued of 129. The kernel drops new clients.
   See who waits: acceptq waiting :81
-  For a longer queue: sysctl -w net.core.somaxconn=4096, and restart the program. Its limit is the ceiling.
+  For a longer queue: sysctl -w net.core.somaxconn=4096, and restart the program. Its limit is the ceiling. If that stays, give the program a larger backlog.
 NOTE: The ceiling, net.core.somaxconn, is 128, and 1 listener has that limit. They have asked for as much or more.
   For longer queues: sysctl -w net.core.somaxconn=4096, and restart the programs.
 `},
@@ -81,28 +81,60 @@ CRITICAL: python3 (pid 4711) on 127.0.0.1:80: the accept queue is full, 9 queued
 		"a long wait": {nil, at(0, with(nginx, func(l *listener) { l.waiting = clients(3, 1500*time.Millisecond) })), statusWarning, `
 WARNING: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 3 clients wait, the first for 1.5s.
   See who waits: acceptq waiting :80
-  See what the process does: strace -f -p 812
+  See what the processes do: strace -f -p 812 -p 813
 `},
 		"a long wait, perhaps in another queue": {nil, at(0, with(nginx, func(l *listener) {
 			l.waiting = clients(1, time.Minute)
 			l.waiting[0].Shared = true
 		})), statusWarning, `
-WARNING: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 1 client waits, the first for 1m0s. Or they are in the queue of another listener on this port.
+WARNING: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 1 client waits, the first for 1m0s. Or this client is in the queue of another listener on this port.
   See who waits: acceptq waiting :80
-  See what the process does: strace -f -p 812
+  See what the processes do: strace -f -p 812 -p 813
+`},
+		"a long wait, and a longer one perhaps in another queue": {nil, at(0, with(nginx, func(l *listener) {
+			l.Stats.Queued, l.waiting = 1, clients(3, time.Minute)
+			l.waiting[0].Shared, l.waiting[2].Shared = true, true
+			l.waiting[1].Waited = 30 * time.Second
+		})), statusCritical, `
+CRITICAL: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 1 client waits, the first for 30s.
+  See who waits: acceptq waiting :80
+  See what the processes do: strace -f -p 812 -p 813
 `},
 		"a short wait": {nil, at(0, with(nginx, func(l *listener) { l.waiting = clients(3, time.Second-1) })), statusOK, `
 OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 `},
 		"a stopped process": {nil, at(0, with(nginx, func(l *listener) { l.waiting, l.stopped = clients(3, 12*time.Second), []int{812, 813} })), statusCritical, `
 CRITICAL: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 3 clients wait, the first for 12s.
-  A signal has stopped the process. Continue it: kill -CONT 812 813
+  A signal has stopped processes. Continue them: kill -CONT 812 813
 `},
 		"nobody accepted while watched": {new(at(0, with(nginx, func(l *listener) { l.waiting = clients(3, time.Second) }))),
 			at(2, with(nginx, func(l *listener) { l.waiting = clients(3, 3*time.Second) })), statusCritical, `
 CRITICAL: nginx (pid 812) on 0.0.0.0:80 has accepted nobody for 2s: 3 clients wait, the first for 3s.
   See who waits: acceptq waiting :80
-  See what the process does: strace -f -p 812
+  See what the processes do: strace -f -p 812 -p 813
+`},
+		"nobody accepted of clients that came together": {new(at(0, with(nginx, func(l *listener) { l.waiting = clients(3, time.Second) }))),
+			at(2, with(nginx, func(l *listener) {
+				l.waiting = clients(3, 3*time.Second)
+				l.waiting[0].Client, l.waiting[1].Client = l.waiting[1].Client, l.waiting[0].Client
+			})), statusCritical, `
+CRITICAL: nginx (pid 812) on 0.0.0.0:80 has accepted nobody for 2s: 3 clients wait, the first for 3s.
+  See who waits: acceptq waiting :80
+  See what the processes do: strace -f -p 812 -p 813
+`},
+		"the first of several accepted": {new(at(0, with(nginx, func(l *listener) { l.waiting = clients(3, time.Second) }))),
+			at(2, with(nginx, func(l *listener) { l.waiting = clients(3, 3*time.Second)[1:] })), statusWarning, `
+WARNING: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 2 clients wait, the first for 3s.
+  See who waits: acceptq waiting :80
+  See what the processes do: strace -f -p 812 -p 813
+`},
+		"another client from the same port": {new(at(0, with(nginx, func(l *listener) { l.waiting = clients(1, time.Second) }))),
+			at(2, with(nginx, func(l *listener) { l.waiting = clients(1, 500*time.Millisecond) })), statusOK, `
+OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
+`},
+		"nobody accepted in a short time": {new(at(0, with(nginx, func(l *listener) { l.waiting = clients(3, time.Millisecond) }))),
+			at(0, with(nginx, func(l *listener) { l.waiting = clients(3, 2*time.Millisecond) })), statusOK, `
+OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 `},
 		"the queue moved": {new(at(0, with(nginx, func(l *listener) { l.waiting = clients(4, time.Second)[1:] }))),
 			at(2, with(nginx, func(l *listener) { l.waiting = clients(3, time.Millisecond) })), statusOK, `
@@ -123,16 +155,43 @@ CRITICAL: python3 (pid 4711) on 127.0.0.1:8000: the accept queue is full, 6 queu
 WARNING: Since the start of this machine or container, full accept queues dropped 10 packets of new clients.
   python3 (pid 4711) on 127.0.0.1:8000 has dropped 12 packets. For a longer queue: give the program a backlog above 5. The ceiling, net.core.somaxconn, is 4096. If it was raised after the program began, restart the program.
   nginx (pid 812) on 0.0.0.0:80 has dropped 7 packets. For a longer queue: give the program a backlog above 511. The ceiling, net.core.somaxconn, is 4096. If it was raised after the program began, restart the program.
+  The kernel does not report which of these queues overflowed. A listener also drops packets that harm nobody.
   See whether it goes on: acceptq check -for 10s
 `},
 		"old overflows of a listener that is gone": {nil, at(0, queue("127.0.0.1:1", 1, 0, 9, 0)).system(func(s *acceptq.System) { s.ListenOverflows = 1 }), statusOK, `
 OK: 1 listener, the fullest: the listener on 127.0.0.1:1 has 0 queued of 10.
 NOTE: Since the start of this machine or container, full accept queues dropped 1 packet, none of them those of the current listeners.
 `},
+		"overflows of a listener that is gone": {new(at(0)), at(10).system(func(s *acceptq.System) { s.ListenOverflows, s.ListenDrops = 1, 1 }), statusCritical, `
+CRITICAL: In the last 10s, full accept queues dropped 1 packet of new clients. No current listener has dropped them, so the listener has probably been closed.
+`},
+		"overflows without the drops of a listener": {nil, at(0, queue("127.0.0.1:1", 1, 0, 9, unknown)).system(func(s *acceptq.System) { s.ListenOverflows = 1 }), statusWarning, `
+WARNING: Since the start of this machine or container, full accept queues dropped 1 packet of new clients. This kernel does not report the drops of a listener, so check cannot name it.
+  See whether it goes on: acceptq check -for 10s
+`},
+		"a counter that has wrapped": {new(at(0, nginx).system(func(s *acceptq.System) { s.ListenOverflows, s.ListenDrops = 1<<32-1, 1<<32-1 })),
+			at(10, with(nginx, func(l *listener) { l.Stats.Drops += 2 })).system(func(s *acceptq.System) { s.ListenOverflows, s.ListenDrops = 1, 1 }), statusCritical, `
+CRITICAL: In the last 10s, full accept queues dropped 1 packet of new clients.
+  nginx (pid 812) on 0.0.0.0:80 has dropped 2 packets. For a longer queue: give the program a backlog above 511. The ceiling, net.core.somaxconn, is 4096. If it was raised after the program began, restart the program.
+`},
+		"queues that were not asked": {nil, func() reading {
+			r := at(0, nginx)
+			r.namespaces[0].unasked = 3
+			return r
+		}(), statusUnknown, `
+UNKNOWN: How long clients wait is unknown for 3 addresses with queued connections.
+`},
+		"namespaces that cannot be read": {nil, func() reading {
+			r := at(0, nginx)
+			r.unread = []string{"The network namespace x cannot be read: no."}
+			return r
+		}(), statusUnknown, `
+UNKNOWN: The network namespace x cannot be read: no.
+`},
 		"overflows while watched": {new(at(0, queue("127.0.0.1:1", 1, 0, 4096, 1<<32-2), nginx).system(func(s *acceptq.System) { s.ListenOverflows = 100 })),
 			at(10, queue("127.0.0.1:1", 1, 0, 4096, 2), nginx).system(func(s *acceptq.System) { s.ListenOverflows, s.ListenDrops = 104, 4 }), statusCritical, `
 CRITICAL: In the last 10s, full accept queues dropped 4 packets of new clients.
-  The listener on 127.0.0.1:1 has dropped 4 packets. For a longer queue: sysctl -w net.core.somaxconn=8192, and restart the program. Its limit is the ceiling.
+  The listener on 127.0.0.1:1 has dropped 4 packets. For a longer queue: sysctl -w net.core.somaxconn=8192, and restart the program. Its limit is the ceiling. If that stays, give the program a larger backlog.
 `},
 		"no new overflow while watched": {new(at(0, nginx).system(func(s *acceptq.System) { s.ListenOverflows = 100 })),
 			at(10, nginx).system(func(s *acceptq.System) { s.ListenOverflows = 100 }), statusOK, `
@@ -140,18 +199,21 @@ OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 `},
 		"drops without an overflow": {new(at(0, nginx)), at(10, with(nginx, func(l *listener) { l.Stats.Drops = 9 })), statusOK, `
 OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
-NOTE: In the last 10s, nginx (pid 812) on 0.0.0.0:80 dropped 2 packets, but no queue overflowed. Port scans, health checks that reset the handshake, and repeated SYNs do that.
+NOTE: In the last 10s, nginx (pid 812) on 0.0.0.0:80 dropped 2 packets, but no queue overflowed. Port scans, health checks that reset the handshake, TCP_DEFER_ACCEPT and repeated SYNs do that.
 `},
-		"a full SYN queue without cookies": {new(at(0)), at(10).system(func(s *acceptq.System) { s.ReqQFullDrop, s.ListenDrops, s.SYNCookies = 5, 5, 0 }), statusCritical, `
+		"a number of more than 31 bits": {new(at(0)), at(10).system(func(s *acceptq.System) { s.ListenOverflows = 1 << 32 }), statusCritical, `
+CRITICAL: In the last 10s, full accept queues dropped 4294967296 packets of new clients. No current listener has dropped them, so the listener has probably been closed.
+`},
+		"a full SYN queue without cookies": {new(at(0, nginx)), at(10, with(nginx, func(l *listener) { l.Stats.Drops += 5 })).system(func(s *acceptq.System) { s.ReqQFullDrop, s.ListenDrops, s.SYNCookies = 5, 5, 0 }), statusCritical, `
 CRITICAL: In the last 10s, full SYN queues dropped 5 SYNs.
+  nginx (pid 812) on 0.0.0.0:80 has dropped 5 packets.
   Answer with SYN cookies instead: sysctl -w net.ipv4.tcp_syncookies=1
 NOTE: SYN cookies are off, so a SYN flood keeps all clients out.
   sysctl -w net.ipv4.tcp_syncookies=1
 `},
 		"a SYN backlog that is three quarters full": {new(at(0).system(func(s *acceptq.System) { s.ListenDrops, s.SYNCookies = 5, 0 })),
-			at(10).system(func(s *acceptq.System) { s.ListenDrops, s.SYNCookies = 7, 0 }), statusOK, `
-OK: nothing listens here.
-NOTE: In the last 10s, the kernel dropped 2 SYNs for other reasons. With SYN cookies off, that happens when three quarters of net.ipv4.tcp_max_syn_backlog are in use.
+			at(10).system(func(s *acceptq.System) { s.ListenDrops, s.SYNCookies = 7, 0 }), statusWarning, `
+WARNING: In the last 10s, the kernel dropped 2 SYNs for other reasons. With SYN cookies off, that happens when three quarters of net.ipv4.tcp_max_syn_backlog are in use.
   sysctl -w net.ipv4.tcp_syncookies=1
 NOTE: SYN cookies are off, so a SYN flood keeps all clients out.
   sysctl -w net.ipv4.tcp_syncookies=1
@@ -159,7 +221,10 @@ NOTE: SYN cookies are off, so a SYN flood keeps all clients out.
 		"a full SYN queue with cookies": {nil, at(0).system(func(s *acceptq.System) { s.ReqQFullDoCookies = 1 }), statusOK, `
 OK: nothing listens here.
 NOTE: Since the start of this machine or container, SYN queues were full, and the kernel answered 1 SYN with a cookie. No client was lost by that.
-  If this is not a SYN flood, give the programs a larger backlog, and set: sysctl -w net.ipv4.tcp_max_syn_backlog=8192
+  If this is not a SYN flood, give the programs a larger backlog: the limit of a listener bounds its SYN queue too.
+`},
+		"a cookie for every SYN": {new(at(0)), at(10).system(func(s *acceptq.System) { s.ReqQFullDoCookies, s.SYNCookies = 3, 2 }), statusOK, `
+OK: nothing listens here.
 `},
 		"a limit of the old ceiling": {nil, at(0, queue("127.0.0.1:1", 1, 0, 128, 0)), statusOK, `
 OK: 1 listener, the fullest: the listener on 127.0.0.1:1 has 0 queued of 129.
@@ -167,19 +232,18 @@ NOTE: 1 listener has the limit 128, which was the ceiling before Linux 5.4. If t
 `},
 		"counters that cannot be read": {nil, at(0).system(func(s *acceptq.System) {
 			s.Ceiling, s.SYNCookies, s.ListenOverflows, s.ReqQFullDrop, s.ReqQFullDoCookies = unknown, unknown, unknown, unknown, unknown
-		}), statusOK, `
-OK: nothing listens here.
-NOTE: The counters of lost packets cannot be read, so losses are not reported.
+		}), statusUnknown, `
+UNKNOWN: The counters of lost packets cannot be read, so losses are not reported.
+`},
+		"drops and counters that cannot be read": {new(at(0, nginx).system(func(s *acceptq.System) { s.ListenOverflows = unknown })),
+			at(10, with(nginx, func(l *listener) { l.Stats.Drops = 9 })).system(func(s *acceptq.System) { s.ListenDrops, s.ListenOverflows = unknown, unknown }), statusUnknown, `
+UNKNOWN: The counters of lost packets cannot be read, so losses are not reported.
 `},
 	} {
 		t.Run(name, func(t *testing.T) {
 			findings := judge(test.before, test.now)
 			require.Equal(t, strings.TrimPrefix(test.want, "\n"), report(findings, test.now))
-			status := statusOK
-			for _, f := range findings {
-				status = max(status, f.level)
-			}
-			require.Equal(t, test.status, status)
+			require.Equal(t, test.status, worst(findings))
 		})
 	}
 }
@@ -189,12 +253,16 @@ NOTE: The counters of lost packets cannot be read, so losses are not reported.
 func TestJudgeNamespaces(t *testing.T) {
 	before := at(0)
 	now := at(5)
-	now.namespaces = append(now.namespaces, namespace{name: "blue", system: quiet, listeners: []listener{queue("127.0.0.1:1", 1, 9, 8, 3)}})
+	now.namespaces = append(now.namespaces, namespace{id: 1, name: "blue", enter: "nsenter --net=/run/netns/blue ", system: quiet, listeners: []listener{queue("127.0.0.1:1", 1, 9, 8, 3)}})
 	now.namespaces[1].system.ListenOverflows = 3
+	again := at(10)
+	again.namespaces = []namespace{again.namespaces[0], now.namespaces[1]}
+	again.namespaces[1].name = "sleep 17" // the process that gave it its name has ended
+	require.NotContains(t, report(judge(&now, again), again), "overflow")
 	now.notes = []string{"Something cannot be read."}
 	require.Equal(t, strings.TrimPrefix(`
 CRITICAL: The listener on 127.0.0.1:1 in the network namespace blue: the accept queue is full, 9 queued of 9. The kernel drops new clients.
-  See who waits: acceptq waiting 127.0.0.1:1
+  See who waits: nsenter --net=/run/netns/blue acceptq waiting 127.0.0.1:1
   For a longer queue: give the program a backlog above 8. The ceiling, net.core.somaxconn, is 4096. If it was raised after the program began, restart the program.
 CRITICAL: In the last 5s, full accept queues dropped 3 packets of new clients in the network namespace blue.
   The listener on 127.0.0.1:1 has dropped 3 packets. For a longer queue: give the program a backlog above 8. The ceiling, net.core.somaxconn, is 4096. If it was raised after the program began, restart the program.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -91,6 +92,51 @@ func TestTerminal(t *testing.T) {
 	})
 }
 
+// A serial console does not know its size. Such a terminal has 80 columns, and not the fewest.
+func TestTerminalOfUnknownSize(t *testing.T) {
+	console, _ := openTerminal(t, 0)
+	require.Equal(t, 80, terminal(console).width)
+}
+
+// On a terminal, -w shows the fullest queues, and follows the size of the window.
+func TestWatchOnATerminal(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		full := listen(t, "127.0.0.1:0", 2)
+		fill(t, full)
+		for range 40 {
+			listen(t, "127.0.0.1:0", 2)
+		}
+		program, user := openTerminal(t, 80)
+		cmd := start(t, 0, "-w")
+		cmd.Env = append(cmd.Env, "TERM=xterm", "NO_COLOR=1")
+		cmd.Stdout = program
+		require.NoError(t, cmd.Start())
+		defer func() {
+			cmd.Process.Kill()
+			cmd.Wait()
+		}()
+		next := readLines(t, user)
+		frame := func() (lines []string) { // from one clearing of the screen to the end
+			lines = append(lines, next("\x1b[2J"))
+			for !strings.HasPrefix(lines[len(lines)-1], "and ") {
+				lines = append(lines, next(""))
+			}
+			return lines
+		}
+		first := frame()
+		require.Len(t, first, 24)
+		require.Contains(t, first[1], full.Addr().String())
+		require.Equal(t, "and 19 lines more\r\n", first[23])
+		size := unix.Winsize{Row: 10, Col: 30}
+		require.NoError(t, unix.IoctlSetWinsize(int(user.Fd()), unix.TIOCSWINSZ, &size))
+		require.Eventually(t, func() bool { return len(frame()) == 9 }, testkit.Patience, time.Millisecond)
+		for _, line := range frame()[1:] {
+			require.LessOrEqual(t, len(strings.TrimRight(line, "\r\n")), 30)
+		}
+	})
+}
+
 // What the command reports as losses are the counters that nstat prints.
 func TestCountersAreThoseOfNstat(t *testing.T) {
 	t.Parallel()
@@ -100,7 +146,7 @@ func TestCountersAreThoseOfNstat(t *testing.T) {
 	testkit.InNamespace(t, func(t *testing.T) {
 		full := listen(t, "127.0.0.1:0", 2)
 		fill(t, full)
-		r, err := readForCheck(t.Context(), false)
+		r, err := readForCheck(t.Context(), false, false)
 		require.NoError(t, err)
 		nstat := exec.Command("nstat", "-asz")
 		nstat.Env = append(os.Environ(), "NSTAT_HISTORY="+t.TempDir()+"/history")
@@ -144,7 +190,7 @@ func TestCheck(t *testing.T) {
 		require.NotContains(t, text, idle.Addr().String())
 
 		// While it watches, the first client stays the first.
-		status, text, _ = command(t, "check", "-for", "50ms")
+		status, text, _ = command(t, "check", "-for", "1s")
 		require.Equal(t, statusCritical, status)
 		require.Regexp(t, `CRITICAL: .* has accepted nobody for .*: 3 clients wait, the first for `, text)
 
@@ -166,16 +212,89 @@ func TestCheckNamesTheListenerThatLoses(t *testing.T) {
 	testkit.InNamespace(t, func(t *testing.T) {
 		quiet, full := listen(t, "127.0.0.1:0", 0), listen(t, "127.0.0.1:0", 0)
 		fill(t, quiet)
-		before, err := readForCheck(t.Context(), false)
+		before, err := readForCheck(t.Context(), false, true)
 		require.NoError(t, err)
 		fill(t, full)
-		now, err := readForCheck(t.Context(), false)
+		now, err := readForCheck(t.Context(), false, false)
 		require.NoError(t, err)
 		text := report(judge(&before, now), now)
 		i := strings.Index(text, "full accept queues dropped 1 packet of new clients.")
 		require.Positive(t, i, text)
 		require.Contains(t, text[i:], fmt.Sprintf("on %v has dropped 1 packet.", full.Addr()))
 		require.NotContains(t, text[i:], quiet.Addr().String()+" has dropped")
+	})
+}
+
+// While a queue overflows all the time, check always knows the listener.
+func TestCheckOfConstantOverflows(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		full := listen(t, "127.0.0.1:0", 0)
+		fill(t, full)
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for ctx.Err() == nil {
+				fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: full.Addr().(*net.TCPAddr).Port})
+				unix.Close(fd)
+			}
+		}()
+		for range 200 {
+			_, text, _ := command(t, "check", "-for", "1us")
+			require.NotContains(t, text, "has probably been closed")
+		}
+		stop()
+		<-done
+	})
+}
+
+// check asks each address once who waits, however many there are. What it could not ask is
+// unknown.
+func TestCheckAsksAll(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		const n = 40
+		for range n {
+			ln := listen(t, "127.0.0.1:0", 100)
+			testkit.Connect(t, "tcp", ln.Addr().String())
+		}
+		shards, err := acceptq.ListenTCPShards("127.0.0.1:0", 2)
+		require.NoError(t, err)
+		defer shards.Close()
+		testkit.Connect(t, "tcp", shards.Addr().String())
+		r, err := readForCheck(t.Context(), false, false)
+		require.NoError(t, err)
+		space := r.namespaces[0]
+		require.Zero(t, space.unasked)
+		asked := 0
+		for _, l := range space.listeners {
+			asked += len(l.waiting)
+		}
+		require.Equal(t, n+1, asked)
+		space.ask(t.Context(), time.Now())
+		require.Equal(t, n+1, space.unasked)
+	})
+}
+
+// With net.ipv4.tcp_syncookies=2 the kernel counts each SYN as one that met a full SYN queue.
+func TestCheckWithACookieForEverySYN(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		testkit.SetSysctl(t, "net.ipv4.tcp_syncookies", 2)
+		ln := listen(t, "127.0.0.1:0", 9)
+		before, err := readForCheck(t.Context(), false, true)
+		require.NoError(t, err)
+		testkit.Connect(t, "tcp", ln.Addr().String())
+		now, err := readForCheck(t.Context(), false, false)
+		require.NoError(t, err)
+		require.Equal(t, before.namespaces[0].system.ReqQFullDoCookies+1, now.namespaces[0].system.ReqQFullDoCookies)
+		require.NotContains(t, report(judge(&before, now), now), "SYN queues were full")
 	})
 }
 
@@ -244,6 +363,14 @@ func TestWhoOfRealSockets(t *testing.T) {
 		_, text, _ = command(t, "who", local)
 		require.Regexp(t, fmt.Sprintf(`No socket listens, but 1 connection of \S+ %d uses the port\.`, os.Getpid()), text)
 		require.Contains(t, text, "is one of those that the kernel gives to programs that dial")
+		require.Contains(t, text, "no server can listen on its local address, or on all addresses, until it ends.")
+		_, dialedPort, err := net.SplitHostPort(local)
+		require.NoError(t, err)
+		_, err = net.Listen("tcp4", ":"+dialedPort)
+		require.ErrorIs(t, err, syscall.EADDRINUSE)
+		elsewhere, err := net.Listen("tcp", "127.0.0.2:"+dialedPort)
+		require.NoError(t, err)
+		require.NoError(t, elsewhere.Close())
 
 		status, text, _ = command(t, "who", "127.0.0.1:9")
 		require.Equal(t, statusWarning, status)
@@ -372,6 +499,7 @@ func TestAllNamespaces(t *testing.T) {
 		status, text, _ := command(t, "check", "-all")
 		require.Equal(t, statusCritical, status)
 		require.Contains(t, text, "on "+there.Addr().String()+" in the network namespace blue: the accept queue is full, 8 queued of 8.")
+		require.Contains(t, text, "nsenter --net=/run/netns/blue acceptq waiting "+there.Addr().String()+"\n")
 	})
 }
 
@@ -405,6 +533,59 @@ func TestAnotherUser(t *testing.T) {
 		out, err = start(t, 65534, "-all").Output()
 		require.NoError(t, err)
 		require.Contains(t, string(out), "The network namespaces of ")
+	})
+}
+
+// If namespaces cannot be read, check -all cannot tell whether all is well.
+func TestCheckOfHiddenNamespaces(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("to act as another user the test must run as root")
+	}
+	testkit.InNamespace(t, func(t *testing.T) {
+		unknown := func(want string) {
+			t.Helper()
+			out, err := start(t, 65534, "check", "-all").CombinedOutput()
+			var exit *exec.ExitError
+			require.ErrorAs(t, err, &exit, "%s", out)
+			require.Equal(t, statusUnknown, exit.ExitCode(), "%s", out)
+			require.Regexp(t, `(?m)^UNKNOWN: `+want, string(out))
+		}
+		unknown(`The network namespaces of \d+ process(es)? cannot be read by this user: run acceptq as root\.$`)
+		if err := unix.Mount("proc", "/proc", "proc", 0, "hidepid=2"); err != nil {
+			testkit.SkipUnprivileged(t, "no /proc that hides processes here: "+err.Error())
+		}
+		unknown(`/proc hides processes\. Their network namespaces cannot be read by this user: run acceptq as root\.$`)
+	})
+}
+
+// Without /proc the queues are there, and what is missing is said.
+func TestWithoutProc(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		ln := listen(t, "127.0.0.1:0", 5)
+		testkit.Connect(t, "tcp", ln.Addr().String())
+		address := ln.Addr().String()
+		if err := unix.Chroot(t.TempDir()); err != nil {
+			testkit.SkipUnprivileged(t, "no chroot here: "+err.Error())
+		}
+		for _, test := range []struct {
+			args   []string
+			status int
+			want   string
+		}{
+			{nil, statusOK, address + "  ?"},
+			{[]string{"who", address}, statusOK, "listens on " + address + ": 1 queued of 6"},
+			{[]string{"waiting", address}, statusOK, "1 queued of 6"},
+			{[]string{"check"}, statusUnknown, "UNKNOWN: The counters of lost packets cannot be read"},
+		} {
+			status, text, stderr := command(t, test.args...)
+			require.Equal(t, test.status, status, stderr)
+			require.Contains(t, text, test.want)
+			if test.args == nil || test.args[0] == "who" {
+				require.Contains(t, text, "The processes cannot be read: acceptq: processes: open /proc: no such file or directory.")
+			}
+		}
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -18,18 +19,23 @@ import (
 	"github.com/acceptq/acceptq/internal/tcpinfo"
 )
 
-// windowWidth returns the width of a terminal. It is 0 if f is not one.
-func windowWidth(f *os.File) int {
+// windowSize returns the columns and rows of a terminal. The columns are 0 if f is not one. The
+// rows are 0 if they are unknown. A serial console does not know its size.
+func windowSize(f *os.File) (columns, rows int) {
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
-	if err != nil {
-		return 0
+	switch {
+	case err != nil:
+		return 0, 0
+	case size.Col == 0:
+		return 80, 0
 	}
-	return max(int(size.Col), 20)
+	return max(int(size.Col), 20), int(size.Row)
 }
 
 // otherPlaces returns the network namespaces of this machine except that of the command: those
-// with a name in /run/netns and those of processes. notes are sentences about what is missing.
-func otherPlaces() (places []place, notes []string, err error) {
+// with a name in /run/netns and those of processes. It does not find one that only a thread, a
+// descriptor or a mount elsewhere holds. unread are sentences about what is missing.
+func otherPlaces() (places []place, unread []string, err error) {
 	own, err := os.Stat("/proc/thread-self/ns/net")
 	if err != nil {
 		return nil, nil, err
@@ -50,7 +56,8 @@ func otherPlaces() (places []place, notes []string, err error) {
 			return err
 		}
 		seen = append(seen, found)
-		places = append(places, place{name: name(), in: netns.Namespace{File: f}.In, close: func() { f.Close() }})
+		id := found.Sys().(*syscall.Stat_t).Ino
+		places = append(places, place{id: id, name: name(), enter: "nsenter --net=" + printable(path) + " ", in: netns.Namespace{File: f}.In, close: func() { f.Close() }})
 		return nil
 	}
 	names, _ := filepath.Glob("/run/netns/*")
@@ -58,7 +65,10 @@ func otherPlaces() (places []place, notes []string, err error) {
 		// A name without its mount is an empty file.
 		var kind unix.Statfs_t
 		if unix.Statfs(path, &kind) == nil && kind.Type == unix.NSFS_MAGIC {
-			add(path, func() string { return filepath.Base(path) })
+			name := printable(filepath.Base(path))
+			if err := add(path, func() string { return name }); err != nil {
+				unread = append(unread, fmt.Sprintf("The network namespace %s cannot be read: %v.", name, err))
+			}
 		}
 	}
 	entries, err := os.ReadDir("/proc")
@@ -72,15 +82,23 @@ func otherPlaces() (places []place, notes []string, err error) {
 			continue
 		}
 		err = add("/proc/"+e.Name()+"/ns/net", func() string { return placeOfProcess(pid) })
-		if errors.Is(err, fs.ErrPermission) {
+		switch {
+		case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH): // or the process has ended
+		case errors.Is(err, fs.ErrPermission):
 			refused++
+		default:
+			unread = append(unread, fmt.Sprintf("The network namespace of the process %d cannot be read: %v.", pid, err))
 		}
 	}
+	// Process 1 is in every PID namespace, unless /proc hides the processes of other users.
+	if _, err := os.Stat("/proc/1"); err != nil {
+		unread = append(unread, fmt.Sprintf("/proc hides processes. Their network namespaces cannot be read %s.", unreadable()))
+	}
 	if refused > 0 {
-		notes = append(notes, fmt.Sprintf("The network namespaces of %s cannot be read %s.",
+		unread = append(unread, fmt.Sprintf("The network namespaces of %s cannot be read %s.",
 			count(refused, "process", "processes"), unreadable()))
 	}
-	return places, notes, nil
+	return places, unread, nil
 }
 
 // placeOfProcess names a network namespace after a process in it: its container, or itself.
@@ -122,14 +140,16 @@ func socketsOn(ctx context.Context, port uint16) (all []connection, err error) {
 	return all, nil
 }
 
-// dialPorts returns the ports that the kernel gives to a program that dials. They are 0 if they
-// cannot be read.
-func dialPorts() (low, high int) {
-	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
-	if err != nil {
-		return 0, 0
+// dialPorts returns the ports that the kernel gives to a program that dials, and the list of
+// those that are reserved. The ports are 0 if the two cannot be read.
+func dialPorts() (low, high int, reserved string) {
+	ports, err1 := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	list, err2 := os.ReadFile("/proc/sys/net/ipv4/ip_local_reserved_ports")
+	if err1 != nil || err2 != nil {
+		return 0, 0, ""
 	}
-	return parseRange(string(text))
+	low, high = parseRange(string(ports))
+	return low, high, strings.TrimSpace(string(list))
 }
 
 // isStopped reports whether a signal such as SIGSTOP has stopped a process.

@@ -11,12 +11,12 @@ import (
 // This file is for the systems that do not list the accept queues of other processes. What
 // the command asks there ends with the error of acceptq.Queues.
 
-func windowWidth(*os.File) int { return 0 }
+func windowSize(*os.File) (columns, rows int) { return 0, 0 }
 
 func otherPlaces() ([]place, []string, error) { return nil, nil, nil }
 
 func socketsOn(context.Context, uint16) ([]connection, error) { return nil, errors.ErrUnsupported }
 
-func dialPorts() (low, high int) { return 0, 0 }
+func dialPorts() (low, high int, reserved string) { return 0, 0, "" }
 
 func isStopped(int) bool { return false }

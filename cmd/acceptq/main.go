@@ -28,7 +28,8 @@ ADDRESS is a port, or an IP address and a port: 8080, :8080, 127.0.0.1:8080, [::
 
   -w       show the table again each second, with the drops per second
   -json    write JSON; with -w one object a line
-  -all     read every network namespace, and so every container; needs root
+  -all     read the network namespaces of all processes and those with a name in
+           /run/netns, and so every container; needs root
   -n       do not look for processes, which costs the most on a large machine
   -for d   watch for this time first, and report only losses of this time
 
@@ -70,8 +71,9 @@ func run(ctx context.Context, s style, args []string, stdout, stderr io.Writer) 
 	case err == nil:
 		return status
 	case errors.Is(err, flag.ErrHelp):
-		io.WriteString(stdout, usage)
-		return statusOK
+		if _, err = io.WriteString(stdout, usage); err == nil {
+			return statusOK
+		}
 	case errors.Is(err, errors.ErrUnsupported) && runtime.GOOS != "linux":
 		err = fmt.Errorf("unsupported on %s: %w", runtime.GOOS, err)
 	}

@@ -50,6 +50,23 @@ func parseRange(text string) (low, high int) {
 	return int(a), int(b)
 }
 
+// isReserved reports whether a list as that of net.ipv4.ip_local_reserved_ports has a port:
+// "8080,9000-9010".
+func isReserved(list string, port uint16) bool {
+	for part := range strings.SplitSeq(list, ",") {
+		first, last, isRange := strings.Cut(part, "-")
+		if !isRange {
+			last = first
+		}
+		low, err1 := strconv.ParseUint(first, 10, 16)
+		high, err2 := strconv.ParseUint(last, 10, 16)
+		if err1 == nil && err2 == nil && low <= uint64(port) && uint64(port) <= high {
+			return true
+		}
+	}
+	return false
+}
+
 // stateName returns the name of a TCP state, as netstat and ss show it.
 func stateName(state uint8) string {
 	names := [...]string{

@@ -33,6 +33,15 @@ func TestParseRange(t *testing.T) {
 	}
 }
 
+func TestIsReserved(t *testing.T) {
+	for list, want := range map[string]bool{
+		"8080": true, "80,8080,9000": true, "8000-8100": true, "1,8080-8080": true,
+		"": false, "8081": false, "8081-8090,80": false, "-8080": false, "8080-": false, "8090-8070": false, "x": false,
+	} {
+		require.Equal(t, want, isReserved(list, 8080), list)
+	}
+}
+
 func TestStateName(t *testing.T) {
 	require.Equal(t, "ESTABLISHED", stateName(1))
 	require.Equal(t, "TIME_WAIT", stateName(timeWait))
@@ -65,6 +74,15 @@ func FuzzContainerOf(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		if id := containerOf(text); id != "" && (len(id) < 14 || printable(id) != id) {
 			t.Fatalf("%q", id)
+		}
+	})
+}
+
+func FuzzIsReserved(f *testing.F) {
+	f.Add("8080,9000-9010", uint16(9001))
+	f.Fuzz(func(t *testing.T, list string, port uint16) {
+		if isReserved(list, port) && !isReserved(list+",1", port) {
+			t.Fatalf("%q %d", list, port)
 		}
 	})
 }

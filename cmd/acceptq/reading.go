@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/acceptq/acceptq"
 	"github.com/acceptq/acceptq/observe"
@@ -22,7 +23,8 @@ const unknown = -1
 type reading struct {
 	at         time.Time
 	namespaces []namespace
-	notes      []string // sentences about what could not be read
+	notes      []string // sentences about what could not be read of the processes
+	unread     []string // and about network namespaces that could not be read
 
 	processesAt time.Time // when the processes were read; zero if they were not
 	complete    bool      // the processes of all users could be read
@@ -30,9 +32,13 @@ type reading struct {
 
 // A namespace is a network namespace with its listeners.
 type namespace struct {
+	id        uint64 // its inode; 0 is the namespace of the command
 	name      string // "" is the namespace of the command
+	enter     string // the start of a command line that runs a command there
 	listeners []listener
-	system    acceptq.System
+
+	system  acceptq.System // read for check only
+	unasked int            // addresses with queued connections whose clients are unknown
 }
 
 // A listener is a queue with the processes that hold it.
@@ -46,7 +52,9 @@ type listener struct {
 
 // A place is a network namespace that can be read.
 type place struct {
+	id    uint64 // see namespace
 	name  string
+	enter string
 	in    func(func() error) error // calls a function on a thread there
 	close func()
 }
@@ -54,16 +62,15 @@ type place struct {
 // here is the network namespace of the command.
 var here = place{in: func(f func() error) error { return f() }, close: func() {}}
 
-// maxQueuesAsked bounds for how many queues of a namespace check asks who waits, because the
-// kernel walks its table of connections for each of them.
-const maxQueuesAsked = 16
-
 // A question says what to read.
 type question struct {
-	all     bool             // every network namespace
-	unnamed bool             // do not look for processes
-	before  *reading         // an earlier reading, whose processes may be used again
-	more    func(*namespace) // reads more, on a thread in the namespace; may be nil
+	all     bool     // every network namespace
+	unnamed bool     // do not look for processes
+	before  *reading // an earlier reading, whose processes may be used again
+
+	// around reads more, on a thread in the namespace, before and after list reads the
+	// listeners. It may be nil.
+	around func(n *namespace, list func() error) error
 }
 
 // read reads the listeners of one or all namespaces, and their processes.
@@ -71,11 +78,11 @@ func read(ctx context.Context, q question) (reading, error) {
 	r := reading{}
 	places := []place{here}
 	if q.all {
-		others, notes, err := otherPlaces()
+		others, unread, err := otherPlaces()
 		if err != nil {
 			return r, err
 		}
-		places, r.notes = append(places, others...), notes
+		places, r.unread = append(places, others...), unread
 	}
 	defer func() {
 		for _, p := range places {
@@ -84,23 +91,26 @@ func read(ctx context.Context, q question) (reading, error) {
 	}()
 	r.at = time.Now()
 	for _, p := range places {
-		n := namespace{name: p.name}
+		n := namespace{id: p.id, name: p.name, enter: p.enter}
 		err := p.in(func() error {
-			queues, err := acceptq.Queues(ctx)
-			n.listeners = make([]listener, len(queues))
-			for i, q := range queues {
-				n.listeners[i].Queue = q
+			list := func() error {
+				queues, err := acceptq.Queues(ctx)
+				n.listeners = make([]listener, len(queues))
+				for i, q := range queues {
+					n.listeners[i].Queue = q
+				}
+				return err
 			}
-			if err == nil && q.more != nil {
-				q.more(&n)
+			if q.around != nil {
+				return q.around(&n, list)
 			}
-			return err
+			return list()
 		})
 		switch {
 		case err != nil && p.name == "":
 			return r, err
 		case err != nil:
-			r.notes = append(r.notes, fmt.Sprintf("The network namespace %s cannot be read: %v.", p.name, err))
+			r.unread = append(r.unread, fmt.Sprintf("The network namespace %s cannot be read: %v.", p.name, err))
 		default:
 			r.namespaces = append(r.namespaces, n)
 		}
@@ -148,21 +158,25 @@ func (r *reading) findProcesses(ctx context.Context) error {
 		return ctx.Err()
 	}
 	if err != nil { // for example no /proc: the queues are still worth showing
-		r.notes = append(r.notes, fmt.Sprintf("The processes cannot be read: %v.", err))
+		r.notes = append(r.notes, noProcesses(err))
 	}
 	r.complete = complete
 	for l := range r.all {
-		l.Processes = holders[l.Inode]
-		if len(l.waiting) == 0 {
-			continue
-		}
-		for _, p := range l.Processes {
-			if isStopped(p.PID) {
-				l.stopped = append(l.stopped, p.PID)
-			}
-		}
+		l.Processes = systemdLast(holders[l.Inode])
 	}
 	return nil
+}
+
+// noProcesses says why the processes are unknown.
+func noProcesses(err error) string { return fmt.Sprintf("The processes cannot be read: %v.", err) }
+
+// systemdLast moves the process 1 to the end, because systemd keeps the sockets that it passes to
+// a server, and does not accept from them.
+func systemdLast(all []observe.Process) []observe.Process {
+	if len(all) > 1 && all[0].PID == 1 {
+		return append(slices.Clone(all[1:]), all[0])
+	}
+	return all
 }
 
 // count returns the number of listeners.
@@ -247,9 +261,10 @@ func unreadable() string {
 func (l *listener) address() string { return string(l.appendAddress(nil)) }
 
 func (l *listener) appendAddress(text []byte) []byte {
-	text = l.Addr.AppendTo(text)
-	if l.Device != "" && l.Addr.Addr().Zone() == "" {
-		text = append(append(text, '%'), l.Device...)
+	if l.Addr.Addr().Zone() != "" {
+		text = append(text, printable(l.Addr.String())...)
+	} else if text = l.Addr.AppendTo(text); l.Device != "" {
+		text = append(append(text, '%'), printable(l.Device)...)
 	}
 	if l.V6Only && l.Addr.Addr().IsUnspecified() {
 		text = append(text, " v6"...)
@@ -294,10 +309,12 @@ func (l *listener) name(namespace string) string {
 	return text
 }
 
-// printable replaces what would change the terminal. A process may give itself any name.
+// printable replaces what would change the terminal, or the order in which it shows letters. A
+// process may give itself any name, and a user with a network namespace may do so with an
+// interface.
 func printable(name string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
+		if !unicode.IsPrint(r) {
 			return '?'
 		}
 		return r
@@ -305,11 +322,11 @@ func printable(name string) string {
 }
 
 // count returns a number with its noun.
-func count(n int, one, many string) string {
+func count[N int | int64](n N, one, many string) string {
 	if n == 1 {
 		return "1 " + one
 	}
-	return strconv.Itoa(n) + " " + many
+	return strconv.FormatInt(int64(n), 10) + " " + many
 }
 
 func orDefault(text, empty string) string { return cmp.Or(text, empty) }

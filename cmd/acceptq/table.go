@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,19 +20,45 @@ import (
 
 // A style is how the output is shown.
 type style struct {
-	width  int  // of the terminal; 0 is a pipe or a file, whose lines have any length
-	color  bool // colors are shown
-	screen bool // the screen can be cleared
+	width  int      // of the terminal; 0 is a pipe or a file, whose lines have any length
+	height int      // of the terminal; 0 is unknown
+	color  bool     // colors are shown
+	screen bool     // the screen can be cleared
+	window *os.File // the terminal, whose size can change; nil is a pipe or a file
 }
 
 // terminal returns the style of a file.
 func terminal(f *os.File) style {
-	width := windowWidth(f)
+	width, height := windowSize(f)
 	if width == 0 {
 		return style{}
 	}
 	plain := os.Getenv("TERM") == "dumb"
-	return style{width: width, color: os.Getenv("NO_COLOR") == "" && !plain, screen: !plain}
+	return style{width: width, height: height, color: os.Getenv("NO_COLOR") == "" && !plain, screen: !plain, window: f}
+}
+
+// now returns the style with the current size of the terminal.
+func (s style) now() style {
+	if s.window == nil {
+		return s
+	}
+	return terminal(s.window)
+}
+
+// top returns the first lines of a text that fit on the screen. Otherwise the screen would show
+// the last ones, and those are the queues that are empty.
+func (s style) top(text string) string {
+	const end = 2 // the line below, and that of the cursor
+	lines := strings.SplitAfter(strings.TrimSuffix(text, "\n"), "\n")
+	if s.height <= end || len(lines) < s.height {
+		return text
+	}
+	off := ""
+	if s.color {
+		off = "\x1b[0m"
+	}
+	shown := s.height - end
+	return strings.Join(lines[:shown], "") + off + fmt.Sprintf("and %s\n", count(len(lines)-shown, "line more", "lines more"))
 }
 
 // A listing says what the table shows.
@@ -63,10 +90,11 @@ func list(ctx context.Context, s style, l listing, out io.Writer) error {
 				return err
 			}
 		} else {
+			s = s.now()
 			text = table(now, before, l.watch, s)
 			switch {
 			case l.watch && s.screen:
-				text = "\x1b[H\x1b[2J" + text
+				text = "\x1b[H\x1b[2J" + s.top(text)
 			case l.watch:
 				text = now.at.Format(time.TimeOnly) + "\n" + text + "\n"
 			}
@@ -224,7 +252,7 @@ func notes(r reading, unnamed bool) (all []string) {
 	default:
 		all = append(all, "? Some processes cannot be read "+unreadable()+".")
 	}
-	return append(all, r.notes...)
+	return slices.Concat(all, r.notes, r.unread)
 }
 
 // wide returns one line for each row. It returns nil if the lines do not fit.
@@ -374,7 +402,7 @@ type jsonListener struct {
 // asJSON returns a reading as a JSON object, on one line if the object is one of several.
 func asJSON(now reading, before *reading, oneLine bool) (string, error) {
 	since := ratesSince(before, now)
-	j := jsonReading{Time: now.at, Listeners: []jsonListener{}, Complete: now.complete, Notes: now.notes}
+	j := jsonReading{Time: now.at, Listeners: []jsonListener{}, Complete: now.complete, Notes: slices.Concat(now.notes, now.unread)}
 	for _, at := range now.groups() {
 		for _, member := range at.group {
 			l := jsonListener{Queue: member.Queue, Processes: member.Processes, Namespace: at.namespace}
@@ -388,5 +416,14 @@ func asJSON(now reading, before *reading, oneLine bool) (string, error) {
 	if err == nil && !oneLine {
 		text, err = json.MarshalIndent(j, "", "  ")
 	}
-	return string(text) + "\n", err
+	return controls.Replace(string(text)) + "\n", err
 }
+
+// controls escapes the control characters that JSON allows in a string. A terminal may obey them.
+var controls = func() *strings.Replacer {
+	var pairs []string
+	for r := rune(0x7f); r < 0xa0; r++ {
+		pairs = append(pairs, string(r), fmt.Sprintf("\\u%04x", r))
+	}
+	return strings.NewReplacer(pairs...)
+}()

@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
 
 	"github.com/acceptq/acceptq"
+	"github.com/acceptq/acceptq/observe"
 	"github.com/stretchr/testify/require"
 )
 
@@ -125,6 +127,14 @@ ADDRESS      QUEUED             LIMIT  DROPS
 	require.Equal(t, "127.0.0.1:1\n  [#         ] 1/10\n  limit 9, drops 0\n", table(now, nil, false, style{width: 20}))
 }
 
+// systemd, the process 1, keeps a socket that it has passed to a server.
+func TestSystemdIsNotTheServer(t *testing.T) {
+	systemd, server := process(1, "systemd"), process(20, "app")
+	require.Equal(t, []observe.Process{server, systemd}, systemdLast([]observe.Process{systemd, server}))
+	require.Equal(t, []observe.Process{systemd}, systemdLast([]observe.Process{systemd}))
+	require.Empty(t, systemdLast(nil))
+}
+
 // While the table is repeated, the processes are read again if a listener is new or if they
 // are old.
 func TestProcessesAreKept(t *testing.T) {
@@ -172,6 +182,30 @@ func TestNamesArePrintable(t *testing.T) {
 	require.Equal(t, "a?[31mb", printable("a\x1b[31mb"))
 	require.Equal(t, "?", printable(""))
 	require.Equal(t, "?é?", printable("\u009bé\x7f"))
+	require.Equal(t, "?dx", printable("\u202edx"), "text from right to left")
+}
+
+// So may a user with a network namespace do with an interface. It is in the address of a
+// listener that is bound to it, and in the zone of a client.
+func TestInterfacesArePrintable(t *testing.T) {
+	const name = "x\x1b[2J\x1bc"
+	device, zone := queue("127.0.0.1:1", 1, 2, 1, 0), queue("127.0.0.1:2", 2, 2, 1, 0)
+	device.Device = name
+	zone.Device, zone.Addr = name, netip.AddrPortFrom(netip.MustParseAddr("fe80::1").WithZone(name), 2)
+	client := netip.AddrPortFrom(netip.MustParseAddr("fe80::2").WithZone(name), 3)
+	for _, l := range []listener{device, zone} {
+		l.waiting = []acceptq.Waiting{{Client: client, Waited: time.Minute}}
+		now := at(0, l)
+		for _, text := range []string{
+			table(now, nil, false, style{}),
+			report(judge(nil, now), now),
+			waitingText([]*listener{&l}, l.waiting, nil),
+			use{listeners: []listener{l}}.text(),
+		} {
+			require.NotContains(t, text, "\x1b")
+			require.Contains(t, text, "%x?[2J?c")
+		}
+	}
 }
 
 // The JSON of the table does not change, because programs read it.
@@ -185,6 +219,10 @@ func TestJSON(t *testing.T) {
 		`"uid":33,"inode":1,"processes":[{"pid":5,"name":"a"}],"namespace":"","dropsPerSecond":1.5},`+
 		`{"addr":"[::1]:2","v6Only":false,"device":"","stats":{"queued":null,"incomplete":null,"limit":9,"capacity":10,"drops":null},`+
 		`"uid":33,"inode":2,"processes":null,"namespace":""}],"complete":true}`+"\n", text)
+
+	text, err = asJSON(at(0, queue("127.0.0.1:1", 1, 0, 9, 0, process(5, "a\u009b\x7fé"))), nil, true)
+	require.NoError(t, err)
+	require.Contains(t, text, `"a\u009b\u007fé"`)
 
 	text, err = asJSON(at(0), nil, false)
 	require.NoError(t, err)
@@ -202,6 +240,11 @@ func TestFold(t *testing.T) {
 func TestOutputThatEnds(t *testing.T) {
 	if _, err := acceptq.Queues(t.Context()); err != nil {
 		t.Skip("no queues on this system:", err)
+	}
+	for _, args := range [][]string{nil, {"-json"}, {"-w"}, {"check"}, {"who", "1"}, {"waiting", "1"}, {"help"}} {
+		var stderr strings.Builder
+		require.Equal(t, statusUnknown, run(t.Context(), style{}, args, failing{}, &stderr), args)
+		require.Equal(t, "acceptq: "+errFailing.Error()+"\n", stderr.String())
 	}
 	err := list(t.Context(), style{}, listing{watch: true}, failing{})
 	require.ErrorIs(t, err, errFailing)

@@ -59,6 +59,9 @@ func (t target) takes(q acceptq.Queue) bool {
 // overlap reports whether a socket that is bound to a has the address b, or b is all
 // addresses and includes a. Without v6only the IPv6 wildcard includes all IPv4 addresses.
 func overlap(a netip.Addr, v6only bool, b netip.Addr) bool {
+	if a.Zone() != "" && b.Zone() != "" && a.Zone() != b.Zone() {
+		return false
+	}
 	a, b = a.WithZone(""), b.WithZone("")
 	includes := func(wild, addr netip.Addr, v6only bool) bool {
 		return wild.IsUnspecified() && (wild.Is4() == addr.Is4() || wild.Is6() && !v6only)

@@ -58,6 +58,8 @@ func TestOverlap(t *testing.T) {
 		{"0.0.0.0", false, "::1", false},
 		{"0.0.0.0", false, "::", true},
 		{"fe80::1%eth0", false, "fe80::1", true},
+		{"fe80::1%eth0", false, "fe80::1%eth0", true},
+		{"fe80::1%eth0", false, "fe80::1%eth1", false},
 	} {
 		got := overlap(netip.MustParseAddr(test.listener), test.v6only, netip.MustParseAddr(test.target))
 		require.Equal(t, test.want, got, "%+v", test)

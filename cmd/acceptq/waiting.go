@@ -24,7 +24,9 @@ func waiting(ctx context.Context, at target, out io.Writer) (status int, err err
 		}
 	}
 	if len(listeners) == 0 {
-		fmt.Fprintf(out, "No socket listens on %v.\n", at)
+		if _, err := fmt.Fprintf(out, "No socket listens on %v.\n", at); err != nil {
+			return statusUnknown, err
+		}
 		return statusWarning, nil
 	}
 	for i, group := range groups(listeners) {
@@ -36,10 +38,11 @@ func waiting(ctx context.Context, at target, out io.Writer) (status int, err err
 		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 			return statusUnknown, err
 		}
+		text := waitingText(group, clients, err)
 		if i > 0 {
-			io.WriteString(out, "\n")
+			text = "\n" + text
 		}
-		if _, werr := io.WriteString(out, waitingText(group, clients, err)); werr != nil {
+		if _, werr := io.WriteString(out, text); werr != nil {
 			return statusUnknown, werr
 		}
 	}
@@ -80,7 +83,7 @@ func waitingText(group []*listener, clients []acceptq.Waiting, err error) string
 		if c.Shared && len(group) == 1 {
 			more += "  perhaps in the queue of another listener on this port"
 		}
-		fmt.Fprintf(&text, "  %-24v  %8s  %12s%s\n", c.Client, wait, sent, more)
+		fmt.Fprintf(&text, "  %-24s  %8s  %12s%s\n", printable(c.Client.String()), wait, sent, more)
 	}
 	if gone > 0 {
 		fmt.Fprintf(&text, "  %d of %s closed the connection.\n", gone, count(len(clients), "client has", "clients have"))

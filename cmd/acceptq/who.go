@@ -33,8 +33,10 @@ type use struct {
 	at          target
 	listeners   []listener
 	connections []connection
-	low, high   int // the ports for programs that dial; 0 if unknown
+	low, high   int    // the ports for programs that dial; 0 if unknown
+	reserved    string // those of them that the kernel does not give, as "8080,9000-9010"
 	complete    bool
+	unread      string // why no process could be read
 }
 
 // who says who uses an address.
@@ -44,7 +46,7 @@ func who(ctx context.Context, at target, out io.Writer) (status int, err error) 
 		return statusUnknown, err
 	}
 	u := use{at: at}
-	u.low, u.high = dialPorts()
+	u.low, u.high, u.reserved = dialPorts()
 	var inodes []uint64
 	for l := range r.all {
 		if at.takes(l.Queue) {
@@ -62,12 +64,15 @@ func who(ctx context.Context, at target, out io.Writer) (status int, err error) 
 		inodes = append(inodes, c.inode)
 	}
 	holders, complete, err := observe.Processes(ctx, inodes...)
-	if err != nil {
-		return statusUnknown, err
+	if ctx.Err() != nil {
+		return statusUnknown, ctx.Err()
+	}
+	if err != nil { // for example no /proc: the sockets are still worth showing
+		u.unread = noProcesses(err)
 	}
 	u.complete = complete
 	for i := range u.listeners {
-		u.listeners[i].Processes = holders[u.listeners[i].Inode]
+		u.listeners[i].Processes = systemdLast(holders[u.listeners[i].Inode])
 	}
 	for i, c := range u.connections {
 		u.connections[i].processes = holders[c.inode]
@@ -114,7 +119,10 @@ func (u use) text() string {
 	for _, why := range u.why() {
 		fmt.Fprintf(&text, "- %s\n", why)
 	}
-	if unnamed && !u.complete {
+	switch {
+	case u.unread != "":
+		fmt.Fprintf(&text, "\n%s\n", u.unread)
+	case unnamed && !u.complete:
 		fmt.Fprintf(&text, "\n? Some processes cannot be read %s.\n", unreadable())
 	}
 	return text.String()
@@ -198,15 +206,16 @@ func (u use) why() (all []string) {
 		return all
 	}
 	dialed := u.at.port
-	inRange := u.low > 0 && int(dialed) >= u.low && int(dialed) <= u.high
+	inRange := u.low > 0 && int(dialed) >= u.low && int(dialed) <= u.high && !isReserved(u.reserved, dialed)
 	if open > 0 {
 		by := ""
 		if len(holders) > 0 {
 			by = " of " + strings.Join(holders, ", ")
 		}
 		all = append(all, fmt.Sprintf("No socket listens, but %s%s %s the port. If a program has dialed %s, no server can listen "+
-			"on the port until %s. If a server that has ended had accepted %[4]s, a server that sets SO_REUSEADDR can listen.",
-			count(open, "connection", "connections"), by, pick(open, "uses", "use"), pick(open, "it", "them"), pick(open, "it ends", "they end")))
+			"on %s local address, or on all addresses, until %s. If a server that has ended had accepted %[4]s, a server that sets SO_REUSEADDR can listen.",
+			count(open, "connection", "connections"), by, pick(open, "uses", "use"), pick(open, "it", "them"), pick(open, "its", "their"),
+			pick(open, "it ends", "they end")))
 	}
 	if waiting > 0 {
 		all = append(all, fmt.Sprintf("%s in TIME_WAIT, for 60 s at most. If a server here had accepted them, a server that sets "+
@@ -214,7 +223,8 @@ func (u use) why() (all []string) {
 	}
 	if inRange && open+waiting > 0 {
 		all = append(all, fmt.Sprintf("Port %d is one of those that the kernel gives to programs that dial, %d to %d. To keep it "+
-			"for a server: sysctl -w net.ipv4.ip_local_reserved_ports=%d", dialed, u.low, u.high, dialed))
+			"for a server: sysctl -w net.ipv4.ip_local_reserved_ports=%s", dialed, u.low, u.high,
+			strings.TrimPrefix(fmt.Sprintf("%s,%d", u.reserved, dialed), ",")))
 	}
 	return all
 }

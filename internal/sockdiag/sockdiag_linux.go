@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -140,12 +141,20 @@ func parseDump(p []byte, found func(Row)) (done bool, err error) {
 		body := p[unix.SizeofNlMsghdr:size]
 		switch binary.NativeEndian.Uint16(p[4:]) {
 		case unix.NLMSG_DONE:
+			// The kernel reports the failure of a dump here: -ENOENT without the module
+			// tcp_diag. No socket has been listed then, which does not mean that there is none.
+			if len(body) < 4 {
+				return false, unix.EBADMSG
+			}
+			if n := int32(binary.NativeEndian.Uint32(body)); n < 0 {
+				return false, failure(unix.Errno(-n))
+			}
 			return true, nil
 		case unix.NLMSG_ERROR:
 			if len(body) < 4 {
 				return false, unix.EBADMSG
 			}
-			return false, unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
+			return false, failure(unix.Errno(-int32(binary.NativeEndian.Uint32(body))))
 		case unix.SOCK_DIAG_BY_FAMILY:
 			r, err := ParseRow(body)
 			if err != nil {
@@ -157,6 +166,15 @@ func parseDump(p []byte, found func(Row)) (done bool, err error) {
 		p = p[min((size+align)&^align, int64(len(p))):]
 	}
 	return false, nil
+}
+
+// failure returns the error of an answer. The kernel answers ENOENT if it cannot load the module
+// that lists TCP sockets.
+func failure(err unix.Errno) error {
+	if err == unix.ENOENT {
+		return fmt.Errorf("the kernel cannot list TCP sockets, load the module tcp_diag: %w (%w)", errors.ErrUnsupported, err)
+	}
+	return err
 }
 
 // ParseRow parses a struct inet_diag_msg and the attributes that follow it. The info of

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"math"
 	"net/netip"
 	"slices"
@@ -49,6 +50,10 @@ func TestParseDump(t *testing.T) {
 		{"a last row without padding", join(one, testkit.Message(unix.SOCK_DIAG_BY_FAMILY, odd)[:unix.SizeofNlMsghdr+len(odd)]), 2, false, nil},
 		{"a short row", join(one, testkit.Message(unix.SOCK_DIAG_BY_FAMILY, msg[:DiagMsgSize-1])), 0, false, unix.EBADMSG},
 		{"an error", testkit.Message(unix.NLMSG_ERROR, number(-int32(unix.ENOENT))), 0, false, unix.ENOENT},
+		{"an end that reports an error", join(one, testkit.Message(unix.NLMSG_DONE, number(-int32(unix.ENOENT)))), 0, false, unix.ENOENT},
+		{"without the module", testkit.Message(unix.NLMSG_DONE, number(-int32(unix.ENOENT))), 0, false, errors.ErrUnsupported},
+		{"an end without a number", testkit.Message(unix.NLMSG_DONE, nil), 0, false, unix.EBADMSG},
+		{"an end with the size of a list", testkit.Message(unix.NLMSG_DONE, number(8)), 0, true, nil},
 		{"an error without a number", testkit.Message(unix.NLMSG_ERROR, nil), 0, false, unix.EBADMSG},
 		{"half a header", one[:15], 0, false, unix.EBADMSG},
 		{"half a row", one[:20], 0, false, unix.EBADMSG},

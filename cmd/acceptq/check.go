@@ -23,20 +23,26 @@ type finding struct {
 
 // check says what is wrong. If watched is not 0, it watches for that time.
 func check(ctx context.Context, all bool, watched time.Duration, out io.Writer) (status int, err error) {
-	var before *reading
+	var (
+		before *reading
+		peaks  map[identity]int
+	)
 	if watched > 0 {
 		first, err := readForCheck(ctx, all, true)
 		if err != nil {
 			return statusUnknown, err
 		}
 		before = &first
-		if !pause(ctx, watched) {
-			return statusUnknown, ctx.Err()
+		if peaks, err = watchPeaks(ctx, all, watched); err != nil {
+			return statusUnknown, err
 		}
 	}
 	now, err := readForCheck(ctx, all, false)
 	if err != nil {
 		return statusUnknown, err
+	}
+	for l := range now.all {
+		l.peak = peaks[l.identity()]
 	}
 	findings := judge(before, now)
 	if _, err := io.WriteString(out, report(findings, now)); err != nil {
@@ -44,6 +50,34 @@ func check(ctx context.Context, all bool, watched time.Duration, out io.Writer) 
 	}
 	return worst(findings), nil
 }
+
+// watchPeaks reads the queues often, for a time, and returns the largest length of each.
+func watchPeaks(ctx context.Context, all bool, watched time.Duration) (map[identity]int, error) {
+	often := peakInterval
+	if all {
+		often = watchInterval // each reading enters every namespace
+	}
+	peaks := make(map[identity]int)
+	for end := time.Now().Add(watched); ; {
+		r, err := read(ctx, question{all: all, unnamed: true})
+		if err != nil {
+			return nil, err
+		}
+		for l := range r.all {
+			peaks[l.identity()] = max(peaks[l.identity()], l.Stats.Queued)
+		}
+		left := time.Until(end)
+		if left <= 0 {
+			return peaks, nil
+		}
+		if !pause(ctx, min(often, left)) {
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// peakInterval is the time between two readings of one namespace while check watches.
+const peakInterval = 50 * time.Millisecond
 
 // bySeverity has the statuses in the order of their severity. An unknown number is not harmless,
 // and it does not hide a loss that is known.
@@ -89,7 +123,7 @@ func summary(now reading) string {
 	for _, space := range now.namespaces {
 		n += len(space.listeners)
 		for i := range space.listeners {
-			if l := &space.listeners[i]; most == nil || used(l.Stats) > used(most.Stats) {
+			if l := &space.listeners[i]; most == nil || l.mostUsed() > most.mostUsed() {
 				most, where = l, space.name
 			}
 		}
@@ -97,8 +131,12 @@ func summary(now reading) string {
 	if most == nil {
 		return "nothing listens here."
 	}
-	return fmt.Sprintf("%s, the fullest: %s has %d queued of %d.",
-		count(n, "listener", "listeners"), lowerFirst(most.name(where)), most.Stats.Queued, most.Stats.Capacity)
+	has, queued := "has", most.Stats.Queued
+	if most.peak > queued {
+		has, queued = "had at most", most.peak
+	}
+	return fmt.Sprintf("%s, the fullest: %s %s %d queued of %d.",
+		count(n, "listener", "listeners"), lowerFirst(most.name(where)), has, queued, most.Stats.Capacity)
 }
 
 // lowerFirst makes "The listener" fit into a sentence. A process keeps its name.
@@ -142,12 +180,11 @@ func judge(before *reading, now reading) (all []finding) {
 			j.known = make(map[identity]*listener, len(then.listeners))
 			for i := range then.listeners {
 				b := &then.listeners[i]
-				j.known[identity{b.Inode, b.Addr}] = b
+				j.known[b.identity()] = b
 			}
 		}
 		for _, group := range groups(n.listeners) {
-			all = append(all, j.stuck(group)...)
-			all = append(all, j.full(group)...)
+			all = append(all, j.queue(group)...)
 		}
 		all = append(all, j.losses()...)
 		all = append(all, j.settings()...)
@@ -170,7 +207,16 @@ type identity struct {
 	addr  netip.AddrPort
 }
 
-// name names a group of listeners in a sentence.
+func (l *listener) identity() identity { return identity{l.Inode, l.Addr} }
+
+// mostUsed returns the largest utilization that was read, or 0 if it is unknown.
+func (l *listener) mostUsed() float64 {
+	s := l.Stats
+	s.Queued = max(s.Queued, l.peak)
+	return used(s)
+}
+
+// nameOf names a group of listeners in a sentence.
 func (j judgment) nameOf(group []*listener) string {
 	return fullest(group).name(j.namespace.name)
 }
@@ -185,11 +231,45 @@ func (j judgment) where() string {
 
 // earlier returns the earlier reading of a listener, or nil.
 func (j judgment) earlier(l *listener) *listener {
-	return j.known[identity{l.Inode, l.Addr}]
+	return j.known[l.identity()]
+}
+
+// queue returns what is wrong with a group: it does not accept, or its queue is full.
+func (j judgment) queue(group []*listener) []finding {
+	stuck, isStuck := j.stuck(group)
+	full, isFull := j.full(group)
+	hopeless := stopped(group) != nil || isStuck && stuck.idle // a longer queue would be full too
+	if isFull && hopeless {
+		full.mend = nil
+	}
+	for _, l := range group {
+		l.hopeless = hopeless
+	}
+	name := j.nameOf(group)
+	switch {
+	case isStuck && isFull:
+		text, _ := strings.CutPrefix(full.text, "the accept queue")
+		return []finding{{
+			level: max(stuck.level, full.level),
+			text:  name + " " + stuck.text + " The accept queue" + text,
+			mend:  append(j.wake(group), full.mend...),
+		}}
+	case isStuck:
+		return []finding{{stuck.level, name + " " + stuck.text, j.wake(group)}}
+	case isFull:
+		return []finding{{full.level, name + ": " + full.text, append(j.wake(group), full.mend...)}}
+	}
+	return nil
+}
+
+// A part is a finding about a group, without its name.
+type part struct {
+	finding
+	idle bool // it has accepted nobody while it was watched
 }
 
 // stuck finds a group that does not accept.
-func (j judgment) stuck(group []*listener) []finding {
+func (j judgment) stuck(group []*listener) (p part, found bool) {
 	l := group[0]
 	for _, other := range group {
 		if len(other.waiting) > 0 {
@@ -198,21 +278,20 @@ func (j judgment) stuck(group []*listener) []finding {
 		}
 	}
 	if len(l.waiting) == 0 {
-		return nil
+		return part{}, false
 	}
 	queued := 0
 	for _, member := range group {
 		queued += member.Stats.Queued
 	}
 	oldest := l.waiting[0]
-	f := finding{level: statusOK, mend: j.wake(group)}
 	// Some may be in the queue of another listener.
 	clients := count(min(len(l.waiting), queued), "client waits", "clients wait")
 	// A short time without an accept harms nobody.
 	if b := j.earlier(l); b != nil && j.watched >= longWait && len(group) == 1 && allRemain(b.waiting, l.waiting, j.watched) {
-		f.level = statusCritical
-		f.text = fmt.Sprintf("%s has accepted nobody for %s: %s, the first for %s.", j.nameOf(group), shortly(j.watched), clients, shortly(oldest.Waited))
-		return []finding{f}
+		p.level, p.idle = statusCritical, true
+		p.text = fmt.Sprintf("has accepted nobody for %s: %s%s, the first for %s.", shortly(j.watched), clients, gone(l.waiting, queued), shortly(oldest.Waited))
+		return p, true
 	}
 	// A client that can only be here proves more than one that has waited longer.
 	if i := slices.IndexFunc(l.waiting, func(w acceptq.Waiting) bool { return !w.Shared && w.Waited >= longWait }); i >= 0 {
@@ -220,18 +299,33 @@ func (j judgment) stuck(group []*listener) []finding {
 	}
 	switch {
 	case oldest.Waited >= tooLongWait:
-		f.level = statusCritical
+		p.level = statusCritical
 	case oldest.Waited >= longWait:
-		f.level = statusWarning
+		p.level = statusWarning
 	default:
-		return nil
+		return part{}, false
 	}
-	f.text = fmt.Sprintf("%s accepts too slowly or not at all: %s, the first for %s.", j.nameOf(group), clients, shortly(oldest.Waited))
+	p.text = fmt.Sprintf("accepts too slowly or not at all: %s%s, the first for %s.", clients, gone(l.waiting, queued), shortly(oldest.Waited))
 	if oldest.Shared && len(group) == 1 {
-		f.level = statusWarning
-		f.text += " Or this client is in the queue of another listener on this port."
+		p.level = statusWarning
+		p.text += " Or this client is in the queue of another listener on this port."
 	}
-	return []finding{f}
+	return p, true
+}
+
+// gone says how many of the clients that wait have closed their connection. Of clients that may
+// be in another queue nothing is known.
+func gone(waiting []acceptq.Waiting, queued int) string {
+	n := 0
+	for _, w := range waiting {
+		if w.Closed {
+			n++
+		}
+	}
+	if n == 0 || len(waiting) > queued {
+		return ""
+	}
+	return fmt.Sprintf(", %d of them %s given up", n, pick(n, "has", "have"))
 }
 
 // allRemain reports whether the first clients of an earlier reading still wait. A listener accepts
@@ -257,22 +351,27 @@ func allRemain(before, now []acceptq.Waiting, watched time.Duration) bool {
 	return len(before) > 0
 }
 
-// wake says how to make a program accept.
-func (j judgment) wake(group []*listener) []string {
-	var stopped []string
+// stopped returns the processes of a group that a signal has stopped.
+func stopped(group []*listener) (pids []string) {
 	for _, l := range group {
 		for _, pid := range l.stopped {
-			if text := fmt.Sprint(pid); !slices.Contains(stopped, text) {
-				stopped = append(stopped, text)
+			if text := fmt.Sprint(pid); !slices.Contains(pids, text) {
+				pids = append(pids, text)
 			}
 		}
 	}
-	if len(stopped) > 0 {
-		n := len(stopped)
+	return pids
+}
+
+// wake says how to make a program accept.
+func (j judgment) wake(group []*listener) (mend []string) {
+	waiting := "See who waits: " + j.enter + "acceptq waiting " + addressOf(group[0])
+	if pids := stopped(group); pids != nil {
+		n := len(pids)
 		return []string{fmt.Sprintf("A signal has stopped %s. Continue %s: kill -CONT %s",
-			pick(n, "the process", "processes"), pick(n, "it", "them"), strings.Join(stopped, " "))}
+			pick(n, "the process", "processes"), pick(n, "it", "them"), strings.Join(pids, " ")), waiting}
 	}
-	mend := []string{"See who waits: " + j.enter + "acceptq waiting " + addressOf(group[0])}
+	mend = []string{waiting}
 	// Each holder may be the one that accepts, as the workers of nginx.
 	holders := fullest(group).Processes
 	var traced []string
@@ -296,35 +395,36 @@ func addressOf(l *listener) string {
 	return printable(l.Addr.String())
 }
 
-// full finds a group with a full or nearly full queue.
-func (j judgment) full(group []*listener) []finding {
-	l := fullest(group)
-	part, known := l.Stats.Utilization()
-	if !known || part < nearlyFull {
-		return nil
-	}
+// full finds a group with a full or nearly full queue, or one that was so while it was watched.
+func (j judgment) full(group []*listener) (p part, found bool) {
+	l := slices.MaxFunc(group, func(a, b *listener) int { return cmp.Compare(a.mostUsed(), b.mostUsed()) })
+	used, queued := l.mostUsed(), max(l.peak, l.Stats.Queued)
 	// A queue for one or two connections is nearly full with each of them.
-	if part < 1 && l.Stats.Queued < 3 {
-		return nil
+	if used < nearlyFull || used < 1 && queued < 3 {
+		return part{}, false
 	}
 	which := ""
 	if len(group) > 1 {
 		n := 0
 		for _, l := range group {
-			if used(l.Stats) >= nearlyFull {
+			if l.mostUsed() >= nearlyFull {
 				n++
 			}
 		}
 		which = fmt.Sprintf(", in %d of %d sockets", n, len(group))
 	}
-	f := finding{level: statusWarning, mend: append(j.wake(group), j.longer(l))}
-	f.text = fmt.Sprintf("%s: the accept queue is nearly full, %d queued of %d%s.", j.nameOf(group), l.Stats.Queued, l.Stats.Capacity, which)
-	if part >= 1 {
-		f.level = statusCritical
-		f.text = fmt.Sprintf("%s: the accept queue is full, %d queued of %d%s. The kernel drops new clients.",
-			j.nameOf(group), l.Stats.Queued, l.Stats.Capacity, which)
+	verb := "is"
+	if queued > l.Stats.Queued {
+		verb = "was"
 	}
-	return []finding{f}
+	p = part{finding: finding{level: statusWarning, mend: []string{j.longer(l)}}}
+	p.text = fmt.Sprintf("the accept queue %s nearly full, %d queued of %d%s.", verb, queued, l.Stats.Capacity, which)
+	if used >= 1 {
+		p.level = statusCritical
+		p.text = fmt.Sprintf("the accept queue %s full, %d queued of %d%s. The kernel %s new clients.",
+			verb, queued, l.Stats.Capacity, which, map[string]string{"is": "drops", "was": "dropped"}[verb])
+	}
+	return p, true
 }
 
 // longer says how the queue of a listener becomes longer.
@@ -382,7 +482,7 @@ func (j judgment) losses() (all []finding) {
 		all = append(all, finding{statusOK, fmt.Sprintf("%s, full accept queues dropped %s%s, none of them those of the current listeners.",
 			j.period(), count(overflows, "packet", "packets"), where), nil})
 	case overflows > 0:
-		f := finding{level: level, text: fmt.Sprintf("%s, full accept queues dropped %s of new clients%s.",
+		f := finding{level: level, text: fmt.Sprintf("%s, full accept queues dropped %s of new clients%s. A client sends several.",
 			j.period(), count(overflows, "packet", "packets"), where)}
 		switch {
 		case len(droppers) > 0:
@@ -392,13 +492,19 @@ func (j judgment) losses() (all []finding) {
 			f.text += " No current listener has dropped them, so the listener has probably been closed."
 		}
 		for i, line := range dropped(droppers) {
-			f.mend = append(f.mend, line+" "+j.longer(droppers[i].l))
+			if !droppers[i].l.hopeless {
+				line += " " + j.longer(droppers[i].l)
+			}
+			f.mend = append(f.mend, line)
 		}
 		if further > 0 {
 			f.mend = append(f.mend, fmt.Sprintf("%s too.", count(further, "other listener has dropped packets", "other listeners have dropped packets")))
 		}
 		if len(droppers) > 1 {
 			f.mend = append(f.mend, "The kernel does not report which of these queues overflowed. A listener also drops packets that harm nobody.")
+		}
+		if slices.ContainsFunc(droppers, func(d dropper) bool { return d.drops > overflows }) {
+			f.mend = append(f.mend, "A listener counts some packets twice, so its number can be larger than that of all overflows.")
 		}
 		if j.before == nil {
 			f.mend = append(f.mend, "See whether it goes on: "+j.enter+"acceptq check -for 10s")
@@ -444,8 +550,14 @@ func (j judgment) losses() (all []finding) {
 		if j.before != nil {
 			l = statusWarning
 		}
-		all = append(all, finding{l, fmt.Sprintf("%s, SYN queues were full, and the kernel answered %s with a cookie%s. No client was lost by that.",
-			j.period(), count(n, "SYN", "SYNs"), where),
+		harm := "No client was lost by that."
+		if overflows != 0 {
+			// The final ACK of such a client met a full accept queue. The client believes that it is
+			// connected, and the kernel resets it when it sends something.
+			harm = "As accept queues were full too, a client that waits for the server to speak first may get a reset after 15 s or more."
+		}
+		all = append(all, finding{l, fmt.Sprintf("%s, SYN queues were full, and the kernel answered %s with a cookie%s. %s",
+			j.period(), count(n, "SYN", "SYNs"), where, harm),
 			[]string{"If this is not a SYN flood, give the programs a larger backlog: the limit of a listener bounds its SYN queue too."}})
 	}
 	return all

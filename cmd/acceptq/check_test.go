@@ -106,6 +106,28 @@ OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 		"a stopped process": {nil, at(0, with(nginx, func(l *listener) { l.waiting, l.stopped = clients(3, 12*time.Second), []int{812, 813} })), statusCritical, `
 CRITICAL: nginx (pid 812) on 0.0.0.0:80 accepts too slowly or not at all: 3 clients wait, the first for 12s.
   A signal has stopped processes. Continue them: kill -CONT 812 813
+  See who waits: acceptq waiting :80
+`},
+		"a stopped process with a full queue": {nil, at(0, with(full, func(l *listener) {
+			l.waiting, l.stopped = clients(6, 12*time.Second), []int{4711}
+			l.waiting[1].Closed, l.waiting[2].Closed = true, true
+		})).system(func(s *acceptq.System) { s.ListenOverflows = 5 }), statusCritical, `
+CRITICAL: python3 (pid 4711) on 127.0.0.1:8000 accepts too slowly or not at all: 6 clients wait, 2 of them have given up, the first for 12s. The accept queue is full, 6 queued of 6. The kernel drops new clients.
+  A signal has stopped the process. Continue it: kill -CONT 4711
+  See who waits: acceptq waiting 127.0.0.1:8000
+WARNING: Since the start of this machine or container, full accept queues dropped 5 packets of new clients. A client sends several.
+  python3 (pid 4711) on 127.0.0.1:8000 has dropped 12 packets.
+  A listener counts some packets twice, so its number can be larger than that of all overflows.
+  See whether it goes on: acceptq check -for 10s
+`},
+		"a queue that was full while watched": {new(at(0, full)), at(10, with(full, func(l *listener) { l.Stats.Queued, l.peak = 1, 6 })), statusCritical, `
+CRITICAL: python3 (pid 4711) on 127.0.0.1:8000: the accept queue was full, 6 queued of 6. The kernel dropped new clients.
+  See who waits: acceptq waiting 127.0.0.1:8000
+  See what the process does: strace -f -p 4711
+  For a longer queue: give the program a backlog above 5. The ceiling, net.core.somaxconn, is 4096. If it was raised after the program began, restart the program.
+`},
+		"a queue that was longer while watched": {new(at(0, nginx)), at(10, with(nginx, func(l *listener) { l.Stats.Queued, l.peak = 0, 200 })), statusOK, `
+OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 had at most 200 queued of 512.
 `},
 		"nobody accepted while watched": {new(at(0, with(nginx, func(l *listener) { l.waiting = clients(3, time.Second) }))),
 			at(2, with(nginx, func(l *listener) { l.waiting = clients(3, 3*time.Second) })), statusCritical, `
@@ -145,17 +167,15 @@ OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 `},
 		"overflows since the start": {nil, at(0, nginx, stuck).system(func(s *acceptq.System) { s.ListenOverflows = 10 }), statusCritical, `
-CRITICAL: python3 (pid 4711) on 127.0.0.1:8000 accepts too slowly or not at all: 6 clients wait, the first for 12s.
-  See who waits: acceptq waiting 127.0.0.1:8000
-  See what the process does: strace -f -p 4711
-CRITICAL: python3 (pid 4711) on 127.0.0.1:8000: the accept queue is full, 6 queued of 6. The kernel drops new clients.
+CRITICAL: python3 (pid 4711) on 127.0.0.1:8000 accepts too slowly or not at all: 6 clients wait, the first for 12s. The accept queue is full, 6 queued of 6. The kernel drops new clients.
   See who waits: acceptq waiting 127.0.0.1:8000
   See what the process does: strace -f -p 4711
   For a longer queue: give the program a backlog above 5. The ceiling, net.core.somaxconn, is 4096. If it was raised after the program began, restart the program.
-WARNING: Since the start of this machine or container, full accept queues dropped 10 packets of new clients.
+WARNING: Since the start of this machine or container, full accept queues dropped 10 packets of new clients. A client sends several.
   python3 (pid 4711) on 127.0.0.1:8000 has dropped 12 packets. For a longer queue: give the program a backlog above 5. The ceiling, net.core.somaxconn, is 4096. If it was raised after the program began, restart the program.
   nginx (pid 812) on 0.0.0.0:80 has dropped 7 packets. For a longer queue: give the program a backlog above 511. The ceiling, net.core.somaxconn, is 4096. If it was raised after the program began, restart the program.
   The kernel does not report which of these queues overflowed. A listener also drops packets that harm nobody.
+  A listener counts some packets twice, so its number can be larger than that of all overflows.
   See whether it goes on: acceptq check -for 10s
 `},
 		"old overflows of a listener that is gone": {nil, at(0, queue("127.0.0.1:1", 1, 0, 9, 0)).system(func(s *acceptq.System) { s.ListenOverflows = 1 }), statusOK, `
@@ -163,16 +183,17 @@ OK: 1 listener, the fullest: the listener on 127.0.0.1:1 has 0 queued of 10.
 NOTE: Since the start of this machine or container, full accept queues dropped 1 packet, none of them those of the current listeners.
 `},
 		"overflows of a listener that is gone": {new(at(0)), at(10).system(func(s *acceptq.System) { s.ListenOverflows, s.ListenDrops = 1, 1 }), statusCritical, `
-CRITICAL: In the last 10s, full accept queues dropped 1 packet of new clients. No current listener has dropped them, so the listener has probably been closed.
+CRITICAL: In the last 10s, full accept queues dropped 1 packet of new clients. A client sends several. No current listener has dropped them, so the listener has probably been closed.
 `},
 		"overflows without the drops of a listener": {nil, at(0, queue("127.0.0.1:1", 1, 0, 9, unknown)).system(func(s *acceptq.System) { s.ListenOverflows = 1 }), statusWarning, `
-WARNING: Since the start of this machine or container, full accept queues dropped 1 packet of new clients. This kernel does not report the drops of a listener, so check cannot name it.
+WARNING: Since the start of this machine or container, full accept queues dropped 1 packet of new clients. A client sends several. This kernel does not report the drops of a listener, so check cannot name it.
   See whether it goes on: acceptq check -for 10s
 `},
 		"a counter that has wrapped": {new(at(0, nginx).system(func(s *acceptq.System) { s.ListenOverflows, s.ListenDrops = 1<<32-1, 1<<32-1 })),
 			at(10, with(nginx, func(l *listener) { l.Stats.Drops += 2 })).system(func(s *acceptq.System) { s.ListenOverflows, s.ListenDrops = 1, 1 }), statusCritical, `
-CRITICAL: In the last 10s, full accept queues dropped 1 packet of new clients.
+CRITICAL: In the last 10s, full accept queues dropped 1 packet of new clients. A client sends several.
   nginx (pid 812) on 0.0.0.0:80 has dropped 2 packets. For a longer queue: give the program a backlog above 511. The ceiling, net.core.somaxconn, is 4096. If it was raised after the program began, restart the program.
+  A listener counts some packets twice, so its number can be larger than that of all overflows.
 `},
 		"queues that were not asked": {nil, func() reading {
 			r := at(0, nginx)
@@ -190,7 +211,7 @@ UNKNOWN: The network namespace x cannot be read: no.
 `},
 		"overflows while watched": {new(at(0, queue("127.0.0.1:1", 1, 0, 4096, 1<<32-2), nginx).system(func(s *acceptq.System) { s.ListenOverflows = 100 })),
 			at(10, queue("127.0.0.1:1", 1, 0, 4096, 2), nginx).system(func(s *acceptq.System) { s.ListenOverflows, s.ListenDrops = 104, 4 }), statusCritical, `
-CRITICAL: In the last 10s, full accept queues dropped 4 packets of new clients.
+CRITICAL: In the last 10s, full accept queues dropped 4 packets of new clients. A client sends several.
   The listener on 127.0.0.1:1 has dropped 4 packets. For a longer queue: sysctl -w net.core.somaxconn=8192, and restart the program. Its limit is the ceiling. If that stays, give the program a larger backlog.
 `},
 		"no new overflow while watched": {new(at(0, nginx).system(func(s *acceptq.System) { s.ListenOverflows = 100 })),
@@ -202,7 +223,7 @@ OK: 1 listener, the fullest: nginx (pid 812) on 0.0.0.0:80 has 3 queued of 512.
 NOTE: In the last 10s, nginx (pid 812) on 0.0.0.0:80 dropped 2 packets, but no queue overflowed. Port scans, health checks that reset the handshake, TCP_DEFER_ACCEPT and repeated SYNs do that.
 `},
 		"a number of more than 31 bits": {new(at(0)), at(10).system(func(s *acceptq.System) { s.ListenOverflows = 1 << 32 }), statusCritical, `
-CRITICAL: In the last 10s, full accept queues dropped 4294967296 packets of new clients. No current listener has dropped them, so the listener has probably been closed.
+CRITICAL: In the last 10s, full accept queues dropped 4294967296 packets of new clients. A client sends several. No current listener has dropped them, so the listener has probably been closed.
 `},
 		"a full SYN queue without cookies": {new(at(0, nginx)), at(10, with(nginx, func(l *listener) { l.Stats.Drops += 5 })).system(func(s *acceptq.System) { s.ReqQFullDrop, s.ListenDrops, s.SYNCookies = 5, 5, 0 }), statusCritical, `
 CRITICAL: In the last 10s, full SYN queues dropped 5 SYNs.
@@ -221,6 +242,12 @@ NOTE: SYN cookies are off, so a SYN flood keeps all clients out.
 		"a full SYN queue with cookies": {nil, at(0).system(func(s *acceptq.System) { s.ReqQFullDoCookies = 1 }), statusOK, `
 OK: nothing listens here.
 NOTE: Since the start of this machine or container, SYN queues were full, and the kernel answered 1 SYN with a cookie. No client was lost by that.
+  If this is not a SYN flood, give the programs a larger backlog: the limit of a listener bounds its SYN queue too.
+`},
+		"cookies and an overflow": {nil, at(0).system(func(s *acceptq.System) { s.ReqQFullDoCookies, s.ListenOverflows = 1, 1 }), statusOK, `
+OK: nothing listens here.
+NOTE: Since the start of this machine or container, full accept queues dropped 1 packet, none of them those of the current listeners.
+NOTE: Since the start of this machine or container, SYN queues were full, and the kernel answered 1 SYN with a cookie. As accept queues were full too, a client that waits for the server to speak first may get a reset after 15 s or more.
   If this is not a SYN flood, give the programs a larger backlog: the limit of a listener bounds its SYN queue too.
 `},
 		"a cookie for every SYN": {new(at(0)), at(10).system(func(s *acceptq.System) { s.ReqQFullDoCookies, s.SYNCookies = 3, 2 }), statusOK, `
@@ -264,7 +291,7 @@ func TestJudgeNamespaces(t *testing.T) {
 CRITICAL: The listener on 127.0.0.1:1 in the network namespace blue: the accept queue is full, 9 queued of 9. The kernel drops new clients.
   See who waits: nsenter --net=/run/netns/blue acceptq waiting 127.0.0.1:1
   For a longer queue: give the program a backlog above 8. The ceiling, net.core.somaxconn, is 4096. If it was raised after the program began, restart the program.
-CRITICAL: In the last 5s, full accept queues dropped 3 packets of new clients in the network namespace blue.
+CRITICAL: In the last 5s, full accept queues dropped 3 packets of new clients in the network namespace blue. A client sends several.
   The listener on 127.0.0.1:1 has dropped 3 packets. For a longer queue: give the program a backlog above 8. The ceiling, net.core.somaxconn, is 4096. If it was raised after the program began, restart the program.
 NOTE: Something cannot be read.
 `, "\n"), report(judge(&before, now), now))

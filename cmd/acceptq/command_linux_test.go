@@ -193,6 +193,12 @@ func TestCheck(t *testing.T) {
 		status, text, _ = command(t, "check", "-for", "1s")
 		require.Equal(t, statusCritical, status)
 		require.Regexp(t, `CRITICAL: .* has accepted nobody for .*: 3 clients wait, the first for `, text)
+		peaks, err := watchPeaks(t.Context(), false, 0)
+		require.NoError(t, err)
+		for of, peak := range peaks {
+			require.Equal(t, map[string]int{idle.Addr().String(): 0, full.Addr().String(): 3}[of.addr.String()], peak)
+		}
+		require.Len(t, peaks, 2)
 
 		// Losses of the past do not count while it watches.
 		for range 3 {
@@ -374,7 +380,7 @@ func TestWhoOfRealSockets(t *testing.T) {
 
 		status, text, _ = command(t, "who", "127.0.0.1:9")
 		require.Equal(t, statusWarning, status)
-		require.Equal(t, "127.0.0.1:9 is free: no TCP socket here uses it.\n", text)
+		require.Equal(t, "127.0.0.1:9 is free: no TCP socket of this network namespace uses it.\n", text)
 	})
 }
 
@@ -423,7 +429,7 @@ func TestWaitingOfRealSockets(t *testing.T) {
 
 		status, text, _ := command(t, "waiting", "9")
 		require.Equal(t, statusWarning, status)
-		require.Equal(t, "No socket listens on :9.\n", text)
+		require.Equal(t, "No socket of this network namespace listens on :9.\n", text)
 	})
 }
 

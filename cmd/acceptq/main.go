@@ -26,12 +26,18 @@ const usage = `Acceptq shows the accept queues of all TCP listeners of this mach
 
 ADDRESS is a port, or an IP address and a port: 8080, :8080, 127.0.0.1:8080, [::1]:8080.
 
-  -w       show the table again each second, with the drops per second
+Flags of the table:
+  -w       show it again each second, with the drops per second
   -json    write JSON; with -w one object a line
+  -n       do not look for processes, which costs the most on a large machine
+Flag of check:
+  -for d   watch for this time first, and report only losses of this time
+Flag of both:
   -all     read the network namespaces of all processes and those with a name in
            /run/netns, and so every container; needs root
-  -n       do not look for processes, which costs the most on a large machine
-  -for d   watch for this time first, and report only losses of this time
+
+For who and waiting in a container, run: nsenter -t PID -n acceptq who ADDRESS
+Check sees queues only. It does not see a server that accepts and then does not answer.
 
 Columns of the table:
   PROCESS  a process that holds the socket, and how many others do; ? is unknown
@@ -118,9 +124,13 @@ func dispatch(ctx context.Context, s style, args []string, out io.Writer) (statu
 		}
 		return statusUnknown, fmt.Errorf("%w: %w", err, errUsage)
 	}
-	if n := flags.NArg(); n != addresses {
-		return statusUnknown, fmt.Errorf("%s takes %s, not %s: %w",
-			orDefault(command, "the table"), count(addresses, "address", "addresses"), count(n, "argument", "arguments"), errUsage)
+	switch n := flags.NArg(); {
+	case command == "" && n > 0:
+		return statusUnknown, fmt.Errorf("%q comes before the flags: acceptq %s -flag: %w", flags.Arg(0), flags.Arg(0), errUsage)
+	case n > addresses && addresses == 0:
+		return statusUnknown, fmt.Errorf("%s takes no address, and so not %q: %w", command, flags.Arg(0), errUsage)
+	case n != addresses:
+		return statusUnknown, fmt.Errorf("%s takes one address, not %d: %w", command, n, errUsage)
 	}
 	if watched < 0 {
 		return statusUnknown, fmt.Errorf("-for %v is negative: %w", watched, errUsage)

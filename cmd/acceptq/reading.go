@@ -48,6 +48,9 @@ type listener struct {
 
 	waiting []acceptq.Waiting // the clients, the longest wait first; read for check only
 	stopped []int             // the processes that a signal has stopped; read for check only
+	peak    int               // the largest length while check watched; 0 if it did not
+
+	hopeless bool // judge has found that a longer queue would not help
 }
 
 // A place is a network namespace that can be read.

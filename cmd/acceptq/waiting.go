@@ -24,7 +24,7 @@ func waiting(ctx context.Context, at target, out io.Writer) (status int, err err
 		}
 	}
 	if len(listeners) == 0 {
-		if _, err := fmt.Fprintf(out, "No socket listens on %v.\n", at); err != nil {
+		if _, err := fmt.Fprintf(out, "No socket of this network namespace listens on %v.\n", at); err != nil {
 			return statusUnknown, err
 		}
 		return statusWarning, nil

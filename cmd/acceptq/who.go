@@ -91,7 +91,7 @@ func (u use) text() string {
 	var text strings.Builder
 	unnamed := false
 	if len(u.listeners)+len(u.connections) == 0 {
-		fmt.Fprintf(&text, "%v is free: no TCP socket here uses it.\n", u.at)
+		fmt.Fprintf(&text, "%v is free: no TCP socket of this network namespace uses it.\n", u.at)
 		return text.String()
 	}
 	for _, group := range groups(u.listeners) {
@@ -115,7 +115,7 @@ func (u use) text() string {
 			fmt.Fprintf(&text, "  %s\n", row)
 		}
 	}
-	text.WriteString("\nWhy \"address already in use\":\n")
+	text.WriteString("\nWhy another program may get \"address already in use\":\n")
 	for _, why := range u.why() {
 		fmt.Fprintf(&text, "- %s\n", why)
 	}

@@ -23,7 +23,7 @@ func TestWho(t *testing.T) {
 		want string
 	}{
 		"a free port": {use{}, `
-:8080 is free: no TCP socket here uses it.
+:8080 is free: no TCP socket of this network namespace uses it.
 `},
 		"a server with clients": {use{listeners: []listener{queue("0.0.0.0:8080", 1, 1, 511, 0, process(812, "nginx"))}, connections: []connection{
 			conn("192.0.2.1:1", 1, 7, process(813, "nginx")), conn("192.0.2.1:2", 1, 8, process(813, "nginx")),
@@ -35,7 +35,7 @@ nginx (pid 812) listens on 0.0.0.0:8080: 1 queued of 512 (0%), limit 511, drops 
   1 ESTABLISHED, in the accept queue, for example to 192.0.2.1:3
   1 TIME_WAIT, no process, for example to 192.0.2.1:4
 
-Why "address already in use":
+Why another program may get "address already in use":
 - nginx (pid 812) listens on 0.0.0.0:8080. Another program can listen there only if both set SO_REUSEPORT and run as the same user.
 `},
 		"a group": {use{complete: true, listeners: []listener{
@@ -45,7 +45,7 @@ Why "address already in use":
   a 1: 0 queued of 10 (0%), limit 9, drops 0
   ?: 0 queued of 10 (0%), limit 9, drops 0
 
-Why "address already in use":
+Why another program may get "address already in use":
 - 2 sockets listen on 0.0.0.0:8080. Another program can listen there only if both set SO_REUSEPORT and run as the same user.
 `},
 		"a client that has got the port": {use{low: 1024, high: 60999, connections: []connection{
@@ -54,7 +54,7 @@ Why "address already in use":
 1 connection has 8080 as the local port:
   1 ESTABLISHED, curl 77, for example to 192.0.2.1:443
 
-Why "address already in use":
+Why another program may get "address already in use":
 - No socket listens, but 1 connection of curl 77 uses the port. If a program has dialed it, no server can listen on its local address, or on all addresses, until it ends. If a server that has ended had accepted it, a server that sets SO_REUSEADDR can listen.
 - Port 8080 is one of those that the kernel gives to programs that dial, 1024 to 60999. To keep it for a server: sysctl -w net.ipv4.ip_local_reserved_ports=8080
 `},
@@ -64,7 +64,7 @@ Why "address already in use":
 2 connections have 8080 as the local port:
   2 ESTABLISHED, curl 77, for example to 192.0.2.1:443
 
-Why "address already in use":
+Why another program may get "address already in use":
 - No socket listens, but 2 connections of curl 77 use the port. If a program has dialed them, no server can listen on their local address, or on all addresses, until they end. If a server that has ended had accepted them, a server that sets SO_REUSEADDR can listen.
 `},
 		"beside ports that are reserved": {use{low: 1024, high: 60999, reserved: "80,90-99", connections: []connection{
@@ -73,7 +73,7 @@ Why "address already in use":
 1 connection has 8080 as the local port:
   1 TIME_WAIT, no process, for example to 192.0.2.1:443
 
-Why "address already in use":
+Why another program may get "address already in use":
 - 1 connection is in TIME_WAIT, for 60 s at most. If a server here had accepted them, a server that sets SO_REUSEADDR, as net.Listen of Go does, can listen now.
 - Port 8080 is one of those that the kernel gives to programs that dial, 1024 to 60999. To keep it for a server: sysctl -w net.ipv4.ip_local_reserved_ports=80,90-99,8080
 `},
@@ -83,14 +83,14 @@ Why "address already in use":
 2 connections have 8080 as the local port:
   2 TIME_WAIT, no process, for example to 192.0.2.1:1
 
-Why "address already in use":
+Why another program may get "address already in use":
 - 2 connections are in TIME_WAIT, for 60 s at most. If a server here had accepted them, a server that sets SO_REUSEADDR, as net.Listen of Go does, can listen now.
 `},
 		"a socket that is only bound": {use{connections: []connection{conn("0.0.0.0:0", bound, 7, process(9, "app"))}}, `
 1 connection has 8080 as the local port:
   1 BOUND, app 9
 
-Why "address already in use":
+Why another program may get "address already in use":
 - app 9 has bound the port and does not listen.
 `},
 	} {

@@ -58,12 +58,16 @@ func TestQueueTimeOfWrappers(t *testing.T) {
 			defer c.Close()
 			after.Observe(c)
 			require.Len(t, *inner, 1)
+			var r observe.Reading
+			require.NoError(t, after.Read(&r))
 			if tt.found {
 				require.Len(t, *outer, 1)
+				require.Zero(t, r.UnknownWaits)
 			} else {
 				_, err := acceptq.QueueTime(c)
 				require.ErrorIs(t, err, syscall.EINVAL)
 				require.Empty(t, *outer)
+				require.EqualValues(t, 1, r.UnknownWaits)
 			}
 		})
 	}

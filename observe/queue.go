@@ -91,6 +91,8 @@ func (q *Queue) ConnContext(ctx context.Context, c net.Conn) context.Context {
 // connections themselves:
 //
 //	server.Serve(netutil.LimitListener(queue.Listener(ln), 1000))
+//
+// Do not also pass these connections to Observe or ConnContext, which would count them twice.
 func (q *Queue) Listener(l net.Listener) net.Listener { return observed{l, q} }
 
 type observed struct {
@@ -138,7 +140,7 @@ type Reading struct {
 	// It is -1 without [Config].Handshakes or if the system does not report it.
 	Handshakes int
 	// UnknownWaits is the number of connections whose wait [Queue.Observe] could not read. It
-	// is -1 on systems that report no wait, and without [Config].Export.
+	// is -1 on systems other than Linux, which report no wait, and without [Config].Export.
 	UnknownWaits int64
 }
 

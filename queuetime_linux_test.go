@@ -146,6 +146,7 @@ func TestQueueTimeIsTheWait(t *testing.T) {
 						// Through a wrapper, such as TLS before its handshake.
 						w.requireTime(t, tls.Server(s, &tls.Config{}))
 						w.requireTime(t, struct{ *net.TCPConn }{s})
+						w.requireTime(t, &embedded{Conn: embedded{Conn: s}})
 					})
 				}
 			}
@@ -338,6 +339,13 @@ func TestQueueTimeErrors(t *testing.T) {
 		{"closed", func(t *testing.T) net.Conn { _, s := dial(t); s.Close(); return s }, net.ErrClosed},
 		{"nil", func(*testing.T) net.Conn { return nil }, syscall.EINVAL},
 		{"a pipe", func(t *testing.T) net.Conn { c, s := net.Pipe(); c.Close(); s.Close(); return c }, syscall.EINVAL},
+		{"an embedded pipe", func(t *testing.T) net.Conn { c, _ := net.Pipe(); return embedded{Conn: c} }, syscall.EINVAL},
+		{"nothing is embedded", func(*testing.T) net.Conn { return nothing{} }, syscall.EINVAL},
+		{"its addresses block", func(t *testing.T) net.Conn { return inert{t: t} }, syscall.EINVAL},
+		{"a nil pointer", func(*testing.T) net.Conn { return (*nothing)(nil) }, syscall.EINVAL},
+		{"it embeds itself", func(*testing.T) net.Conn { c := new(nothing); c.Conn = c; return c }, syscall.EINVAL},
+		{"the field is deeper", func(t *testing.T) net.Conn { _, s := dial(t); return renamed{conn{s}} }, syscall.EINVAL},
+		{"the field is no connection", func(*testing.T) net.Conn { return fieldOnly{Conn: "a name"} }, syscall.EINVAL},
 		{"its own wrapper", func(t *testing.T) net.Conn { c := new(selfWrapped); c.Conn = c; return c }, syscall.EINVAL},
 		{"TLS over a pipe", func(t *testing.T) net.Conn { c, _ := net.Pipe(); return tls.Server(c, &tls.Config{}) }, syscall.EINVAL},
 		{"UDP", func(t *testing.T) net.Conn {
@@ -365,12 +373,39 @@ func TestQueueTimeErrors(t *testing.T) {
 	}
 }
 
+// An embedded connection hides what it wraps, as that of netutil.LimitListener does.
+type embedded struct {
+	net.Conn
+	_ sync.Once
+}
+
+// inert fails the test if its addresses are read.
+type inert struct {
+	net.Conn // nil
+	t        *testing.T
+}
+
+func (c inert) LocalAddr() net.Addr  { return c.RemoteAddr() }
+func (c inert) RemoteAddr() net.Addr { c.t.Error("this may block"); return nil }
+
+// nothing has a field Conn.
+type nothing struct{ net.Conn }
+
+type conn struct{ net.Conn }
+
+// renamed embeds a type that is not exported, so its field Conn is one of that type.
+type renamed struct{ conn }
+
+// fieldOnly has a field Conn of another type.
+type fieldOnly struct {
+	nothing
+	Conn string
+}
+
 // A selfWrapped connection unwraps to itself.
 type selfWrapped struct{ net.Conn }
 
-func (c *selfWrapped) NetConn() net.Conn  { return c }
-func (*selfWrapped) LocalAddr() net.Addr  { return nil }
-func (*selfWrapped) RemoteAddr() net.Addr { return nil }
+func (c *selfWrapped) NetConn() net.Conn { return c }
 
 // An older kernel returns a shorter structure, and gVisor returns zeros.
 func TestQueueTimeOfOtherKernels(t *testing.T) {
@@ -507,6 +542,7 @@ func TestQueueTimeDoesNotAllocate(t *testing.T) {
 	s, err := ln.Accept()
 	require.NoError(t, err)
 	defer s.Close()
+	wrapped := net.Conn(&embedded{Conn: s})
 	for name, conn := range map[string]net.Conn{"TCP": s, "TLS": tls.Server(s, &tls.Config{})} {
 		require.Zero(t, testing.AllocsPerRun(1000, func() {
 			if _, err := QueueTime(conn); err != nil {
@@ -514,6 +550,11 @@ func TestQueueTimeDoesNotAllocate(t *testing.T) {
 			}
 		}), name)
 	}
+	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() {
+		if _, err := QueueTime(wrapped); err != nil {
+			t.Error(err)
+		}
+	}), 1.0, "the index of the field")
 }
 
 // BenchmarkQueueTime compares QueueTime with the bare system call.

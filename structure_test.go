@@ -190,6 +190,7 @@ const module = "github.com/acceptq/acceptq"
 // mayImport has for each package under internal/ that the root needs the packages of the
 // module that it may import. A package imports only those below it, so no import leads back.
 var mayImport = map[string][]string{
+	"internal/unwrap":   nil,
 	"internal/sys":      nil,
 	"internal/tcpinfo":  {"internal/sys"},
 	"internal/sockdiag": {"internal/sys"},

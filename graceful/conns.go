@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/acceptq/acceptq/internal/unwrap"
 )
 
 // A conn is what Serve or Run knows about a connection. The goroutines of the server
@@ -280,7 +282,7 @@ func socketOf(nc net.Conn) net.Conn {
 		if _, ok := nc.(syscall.Conn); ok {
 			break
 		}
-		inner := field[net.Conn](nc, "Conn")
+		inner := unwrap.Field[net.Conn](nc, "Conn")
 		if c, ok := nc.(interface{ NetConn() net.Conn }); ok {
 			inner = c.NetConn()
 		}

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 
 	"github.com/acceptq/acceptq"
+	"github.com/acceptq/acceptq/internal/unwrap"
 )
 
 // A door is a listener that is served.
@@ -148,21 +149,9 @@ func below(ln net.Listener) *acceptq.Listener {
 		if l, ok := ln.(*acceptq.Listener); ok || ln == nil {
 			return l
 		}
-		ln = field[net.Listener](ln, "Listener")
+		ln = unwrap.Field[net.Listener](ln, "Listener")
 	}
 	return nil
-}
-
-// field returns the value of an exported field of the struct v or *v, or the zero value.
-func field[T any](v any, name string) (value T) {
-	s := reflect.Indirect(reflect.ValueOf(v))
-	if s.Kind() != reflect.Struct {
-		return value
-	}
-	if f, ok := s.Type().FieldByName(name); ok && len(f.Index) == 1 {
-		value, _ = s.Field(f.Index[0]).Interface().(T)
-	}
-	return value
 }
 
 // drain drains all sockets and closes the doors at once: nothing follows a SO_REUSEPORT group

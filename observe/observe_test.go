@@ -395,6 +395,7 @@ func TestExpvar(t *testing.T) {
 	require.EqualValues(t, 0, got["accepted"])
 	require.Nil(t, got["oldestWaitSeconds"], "nobody asked for it")
 	require.Contains(t, got, "oldestWaitSeconds")
+	require.Contains(t, got, "unknownWaits")
 	r := read(t, q)
 	r.OldestWait = 1500 * time.Millisecond
 	text, err := json.Marshal(r)
@@ -424,6 +425,11 @@ func TestObserveLooksThroughWrappers(t *testing.T) {
 	ctx := q.ConnContext(t.Context(), accepted)
 	require.Equal(t, t.Context(), ctx)
 	require.Equal(t, 3*each, e.waits.Load())
+	q.Observe(embedded{accepted})
+	require.Equal(t, 4*each, e.waits.Load())
+	require.Equal(t, each-1, read(t, q).UnknownWaits, "none, or the system reports no wait")
+
+	// A wait that cannot be read is counted.
 	q.Observe(nil)
 	q.Observe(wrapper{})
 	q.Observe(self{})
@@ -431,8 +437,11 @@ func TestObserveLooksThroughWrappers(t *testing.T) {
 	defer pipe.Close()
 	defer end.Close()
 	q.Observe(pipe)
-	require.Equal(t, 3*each, e.waits.Load())
-	add(t, newSet(t, Config{}), "no exporter", ln).Observe(accepted)
+	require.Equal(t, 4*each, e.waits.Load())
+	require.Equal(t, 5*each-1, read(t, q).UnknownWaits)
+	silent := add(t, newSet(t, Config{}), "no exporter", ln)
+	silent.Observe(pipe)
+	require.EqualValues(t, unknown, read(t, silent).UnknownWaits)
 }
 
 // A wrapper hides the methods of its connection, as crypto/tls does.
@@ -447,6 +456,9 @@ func (w wrapper) RemoteAddr() net.Addr             { return nil }
 func (w wrapper) SetDeadline(time.Time) error      { return nil }
 func (w wrapper) SetReadDeadline(time.Time) error  { return nil }
 func (w wrapper) SetWriteDeadline(time.Time) error { return nil }
+
+// embedded hides the methods of its connection, as golang.org/x/net/netutil does.
+type embedded struct{ net.Conn }
 
 // self wraps itself.
 type self struct{ wrapper }

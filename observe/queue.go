@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -22,6 +24,8 @@ type Queue struct {
 	sockets  []*socket
 	waiting  func(context.Context) ([]acceptq.Waiting, error) // nil if the listener cannot list them
 	exporter Exporter                                         // nil without Config.Export
+
+	unknownWaits atomic.Int64 // connections whose wait Observe could not read
 
 	mu   sync.Mutex // held while the sockets are read, so that drops are added up in order
 	peak peak       // of the sum of the sockets
@@ -53,20 +57,28 @@ func (q *Queue) removed() {
 // Observe passes the time that c waited in the accept queue to the [Exporter]. Call it once
 // for each connection, when Accept has returned it and before anything is sent on it.
 //
-// c may also be a type with a NetConn method, such as [*crypto/tls.Conn]. Observe does
-// nothing if the wait cannot be read, as on systems other than Linux; see
-// [acceptq.QueueTime].
+// c may also be a wrapper in which [acceptq.QueueTime] finds the TCP connection, such as a
+// [*crypto/tls.Conn]. If the wait of c cannot be read, Observe counts c in
+// [Reading].UnknownWaits. The connections of a PROXY protocol listener are an example. Then
+// use [Queue.Listener] directly around the TCP listener.
 func (q *Queue) Observe(c net.Conn) {
 	if q.exporter == nil {
 		return
 	}
-	if wait, err := acceptq.QueueTime(c); err == nil {
-		q.exporter.Observe(wait)
+	wait, err := acceptq.QueueTime(c)
+	if err != nil {
+		q.unknownWaits.Add(1)
+		return
 	}
+	q.exporter.Observe(wait)
 }
 
+// waits is whether the system reports how long a connection waited.
+const waits = runtime.GOOS == "linux" || runtime.GOOS == "android"
+
 // ConnContext calls Observe and returns ctx. It is meant for the field of that name in
-// [net/http.Server].
+// [net/http.Server]. Observe says what c may be. If the listener of the server hides the TCP
+// connections, leave that field empty and use [Queue.Listener].
 func (q *Queue) ConnContext(ctx context.Context, c net.Conn) context.Context {
 	q.Observe(c)
 	return ctx
@@ -74,6 +86,13 @@ func (q *Queue) ConnContext(ctx context.Context, c net.Conn) context.Context {
 
 // Listener returns a listener that calls Observe for each connection that it accepts from
 // l. It is meant for servers that have no hook for a new connection.
+//
+// Put it directly around the TCP listener, and other listeners around it. So it gets the TCP
+// connections themselves:
+//
+//	server.Serve(netutil.LimitListener(queue.Listener(ln), 1000))
+//
+// Do not also pass these connections to Observe or ConnContext, which would count them twice.
 func (q *Queue) Listener(l net.Listener) net.Listener { return observed{l, q} }
 
 type observed struct {
@@ -120,6 +139,9 @@ type Reading struct {
 	// Handshakes is the number of in-flight handshakes, see [acceptq.Listener.Handshakes].
 	// It is -1 without [Config].Handshakes or if the system does not report it.
 	Handshakes int
+	// UnknownWaits is the number of connections whose wait [Queue.Observe] could not read. It
+	// is -1 on systems other than Linux, which report no wait, and without [Config].Export.
+	UnknownWaits int64
 }
 
 // MarshalJSON writes the numbers with lower-case names, without those of the single shards.
@@ -136,16 +158,17 @@ func (r Reading) MarshalJSON() ([]byte, error) {
 		wait = unknown
 	}
 	return json.Marshal(struct {
-		Stats       acceptq.Stats `json:"stats"`
-		Requested   *float64      `json:"requested"`
-		Accepted    *float64      `json:"accepted"`
-		Peak        *float64      `json:"peak"`
-		FullestPeak *float64      `json:"fullestPeak"`
-		OldestWait  *float64      `json:"oldestWaitSeconds"`
-		Handshakes  *float64      `json:"handshakes"`
+		Stats        acceptq.Stats `json:"stats"`
+		Requested    *float64      `json:"requested"`
+		Accepted     *float64      `json:"accepted"`
+		Peak         *float64      `json:"peak"`
+		FullestPeak  *float64      `json:"fullestPeak"`
+		OldestWait   *float64      `json:"oldestWaitSeconds"`
+		Handshakes   *float64      `json:"handshakes"`
+		UnknownWaits *float64      `json:"unknownWaits"`
 	}{
 		r.Stats, known(float64(r.Requested)), known(float64(r.Accepted)), known(float64(r.Peak)),
-		known(r.FullestPeak), known(wait), known(float64(r.Handshakes)),
+		known(r.FullestPeak), known(wait), known(float64(r.Handshakes)), known(float64(r.UnknownWaits)),
 	})
 }
 
@@ -156,7 +179,10 @@ func (q *Queue) Read(r *Reading) error {
 		q.Remove()
 		return fmt.Errorf("acceptq: listener %q: %w", q.name, net.ErrClosed)
 	}
-	r.OldestWait, r.Handshakes = unknown, unknown
+	r.OldestWait, r.Handshakes, r.UnknownWaits = unknown, unknown, unknown
+	if waits && q.exporter != nil {
+		r.UnknownWaits = q.unknownWaits.Load()
+	}
 	c := &q.set.config
 	if c.OldestWait > 0 && q.waiting != nil {
 		r.OldestWait = q.oldestWait(r)

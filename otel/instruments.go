@@ -56,7 +56,7 @@ type Instruments struct {
 
 	length, peak, capacity, limit, requested, heldBack, shards, handshakes metric.Int64ObservableUpDownCounter
 	ceiling                                                                metric.Int64ObservableGauge
-	accepted, drops, overflows, lost, synDrops, synCookies                 metric.Int64ObservableCounter
+	accepted, unknownWaits, drops, overflows, lost, synDrops, synCookies   metric.Int64ObservableCounter
 	oldest, fullest, fullestPeak                                           metric.Float64ObservableGauge
 }
 
@@ -165,6 +165,9 @@ func New(provider metric.MeterProvider, opts ...Option) (i *Instruments, err err
 	i.accepted, err = meter.Int64ObservableCounter("tcp.accept_queue.accepted", metric.WithUnit("{connection}"),
 		metric.WithDescription("Connections that Accept has returned."))
 	errs = append(errs, err)
+	i.unknownWaits, err = meter.Int64ObservableCounter("tcp.accept_queue.wait.unknown", metric.WithUnit("{connection}"),
+		metric.WithDescription("Connections whose time in the accept queue could not be read."))
+	errs = append(errs, err)
 	gauge := func(name, unit, help string) metric.Float64ObservableGauge {
 		m, err := meter.Float64ObservableGauge(name, metric.WithUnit(unit), metric.WithDescription(help))
 		errs = append(errs, err)
@@ -179,7 +182,7 @@ func New(provider metric.MeterProvider, opts ...Option) (i *Instruments, err err
 		metric.WithExplicitBucketBoundaries(.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30))
 	errs = append(errs, err)
 	observed := []metric.Observable{
-		i.length, i.capacity, i.limit, i.requested, i.heldBack, i.shards, i.fullest, i.accepted, i.drops,
+		i.length, i.capacity, i.limit, i.requested, i.heldBack, i.shards, i.fullest, i.accepted, i.unknownWaits, i.drops,
 		i.overflows, i.lost, i.synDrops, i.synCookies, i.ceiling,
 	}
 	if i.config.Interval > 0 {
@@ -360,6 +363,7 @@ func (i *Instruments) collect(_ context.Context, o metric.Observer) error {
 		if i.config.Handshakes > 0 {
 			report(i.handshakes, int64(r.Handshakes), e.all)
 		}
+		report(i.unknownWaits, r.UnknownWaits, e.all)
 	}
 	return nil
 }

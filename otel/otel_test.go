@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"syscall"
 	"testing"
@@ -110,6 +111,18 @@ func TestInstruments(t *testing.T) {
 
 	q.Exporter().Observe(time.Second)
 	require.EqualValues(t, 1, collect(t, reader)["tcp.accept_queue.wait api"])
+
+	// A wait that cannot be read is counted, where the system reports waits.
+	pipe, end := net.Pipe()
+	defer pipe.Close()
+	defer end.Close()
+	q.Observe(pipe)
+	const unknownWaits = "tcp.accept_queue.wait.unknown api"
+	if runtime.GOOS == "linux" {
+		require.EqualValues(t, 1, collect(t, reader)[unknownWaits])
+	} else {
+		require.NotContains(t, collect(t, reader), unknownWaits)
+	}
 
 	// What no one asked for is absent.
 	_, err = i.Add("maximum", listen(t))

@@ -66,6 +66,7 @@ func TestAlarms(t *testing.T) {
 		}{
 			{"quiet", quiet, nil},
 			{"burst", burst, []string{"AcceptQueueDrops"}},
+			{"burst of an MPTCP listener", burstMPTCP, []string{"AcceptQueueDrops"}},
 			{"stuck", stuck, []string{"AcceptQueueStuck"}},
 			{"flood, cookies on", flood(1), []string{"SYNQueueFull"}},
 			{"flood, cookies off", flood(0), []string{"SYNQueueDrops"}},
@@ -86,7 +87,7 @@ func TestAlarms(t *testing.T) {
 		}
 		p := startPrometheus(t, binary, 500*time.Millisecond, quick(t),
 			"job_name: api, static_configs: ["+strings.Join(targets, ", ")+"]", 9090)
-		p.wait(t, `count(tcp_accept_queue_drops_total == 0)`, is(float64(len(troubles)))) // increase() needs a first sample
+		p.wait(t, `count(tcp_listen_overflows_total == 0)`, is(float64(len(troubles)))) // increase() needs a first sample
 		for _, h := range troubles {
 			close(h.begin)
 		}
@@ -272,7 +273,27 @@ func quiet(t *testing.T, h *host) { serve(h, h.listen(t)) }
 // The queue overflows once and is empty again at once.
 func burst(t *testing.T, h *host) {
 	const capacity = 21
-	ln := h.listen(t, acceptq.WithBacklog(capacity-1))
+	burstOn(t, h, h.listen(t, acceptq.WithBacklog(capacity-1)), capacity)
+}
+
+// net.Listen makes an MPTCP socket, whose drops the program does not know.
+func burstMPTCP(t *testing.T, h *host) {
+	var ln net.Listener
+	h.do(func() {
+		require.NoError(t, os.WriteFile("/proc/sys/net/core/somaxconn", []byte("20"), 0))
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(true)
+		var err error
+		ln, err = lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		_, err = h.c.Add("api", ln.(*net.TCPListener))
+		require.NoError(t, err)
+	})
+	t.Cleanup(func() { ln.Close() })
+	burstOn(t, h, ln, 21)
+}
+
+func burstOn(t *testing.T, h *host, ln net.Listener, capacity int) {
 	h.once(func() {
 		h.do(func() {
 			for range capacity {

@@ -136,7 +136,7 @@ func (c *Collector) Close() error { return c.set.Close() }
 // descs has one description for each metric but the wait.
 type descs struct {
 	length, peak, capacity, limit, requested, heldBack, accepted, drops *prometheus.Desc
-	oldest, handshakes, shards, fullest, fullestMax                     *prometheus.Desc
+	oldest, handshakes, unknownWaits, shards, fullest, fullestMax       *prometheus.Desc
 	ceiling, overflows, lost, synDrops, synCookies                      *prometheus.Desc
 }
 
@@ -147,24 +147,25 @@ func newDescs(window time.Duration, queue, listener []string) descs {
 		return prometheus.NewDesc(name, help, labels, nil)
 	}
 	return descs{
-		length:     desc("tcp_accept_queue_length", "Connections that wait in the accept queue of this listener now.", queue...),
-		peak:       desc("tcp_accept_queue_length_peak", "Largest length of the accept queue that the sampler saw in the last "+window.String()+".", queue...),
-		capacity:   desc("tcp_accept_queue_capacity", "Connections that fit in the accept queue.", queue...),
-		limit:      desc("tcp_accept_queue_limit", "Backlog that the kernel granted to this listener.", queue...),
-		requested:  desc("tcp_accept_queue_requested", "Backlog that the program asked for; absent if it asked for the maximum or if that is unknown.", queue...),
-		heldBack:   desc("tcp_accept_queue_held_back", "Connections that an accept filter holds back from the accept queue.", queue...),
-		accepted:   desc("tcp_accept_queue_accepted_total", "Connections that Accept has returned.", queue...),
-		drops:      desc("tcp_accept_queue_drops_total", "Packets that this listener dropped for any reason, also those of port scans and health checks, which harm nobody.", queue...),
-		oldest:     desc("tcp_accept_queue_oldest_wait_seconds", "Time that the oldest waiting connection has waited in the accept queue.", listener...),
-		handshakes: desc("tcp_accept_queue_handshakes", "Handshakes in flight on the address of this listener.", listener...),
-		shards:     desc("tcp_accept_queue_shards", "Queues of this listener whose numbers are added up; absent if it is one.", listener...),
-		fullest:    desc("tcp_accept_queue_fullest_ratio", "Part of its capacity that the fullest of the shards has in use; absent if there is one queue.", listener...),
-		fullestMax: desc("tcp_accept_queue_fullest_peak_ratio", "Largest part of its capacity that a shard had in use in the last "+window.String()+"; absent if there is one queue.", listener...),
-		ceiling:    desc("tcp_accept_queue_ceiling", "Largest backlog that the system grants now (Linux: net.core.somaxconn)."),
-		overflows:  desc("tcp_listen_overflows_total", "Packets that met a full accept queue, for all listeners of the network namespace (ListenOverflows)."),
-		lost:       desc("tcp_listen_drops_total", "Overflows, and SYNs dropped for another reason, for all listeners of the network namespace (ListenDrops)."),
-		synDrops:   desc("tcp_syn_queue_drops_total", "SYNs dropped because the SYN queue was full, for all listeners of the network namespace (TCPReqQFullDrop)."),
-		synCookies: desc("tcp_syn_queue_cookies_total", "SYNs answered with a cookie because the SYN queue was full, for all listeners of the network namespace (TCPReqQFullDoCookies)."),
+		length:       desc("tcp_accept_queue_length", "Connections that wait in the accept queue of this listener now.", queue...),
+		peak:         desc("tcp_accept_queue_length_peak", "Largest length of the accept queue that the sampler saw in the last "+window.String()+".", queue...),
+		capacity:     desc("tcp_accept_queue_capacity", "Connections that fit in the accept queue.", queue...),
+		limit:        desc("tcp_accept_queue_limit", "Backlog that the kernel granted to this listener.", queue...),
+		requested:    desc("tcp_accept_queue_requested", "Backlog that the program asked for; absent if it asked for the maximum or if that is unknown.", queue...),
+		heldBack:     desc("tcp_accept_queue_held_back", "Connections that an accept filter holds back from the accept queue.", queue...),
+		accepted:     desc("tcp_accept_queue_accepted_total", "Connections that Accept has returned.", queue...),
+		drops:        desc("tcp_accept_queue_drops_total", "Packets that this listener dropped for any reason, also those of port scans and health checks, which harm nobody.", queue...),
+		oldest:       desc("tcp_accept_queue_oldest_wait_seconds", "Time that the oldest waiting connection has waited in the accept queue.", listener...),
+		handshakes:   desc("tcp_accept_queue_handshakes", "Handshakes in flight on the address of this listener.", listener...),
+		unknownWaits: desc("tcp_accept_queue_wait_unknown_total", "Connections whose time in the accept queue could not be read.", listener...),
+		shards:       desc("tcp_accept_queue_shards", "Queues of this listener whose numbers are added up; absent if it is one.", listener...),
+		fullest:      desc("tcp_accept_queue_fullest_ratio", "Part of its capacity that the fullest of the shards has in use; absent if there is one queue.", listener...),
+		fullestMax:   desc("tcp_accept_queue_fullest_peak_ratio", "Largest part of its capacity that a shard had in use in the last "+window.String()+"; absent if there is one queue.", listener...),
+		ceiling:      desc("tcp_accept_queue_ceiling", "Largest backlog that the system grants now (Linux: net.core.somaxconn)."),
+		overflows:    desc("tcp_listen_overflows_total", "Packets that met a full accept queue, for all listeners of the network namespace (ListenOverflows)."),
+		lost:         desc("tcp_listen_drops_total", "Overflows, and SYNs dropped for another reason, for all listeners of the network namespace (ListenDrops)."),
+		synDrops:     desc("tcp_syn_queue_drops_total", "SYNs dropped because the SYN queue was full, for all listeners of the network namespace (TCPReqQFullDrop)."),
+		synCookies:   desc("tcp_syn_queue_cookies_total", "SYNs answered with a cookie because the SYN queue was full, for all listeners of the network namespace (TCPReqQFullDoCookies)."),
 	}
 }
 
@@ -208,7 +209,7 @@ func (c *Collector) export(q *Queue) observe.Exporter {
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.length, c.peak, c.capacity, c.limit, c.requested, c.heldBack, c.accepted, c.drops,
-		c.oldest, c.handshakes, c.shards, c.fullest, c.fullestMax,
+		c.oldest, c.handshakes, c.unknownWaits, c.shards, c.fullest, c.fullestMax,
 		c.ceiling, c.overflows, c.lost, c.synDrops, c.synCookies,
 	} {
 		ch <- d
@@ -226,7 +227,7 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 			continue
 		}
 		e := q.Exporter().(*exporter)
-		m := make(samples, 0, 8*len(e.labels)+5)
+		m := make(samples, 0, 8*len(e.labels)+6)
 		if c.perShard {
 			for i := range r.Shards {
 				c.numbers(ch, &m, e.labels[i], &r.Shards[i])
@@ -247,6 +248,7 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 			m.send(ch, c.oldest, gauge, e.all, r.OldestWait.Seconds())
 		}
 		m.send(ch, c.handshakes, gauge, e.all, float64(r.Handshakes))
+		m.send(ch, c.unknownWaits, counter, e.all, float64(r.UnknownWaits))
 		if waits {
 			ch <- e.wait
 		}

@@ -330,6 +330,27 @@ func TestAccepted(t *testing.T) {
 	require.NotContains(t, samples, `tcp_accept_queue_oldest_wait_seconds{listener="api"}`, "nobody asked for it")
 }
 
+// A connection whose wait cannot be read is counted. So an empty histogram has an explanation.
+func TestUnknownWaits(t *testing.T) {
+	c := NewCollector(WithShardLabel())
+	reg := registered(t, c)
+	q, err := c.Add("api", listen(t))
+	require.NoError(t, err)
+	const name = `tcp_accept_queue_wait_unknown_total{listener="api"}`
+	if !waits {
+		require.NotContains(t, gather(t, reg), name)
+		return
+	}
+	require.Contains(t, gather(t, reg), name, "increase() needs a first sample")
+	pipe, end := net.Pipe()
+	defer pipe.Close()
+	defer end.Close()
+	q.ConnContext(t.Context(), pipe)
+	samples := gather(t, reg)
+	require.EqualValues(t, 1, samples[name])
+	require.Zero(t, samples[`tcp_accept_queue_wait_seconds{listener="api"}`])
+}
+
 // A scrape opens the files of the system, and none for each listener.
 func TestScrapeReadsNoFileForEachListener(t *testing.T) {
 	c := NewCollector()

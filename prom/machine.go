@@ -26,8 +26,8 @@ import (
 // They have three labels:
 //   - address: where the socket listens, such as "0.0.0.0:80". A socket that is bound to a
 //     device has its name, as in "0.0.0.0%eth0:80".
-//   - process: the name of the process that holds the socket. It is empty if that is
-//     unknown.
+//   - process: the name of the process that holds the socket, which the kernel cuts to 15
+//     bytes. It is empty if the process is unknown.
 //   - listener: both of them, as in "nginx 0.0.0.0:80". The alert rules and the dashboard
 //     use this label.
 //
@@ -84,8 +84,8 @@ const (
 //
 // A scrape lists the sockets with [acceptq.Queues], which needs no privilege. It reads
 // /proc only if a socket is new, or if the last time was more than a minute ago. The
-// processes of other users need the capabilities CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, see
-// ProcessesKnown.
+// processes of other users usually need the capabilities CAP_SYS_PTRACE and
+// CAP_DAC_READ_SEARCH, see ProcessesKnown.
 //
 // NewMachineCollector returns an error if the sockets cannot be listed. If that happens later,
 // the scrape fails. On systems other than Linux the error matches [errors.ErrUnsupported].
@@ -122,8 +122,9 @@ func newMachineCollector(queues listQueues, processes listProcesses, opts []Mach
 	return c
 }
 
-// ProcessesKnown reports whether the collector was allowed to look into all processes when
-// it last read /proc. If it was not, the label process of some listeners is empty.
+// ProcessesKnown reports whether the collector could look into all processes when it last
+// read /proc. If it could not, the label process of some listeners can be empty. In a sandbox
+// the kernel can refuse a single process, such as PID 1, even to root.
 func (c *MachineCollector) ProcessesKnown() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -40,6 +40,12 @@ func TestMachineOfRealListeners(t *testing.T) {
 		v6, err := net.Listen("tcp", "[::1]:0") // MPTCP where the kernel offers it
 		require.NoError(t, err)
 		defer v6.Close()
+		wrapped, err := acceptq.Wrap(v6)
+		require.NoError(t, err)
+		_, err = wrapped.SetBacklog(0)
+		require.NoError(t, err)
+		require.True(t, dial(t, v6.Addr(), 20*time.Second))
+		dial(t, v6.Addr(), 50*time.Millisecond) // meets a full queue
 		first, err := acceptq.ListenTCP("127.0.0.1:0", acceptq.WithReusePort(), acceptq.WithBacklog(0))
 		require.NoError(t, err)
 		defer first.Close()
@@ -72,7 +78,8 @@ func TestMachineOfRealListeners(t *testing.T) {
 		require.EqualValues(t, want.Capacity, value("capacity", ln.Addr()))
 		require.EqualValues(t, want.Limit, value("limit", ln.Addr()))
 		require.EqualValues(t, want.Drops, value("drops_total", ln.Addr()))
-		require.Zero(t, value("length", v6.Addr()))
+		require.EqualValues(t, 1, value("length", v6.Addr()))
+		require.Positive(t, value("drops_total", v6.Addr()), "the exporter knows those of an MPTCP listener too")
 
 		var sum acceptq.Stats
 		for _, ln := range group {

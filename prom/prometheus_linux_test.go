@@ -239,14 +239,17 @@ type promServer struct{ base string }
 
 func startPrometheus(t *testing.T, binary string, interval time.Duration, rules, scrape string, port int, args ...string) *promServer {
 	t.Helper()
+	return configurePrometheus(t, binary, interval, rules, "rule_files: [alerts.yml]\nscrape_configs: [{"+scrape+"}]\n", port, args...)
+}
+
+// configurePrometheus starts a Prometheus with a configuration file that names the rules alerts.yml.
+func configurePrometheus(t *testing.T, binary string, interval time.Duration, rules, text string, port int, args ...string) *promServer {
+	t.Helper()
 	dir := t.TempDir()
 	config := filepath.Join(dir, "prometheus.yml")
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "alerts.yml"), []byte(rules), 0o600))
-	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, `
-global: {scrape_interval: %v, evaluation_interval: %v}
-rule_files: [alerts.yml]
-scrape_configs: [{%s}]
-`, interval, min(interval, time.Second), scrape), 0o600))
+	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, "global: {scrape_interval: %v, evaluation_interval: %v}\n%s",
+		interval, min(interval, time.Second), text), 0o600))
 	var out bytes.Buffer
 	cmd := exec.Command(binary, append(args, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"),
 		"--web.listen-address=127.0.0.1:"+strconv.Itoa(port))...)

@@ -39,7 +39,7 @@ func main() {
 	}
 	log.Print("listening on ", ln.Addr())
 	if !machine.ProcessesKnown() {
-		log.Print("cannot read all processes, so the label process may be empty; CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH allow it")
+		log.Print("some processes cannot be read, so the label process may be empty; the capabilities CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH usually allow it")
 	}
 	http.Handle("GET /metrics", promhttp.Handler())
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)

@@ -179,9 +179,6 @@ type limitedConn struct {
 	release func()
 }
 
-// NetConn lets QueueTime find the TCP connection.
-func (c *limitedConn) NetConn() net.Conn { return c.Conn }
-
 func (c *limitedConn) Close() error {
 	err := c.Conn.Close()
 	c.release()

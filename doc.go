@@ -26,7 +26,7 @@
 // its queue and every handshake that finishes afterwards. [net/http.Server.Shutdown]
 // closes the socket first.
 //
-// Package [github.com/acceptq/acceptq/graceful] serves an [net/http.Server], a gRPC server
+// Package [github.com/acceptq/acceptq/graceful] serves a [net/http.Server], a gRPC server
 // or any other, and stops it without losing a request. By hand the steps are:
 //
 //  1. Call [Listener.Drain] while the server continues to accept.

@@ -77,7 +77,7 @@ func (n counts) open() int {
 type conns struct {
 	raw      bool         // of Run: the methods of the connections tell their state
 	all      sync.Map     // *conn by net.Conn
-	stopping atomic.Bool  // the server turns its clients away
+	stopping atomic.Bool  // answers close their connections
 	cut      atomic.Int64 // connections that other code has closed under their handler
 	mu       sync.Mutex   // held by the stop
 }

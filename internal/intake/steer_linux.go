@@ -478,13 +478,9 @@ func (s *Steering) Ask(ctx context.Context, n int, own []*steered) ([]int, error
 func (s *Steering) question(n, ttl int, own []*steered) question {
 	s.Mu.Lock()
 	defer s.Mu.Unlock()
-	rest := s.program
-	if rest == nil {
-		rest = only(n - 1) // the newest member
-	}
 	to := s.Key.address()
 	return question{
-		calls: s.Calls, to: to, device: s.Key.device, n: n, ttl: ttl, own: own, rest: rest,
+		calls: s.Calls, to: to, device: s.Key.device, n: n, ttl: ttl, own: own, rest: s.rest(n),
 		deaf: len(s.Own) > 0 && sendsWith(s.Calls, s.Own[0].raw, to.Addr().Is4()) == MaxTTL,
 		attach: func(p []unix.SockFilter) error {
 			s.Mu.Lock()
@@ -492,6 +488,25 @@ func (s *Steering) question(n, ttl int, own []*steered) question {
 			return s.attach(p)
 		},
 	}
+}
+
+// rest returns the program that decides for clients until the first member of a group of n
+// answers a question. The caller holds mu.
+func (s *Steering) rest(n int) []unix.SockFilter {
+	if s.program == nil {
+		return only(n - 1) // the newest member
+	}
+	if n < len(s.listed) {
+		// Members have closed, and the last ones have taken their places. The program picks
+		// indices that the group no longer has, and the kernel uses its hash for these, which also
+		// picks listeners that drain. The other indices that answered are right, unless it was
+		// such a listener that has moved.
+		still := slices.DeleteFunc(slices.Clone(s.answers), func(i int) bool { return i >= n })
+		if p := picks(still, n); p != nil {
+			return p
+		}
+	}
+	return s.program
 }
 
 // put makes p the program that decides for new clients. An empty p leaves that to the hash

@@ -91,6 +91,38 @@ func TestProgramPicksAllExceptTheExcluded(t *testing.T) {
 	require.Nil(t, Program(4096, append(many, 2046)))
 }
 
+// When a member closes, the last one takes its place. The next question leads all other
+// clients to members that answer, unless the last was the one that drains.
+func TestOtherClientsOfAQuestion(t *testing.T) {
+	for n := 3; n <= 6; n++ {
+		for drains := range n - 1 {
+			for closes := range n {
+				if closes == drains {
+					continue
+				}
+				s := &Steering{listed: make([]uint32, n)}
+				array := make([]int, n) // of the members, by what they were before
+				for i := range array {
+					array[i] = i
+					if i != drains {
+						s.answers = append(s.answers, i)
+					}
+				}
+				require.Equal(t, only(n-1), s.rest(n), "nothing is known yet")
+				s.program = picks(s.answers, n)
+				require.Equal(t, s.program, s.rest(n))
+				require.Equal(t, s.program, s.rest(n+1), "one has joined")
+				array[closes] = array[n-1]
+				array = array[:n-1]
+				for index := range run(t, s.rest(n-1)) {
+					require.Less(t, int(index), len(array), "the kernel would use its hash")
+					require.NotEqual(t, drains, array[index])
+				}
+			}
+		}
+	}
+}
+
 // The program for a close picks no listener that drains, whatever the order of the group and
 // of the closes is, as long as it promises to be right.
 func TestProgramIsRightWhileListenersClose(t *testing.T) {

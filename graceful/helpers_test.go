@@ -224,6 +224,17 @@ func serverOf(protocol string, handler http.Handler) (*http.Server, func(ctx con
 	}
 }
 
+// sentBy sends a request. The result is the error of its answer.
+func sentBy(tr *http.Transport, url string) (result chan error) {
+	result = make(chan error, 1)
+	go func() {
+		req, _ := http.NewRequest("GET", url, nil)
+		_, err := tr.RoundTrip(req)
+		result <- err
+	}()
+	return result
+}
+
 func transportOf(protocol string) (tr *http.Transport, scheme string) {
 	tr = &http.Transport{Protocols: new(http.Protocols), TLSClientConfig: trusting.Clone()}
 	switch protocol {

@@ -297,12 +297,7 @@ func TestHandlerThatHangs(t *testing.T) {
 			})
 			tr, scheme := transportOf(protocol)
 			defer tr.CloseIdleConnections()
-			lost := make(chan error, 1)
-			go func() {
-				req, _ := http.NewRequest("GET", scheme+"://"+r.addr, nil)
-				_, err := tr.RoundTrip(req)
-				lost <- err
-			}()
+			lost := sentBy(tr, scheme+"://"+r.addr)
 			<-inside
 			r.stop()
 			err := r.wait()
@@ -354,12 +349,7 @@ func TestHandlerThatPanics(t *testing.T) {
 			r := begin(t, ln, func(ctx context.Context) error { return serve(ctx, srv, ln, WithLinger(0)) })
 			tr, scheme := transportOf(protocol)
 			defer tr.CloseIdleConnections()
-			lost := make(chan error, 1)
-			go func() {
-				req, _ := http.NewRequest("GET", scheme+"://"+r.addr, nil)
-				_, err := tr.RoundTrip(req)
-				lost <- err
-			}()
+			lost := sentBy(tr, scheme+"://"+r.addr)
 			<-inside
 			r.stop()
 			close(stopping)

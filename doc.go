@@ -97,8 +97,8 @@
 // On Linux the BPF program of a drain stays on the group after the last Close, and if the
 // process is killed. A listener that joins the group therefore asks which listeners answer,
 // see "Draining". If all do, it detaches any program. Otherwise it attaches a program that
-// picks those that answer. The kernel does not report who attached a program, so the
-// program of other code is replaced too. [WithoutSteering] prevents that.
+// picks the listeners that answer. The kernel does not report which process attached a
+// program, so the program of other code is replaced too. [WithoutSteering] prevents that.
 //
 // On FreeBSD before 15 a socket joins the group at bind(2) and not at listen(2). The
 // kernel refuses the clients that it assigns to the socket between these two calls.

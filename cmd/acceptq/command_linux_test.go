@@ -368,7 +368,7 @@ func TestWhoOfRealSockets(t *testing.T) {
 		require.ErrorIs(t, err, syscall.EADDRINUSE)
 		_, text, _ = command(t, "who", local)
 		require.Regexp(t, fmt.Sprintf(`No socket listens, but 1 connection of \S+ %d uses the port\.`, os.Getpid()), text)
-		require.Contains(t, text, "is one of those that the kernel gives to programs that dial")
+		require.Contains(t, text, "is in a range that the kernel gives to programs that dial")
 		require.Contains(t, text, "no server can listen on its local address, or on all addresses, until it ends.")
 		_, dialedPort, err := net.SplitHostPort(local)
 		require.NoError(t, err)

@@ -222,7 +222,7 @@ func (u use) why() (all []string) {
 			"SO_REUSEADDR, as net.Listen of Go does, can listen now.", count(waiting, "connection is", "connections are")))
 	}
 	if inRange && open+waiting > 0 {
-		all = append(all, fmt.Sprintf("Port %d is one of those that the kernel gives to programs that dial, %d to %d. To keep it "+
+		all = append(all, fmt.Sprintf("Port %d is in a range that the kernel gives to programs that dial, %d to %d. To keep it "+
 			"for a server: sysctl -w net.ipv4.ip_local_reserved_ports=%s", dialed, u.low, u.high,
 			strings.TrimPrefix(fmt.Sprintf("%s,%d", u.reserved, dialed), ",")))
 	}

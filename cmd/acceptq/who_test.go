@@ -56,7 +56,7 @@ Why another program may get "address already in use":
 
 Why another program may get "address already in use":
 - No socket listens, but 1 connection of curl 77 uses the port. If a program has dialed it, no server can listen on its local address, or on all addresses, until it ends. If a server that has ended had accepted it, a server that sets SO_REUSEADDR can listen.
-- Port 8080 is one of those that the kernel gives to programs that dial, 1024 to 60999. To keep it for a server: sysctl -w net.ipv4.ip_local_reserved_ports=8080
+- Port 8080 is in a range that the kernel gives to programs that dial, 1024 to 60999. To keep it for a server: sysctl -w net.ipv4.ip_local_reserved_ports=8080
 `},
 		"a port that is reserved": {use{low: 1024, high: 60999, reserved: "8000-8100", connections: []connection{
 			conn("192.0.2.1:443", 1, 7, process(77, "curl")), conn("192.0.2.2:443", 1, 8, process(77, "curl")),
@@ -75,7 +75,7 @@ Why another program may get "address already in use":
 
 Why another program may get "address already in use":
 - 1 connection is in TIME_WAIT, for 60 s at most. If a server here had accepted them, a server that sets SO_REUSEADDR, as net.Listen of Go does, can listen now.
-- Port 8080 is one of those that the kernel gives to programs that dial, 1024 to 60999. To keep it for a server: sysctl -w net.ipv4.ip_local_reserved_ports=80,90-99,8080
+- Port 8080 is in a range that the kernel gives to programs that dial, 1024 to 60999. To keep it for a server: sysctl -w net.ipv4.ip_local_reserved_ports=80,90-99,8080
 `},
 		"an old server": {use{low: 32768, high: 60999, connections: []connection{
 			conn("192.0.2.1:1", timeWait, 0), conn("192.0.2.1:2", timeWait, 0),

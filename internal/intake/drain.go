@@ -303,6 +303,7 @@ func (d *Draining) end(copied bool) error {
 	in.Mu.Lock()
 	defer in.Mu.Unlock()
 	in.Running--
+	in.sole = false
 	why := d.why
 	switch {
 	case d.failed != nil:
@@ -327,6 +328,7 @@ func (d *Draining) end(copied bool) error {
 		why = fmt.Errorf("%w, which let them in", ErrShared)
 	}
 	if why == nil {
+		in.sole = true
 		return nil
 	}
 	return fmt.Errorf("%w: %w", ErrStillOpen, why)

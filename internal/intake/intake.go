@@ -37,6 +37,7 @@ type Intake struct {
 	resumes int         // how many times Resume was called
 	Stop    *Stop       // what keeps new clients out; nil if nothing does
 	Shared  bool        // another process, or other code, may hold the socket
+	sole    bool        // the last drain has kept new clients out, and has found no other holder
 	Shown   atomic.Bool // other code had access to the descriptor and may have copied it
 
 	Inherited atomic.Pointer[inheritance]
@@ -47,6 +48,13 @@ func (in *Intake) timesResumed() int {
 	in.Mu.Lock()
 	defer in.Mu.Unlock()
 	return in.resumes
+}
+
+// isSole reports whether no new clients get in and no other holder of the socket is known.
+func (in *Intake) isSole() bool {
+	in.Mu.Lock()
+	defer in.Mu.Unlock()
+	return in.sole && in.Stop != nil && !in.Shared
 }
 
 // Resume lets new clients in to listeners, and then steers clients to them again. It

@@ -3,6 +3,7 @@ package intake
 import (
 	"context"
 	"errors"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -567,10 +568,10 @@ func (s *Steering) leave(inodes ...uint32) {
 }
 
 // close closes a listener by calling closeSocket. The order of the group changes at that
-// moment. So close first attaches a program that is right both before and after the change.
-// alone calls a function while no goroutine uses the socket, so that closeSocket closes it
-// at once.
-func (s *Steering) close(inode uint32, closeSocket func() error, alone func(func())) (err error) {
+// moment. So close first attaches a program that is right both before and after the change,
+// and calls hide. alone calls a function while no goroutine uses the socket, so that
+// closeSocket closes it at once.
+func (s *Steering) close(inode uint32, hide func(), closeSocket func() error, alone func(func())) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), steerWait)
 	defer cancel()
 	if s.lock(ctx) != nil {
@@ -580,6 +581,7 @@ func (s *Steering) close(inode uint32, closeSocket func() error, alone func(func
 	defer s.unlock()
 	place, end := s.prepare(ctx, inode)
 	defer end()
+	hide()
 	if place < 0 {
 		err = closeSocket()
 	} else {
@@ -732,7 +734,27 @@ func (g *gate) alone(ln *net.TCPListener, f func()) {
 
 // CloseListener closes l.
 func (p *place) CloseListener(l *Intake) error {
-	return p.close(p.inode, l.TCP.Close, func(f func()) { l.Gate.alone(l.TCP, f) })
+	hide := func() {}
+	if l.isSole() { // asked before close takes the turn, because a holder of l.Mu may wait for it
+		hide = l.hide
+	}
+	return p.close(p.inode, hide, l.TCP.Close, func(f func()) { l.Gate.alone(l.TCP, f) })
+}
+
+// noDevice is the index of an interface that does not exist.
+const noDevice = math.MaxInt32
+
+// hide makes sure that the kernel finds the group through its other members. close(2)
+// removes a listener from its group a moment before it removes it from the table of
+// listeners (inet_unhash in net/ipv4/inet_hashtables.c). A SYN on another processor that finds
+// the listener at that moment goes to it, whatever the program picks, and is dropped. The
+// kernel does not find a listener that is bound to another interface than that of the SYN.
+//
+// Without CAP_NET_RAW this cannot be undone, so hide is for a socket that has no other
+// holder, and that keeps clients out already. Kernels before 5.1 do not have the option, and
+// those before 5.7 demand the capability.
+func (l *Intake) hide() {
+	l.Raw.Control(func(fd uintptr) { l.Calls.SetInt(int(fd), unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, noDevice) })
 }
 
 // GroupOf returns the group of listeners, and the listeners as a steering needs them.

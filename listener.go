@@ -3,7 +3,6 @@ package acceptq
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -229,7 +228,7 @@ func (l *Listener) String() string {
 //   - A connection made during a drain may receive no data.
 func (l *Listener) TCPListener() *net.TCPListener {
 	if l.ok() {
-		l.intake.Shown.Store(true)
+		l.lend()
 	}
 	return l.socket()
 }
@@ -361,7 +360,7 @@ func (l *Listener) SetBacklog(n int) (Backlog, error) {
 // os/exec calls it for ExtraFiles. Use the SyscallConn method of the file instead.
 func (l *Listener) File() (*os.File, error) {
 	if l.ok() {
-		if err := l.intake.MarkShared(); err != nil && !errors.Is(err, net.ErrClosed) {
+		if err := l.intake.MarkShared(); err != nil {
 			return nil, l.opError("file", err)
 		}
 	}
@@ -386,8 +385,14 @@ func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	if err := l.intake.Raw.Control(func(uintptr) {}); err != nil {
 		return nil, l.opError("raw-control", err) // l is closed
 	}
-	l.intake.Shown.Store(true)
+	l.lend()
 	return watchedConn{raw, l}, nil
+}
+
+// lend notes that other code gets access to the listening socket.
+func (l *Listener) lend() {
+	l.intake.Shown.Store(true)
+	l.intake.Lent.Store(true)
 }
 
 // A watchedConn notices when a function duplicates the descriptor.

@@ -9,9 +9,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/acceptq/acceptq"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/acceptq/acceptq"
 )
 
 // lateClient is a client whose handshake is in flight. With TCP_QUICKACK off the kernel
@@ -50,6 +51,42 @@ func TestHandshakesInFlight(t *testing.T) {
 		}
 		require.NoError(t, r.wait())
 	}
+}
+
+// Close binds the socket of a drained listener to an interface that does not exist, unless
+// other code had access to the descriptor before. Serve must not count as such code.
+func TestServeClosesAsNobodyElseCan(t *testing.T) {
+	t.Parallel()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	// A copy on its way over a socket is one that no drain can see.
+	send := acceptq.WithControl(func(_, _ string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) { err = unix.Sendmsg(pair[0], []byte{0}, unix.UnixRights(int(fd)), nil, 0) })
+		return errors.Join(cerr, err)
+	})
+	ln, err := acceptq.ListenTCP("127.0.0.1:0", acceptq.WithReusePort(), send)
+	require.NoError(t, err)
+	next, err := acceptq.ListenTCP(ln.Addr().String(), acceptq.WithReusePort())
+	require.NoError(t, err)
+	defer next.Close()
+	go http.Serve(next, hello)
+	r := start(t, &http.Server{Handler: hello}, ln, WithLinger(0))
+	r.stop()
+	require.NoError(t, r.wait())
+
+	rights := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := unix.Recvmsg(pair[1], make([]byte, 1), rights, unix.MSG_CMSG_CLOEXEC)
+	require.NoError(t, err)
+	messages, err := unix.ParseSocketControlMessage(rights[:n])
+	require.NoError(t, err)
+	fds, err := unix.ParseUnixRights(&messages[0])
+	require.NoError(t, err)
+	defer unix.Close(fds[0])
+	index, err := unix.GetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
+	require.NoError(t, err)
+	require.NotZero(t, index)
 }
 
 // A drain does not end while the server does not call Accept, here because ConnContext

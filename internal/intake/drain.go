@@ -328,7 +328,7 @@ func (d *Draining) end(copied bool) error {
 		why = fmt.Errorf("%w, which let them in", ErrShared)
 	}
 	if why == nil {
-		in.sole = true
+		in.sole = !in.Lent.Load()
 		return nil
 	}
 	return fmt.Errorf("%w: %w", ErrStillOpen, why)

@@ -37,8 +37,10 @@ type Intake struct {
 	resumes int         // how many times Resume was called
 	Stop    *Stop       // what keeps new clients out; nil if nothing does
 	Shared  bool        // another process, or other code, may hold the socket
-	sole    bool        // the last drain has kept new clients out, and has found no other holder
+	sole    bool        // at the end of the last drain no other holder was possible, and clients are kept out
+	hidden  bool        // Close has begun, and no other holder could use the socket
 	Shown   atomic.Bool // other code had access to the descriptor and may have copied it
+	Lent    atomic.Bool // other code had access while the socket listened, and may have sent it elsewhere
 
 	Inherited atomic.Pointer[inheritance]
 	Steering  atomic.Pointer[place] // nil unless a drain steers or has steered clients
@@ -48,13 +50,6 @@ func (in *Intake) timesResumed() int {
 	in.Mu.Lock()
 	defer in.Mu.Unlock()
 	return in.resumes
-}
-
-// isSole reports whether no new clients get in and no other holder of the socket is known.
-func (in *Intake) isSole() bool {
-	in.Mu.Lock()
-	defer in.Mu.Unlock()
-	return in.sole && in.Stop != nil && !in.Shared
 }
 
 // Resume lets new clients in to listeners, and then steers clients to them again. It
@@ -115,11 +110,15 @@ func (in *Intake) Lifted(s *Stop) {
 }
 
 // MarkShared notes that the socket may have another holder. It lets new clients in again,
-// unless a drain is in progress, which will do so when it ends.
+// unless a drain is in progress, which will do so when it ends. It fails with net.ErrClosed
+// if Close has begun and a copy would be useless.
 func (l *Intake) MarkShared() error {
 	in := l
 	in.Mu.Lock()
 	defer in.Mu.Unlock()
+	if in.hidden {
+		return net.ErrClosed
+	}
 	in.Shared = true
 	if in.Running > 0 {
 		return nil

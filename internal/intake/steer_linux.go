@@ -581,18 +581,25 @@ func (s *Steering) close(inode uint32, hide func(), closeSocket func() error, al
 	defer s.unlock()
 	place, end := s.prepare(ctx, inode)
 	defer end()
-	hide()
-	if place < 0 {
-		err = closeSocket()
-	} else {
-		// The only member that answers takes the place of the listener that closes, and
-		// other members do not answer. No program is right before and after that.
-		alone(func() {
+	shut := func() {
+		// A child that has not called execve(2) yet has a copy of the descriptor, and the
+		// socket would close later.
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+		hide()
+		if place >= 0 {
 			s.Mu.Lock()
 			s.put(only(place))
 			s.Mu.Unlock()
-			err = closeSocket()
-		})
+		}
+		err = closeSocket()
+	}
+	if place < 0 {
+		shut()
+	} else {
+		// The only member that answers takes the place of the listener that closes, and
+		// other members do not answer. No program is right before and after that.
+		alone(shut)
 	}
 	s.Groups.forget(s, false, inode)
 	s.Mu.Lock()
@@ -734,27 +741,35 @@ func (g *gate) alone(ln *net.TCPListener, f func()) {
 
 // CloseListener closes l.
 func (p *place) CloseListener(l *Intake) error {
-	hide := func() {}
-	if l.isSole() { // asked before close takes the turn, because a holder of l.Mu may wait for it
-		hide = l.hide
-	}
-	return p.close(p.inode, hide, l.TCP.Close, func(f func()) { l.Gate.alone(l.TCP, f) })
+	return p.close(p.inode, func() { hide(l) }, l.TCP.Close, func(f func()) { l.Gate.alone(l.TCP, f) })
 }
 
 // noDevice is the index of an interface that does not exist.
 const noDevice = math.MaxInt32
 
-// hide makes sure that the kernel finds the group through its other members. close(2)
-// removes a listener from its group a moment before it removes it from the table of
-// listeners (inet_unhash in net/ipv4/inet_hashtables.c). A SYN on another processor that finds
-// the listener at that moment goes to it, whatever the program picks, and is dropped. The
-// kernel does not find a listener that is bound to another interface than that of the SYN.
+// hide binds the socket to an interface that does not exist, right before the socket is
+// closed. The kernel then finds the group through its other members only. Without hide a
+// client may stall: close(2) removes a listener from its group a moment before it removes it
+// from the table of listeners (inet_unhash in net/ipv4/inet_hashtables.c). If a SYN on another
+// processor finds the listener at that moment, the kernel gives the SYN to it, whatever the
+// program picks.
 //
-// Without CAP_NET_RAW this cannot be undone, so hide is for a socket that has no other
-// holder, and that keeps clients out already. Kernels before 5.1 do not have the option, and
-// those before 5.7 demand the capability.
-func (l *Intake) hide() {
-	l.Raw.Control(func(fd uintptr) { l.Calls.SetInt(int(fd), unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, noDevice) })
+// Without CAP_NET_RAW nobody can undo this. So hide does nothing if the socket may have
+// another holder. Kernels before 5.1 do not have the option. Those before 5.7 demand the
+// capability, and so do all if the socket is bound to an interface already.
+func hide(l *Intake) {
+	if !l.Mu.TryLock() { // the other goroutine may wait for the turn in which this one closes
+		return
+	}
+	defer l.Mu.Unlock()
+	if !l.sole || l.Shared {
+		return
+	}
+	l.Raw.Control(func(fd uintptr) {
+		if stands(l.Calls, int(fd)) {
+			l.hidden = l.Calls.SetInt(int(fd), unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, noDevice) == nil
+		}
+	})
 }
 
 // GroupOf returns the group of listeners, and the listeners as a steering needs them.

@@ -221,6 +221,19 @@ func newServing(t *testing.T, k *sys.Calls, address string) *serving {
 	return s
 }
 
+// When Close has bound the socket to no interface, a copy of it would be useless, so there is
+// none.
+func TestNoCopyOfAHiddenSocket(t *testing.T) {
+	testkit.InNamespace(t, func(t *testing.T) {
+		newServing(t, &sys.Real, "127.0.0.1:0")
+		old := newServing(t, &sys.Real, "127.0.0.1:0")
+		require.NoError(t, Drain(testkit.Within(t, testkit.Patience), []*Intake{&old.Intake}, func(l Left) error { return l.Err }))
+		hide(&old.Intake)
+		require.True(t, old.hidden)
+		require.ErrorIs(t, old.MarkShared(), net.ErrClosed)
+	})
+}
+
 // The last listener of a process that drains closes while another one joins. The program for
 // the close does not know the newcomer.
 func TestJoinWhileTheLastCloses(t *testing.T) {

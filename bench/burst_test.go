@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/acceptq/acceptq"
-	"github.com/acceptq/acceptq/bench/internal/netns"
+	"github.com/acceptq/acceptq/bench/internal/isolate"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,7 +38,7 @@ func BenchmarkBurst(b *testing.B) {
 		if c.name == longQueue {
 			ceiling = clients
 		}
-		if err := netns.SetSysctl("net.core.somaxconn", ceiling); err != nil {
+		if err := isolate.SetSysctl("net.core.somaxconn", ceiling); err != nil {
 			b.Fatal(err)
 		}
 		server, addr, err := startServer(filepath.Join(dir, c.program), c.arg)

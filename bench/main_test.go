@@ -7,23 +7,23 @@ import (
 	"os"
 	"testing"
 
-	"github.com/acceptq/acceptq/bench/internal/netns"
+	"github.com/acceptq/acceptq/bench/internal/isolate"
 )
 
-// TestMain runs everything in a new process with namespaces of its own, see package netns.
+// TestMain runs everything in a new process with namespaces of its own, see package isolate.
 func TestMain(m *testing.M) {
 	const env = "ACCEPTQ_BENCH_NAMESPACE"
 	if os.Getenv(env) != "" {
-		if err := netns.Enter(); err != nil {
+		if err := isolate.Enter(); err != nil {
 			fmt.Fprintln(os.Stderr, "namespace:", err)
 			os.Exit(1)
 		}
 		os.Exit(m.Run())
 	}
-	cmd := netns.Command(os.Args[1:]...)
+	cmd := isolate.Command(os.Args[1:]...)
 	cmd.Env = append(os.Environ(), env+"=1")
 	cmd.Stdout = os.Stdout
-	if err := netns.Explain(cmd, cmd.Run()); err != nil {
+	if err := isolate.Explain(cmd, cmd.Run()); err != nil {
 		if cmd.ProcessState == nil {
 			fmt.Fprintln(os.Stderr, err)
 		}

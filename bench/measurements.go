@@ -162,7 +162,7 @@ var (
 var measurements = []*measurement{
 	{name: "listen", picture: "speed", alt: "CPU time of listening, accepting and serving, as a multiple of that of net.Listen.",
 		bench: "Listen", benchtime: "100ms", rounds: 12,
-		code: "listener.go backlog*.go rule.go options.go socket_*.go internal/endpoint/*.go internal/sockopt/*.go internal/sys/*.go", tables: []table{
+		code: "listener.go backlog*.go options.go socket_*.go internal/endpoint/*.go internal/sockopt/*.go internal/sys/*.go", tables: []table{
 			{"Listen/addr=literal", `Listen on "127.0.0.1:0" and Close`, "", peerNames, timeColumns},
 			{"Listen/addr=wildcard", `Listen on ":0" and Close`, "tcplisten, go-reuseport and fasthttp listen on IPv4 only here, the others on both IP families.", peerNames, timeColumns},
 		}},

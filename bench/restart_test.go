@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/acceptq/acceptq/bench/internal/netns"
+	"github.com/acceptq/acceptq/bench/internal/isolate"
 )
 
 const restartClients = 64 // at the same time
@@ -42,7 +42,7 @@ func BenchmarkRestart(b *testing.B) {
 				if c.name == restartMigrate {
 					migrate = 1
 				}
-				if err := netns.SetSysctl("net.ipv4.tcp_migrate_req", migrate); err != nil {
+				if err := isolate.SetSysctl("net.ipv4.tcp_migrate_req", migrate); err != nil {
 					b.Fatal(err)
 				}
 				restart(b, filepath.Join(dir, c.program), c, load.replicas, load.rest)

@@ -27,7 +27,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/acceptq/acceptq/bench/internal/netns"
+	"github.com/acceptq/acceptq/bench/internal/isolate"
 	"github.com/acceptq/acceptq/bench/internal/page"
 	"github.com/acceptq/acceptq/bench/internal/picture"
 	"golang.org/x/sys/unix"
@@ -168,15 +168,15 @@ func inNamespace(short bool) (string, error) {
 	if short {
 		args = append(args, "short")
 	}
-	cmd := netns.Command(args...)
+	cmd := isolate.Command(args...)
 	out, err := cmd.Output()
-	return string(out), netns.Explain(cmd, err)
+	return string(out), isolate.Explain(cmd, err)
 }
 
 // round measures every server under every load, in the namespace, and prints a line
 // for each.
 func round(args []string) error {
-	if err := errors.Join(netns.Enter(), netns.SetSysctl("net.core.somaxconn", 4096)); err != nil {
+	if err := errors.Join(isolate.Enter(), isolate.SetSysctl("net.core.somaxconn", 4096)); err != nil {
 		return err
 	}
 	warm, measured := 15*time.Second, 10*time.Second

@@ -1,4 +1,4 @@
-package e2e
+package netns_test
 
 import (
 	"errors"

@@ -1,6 +1,6 @@
-// Package netns runs a program in a network namespace of its own. There it may set
+// Package isolate runs a program in a network namespace of its own. There it may set
 // sysctls, all counters start at 0, and only the loopback of the namespace is reachable.
-package netns
+package isolate
 
 import (
 	"fmt"

@@ -1,4 +1,4 @@
-// Command pages checks the fenced blocks of Markdown files:
+// Command blocks checks the fenced blocks of Markdown files:
 //
 //   - a Go block is a program that go vet accepts, or a fragment that gofmt can parse. In
 //     the README a fragment must compile too: functions, or the body of one.

@@ -39,18 +39,16 @@ import (
 func QueueTime(c net.Conn) (time.Duration, error) { return queueTimeOf(&sys.Real, c) }
 
 func queueTimeOf(k *sys.Calls, c net.Conn) (time.Duration, error) {
-	socket, err := connOf(c)
-	if err == nil {
-		var d time.Duration
-		if d, err = readQueueTime(k, socket); err == nil {
-			return d, nil
-		}
+	socket := unwrap.Conn(c)
+	if _, ok := socket.(syscall.Conn); !ok { // the addresses of a wrapper may block: go-proxyproto reads a header first
+		err := fmt.Errorf("no TCP connection found in a %T: %w", socket, syscall.EINVAL)
+		return unknown, &net.OpError{Op: "queuetime", Net: "tcp", Err: err}
 	}
-	op := &net.OpError{Op: "queuetime", Net: "tcp", Err: sys.Cause(err)}
-	if socket != nil { // the addresses of a wrapper may block: go-proxyproto reads a header first
-		op.Source, op.Addr = socket.LocalAddr(), socket.RemoteAddr()
+	d, err := readQueueTime(k, socket)
+	if err != nil {
+		return unknown, &net.OpError{Op: "queuetime", Net: "tcp", Source: socket.LocalAddr(), Addr: socket.RemoteAddr(), Err: sys.Cause(err)}
 	}
-	return unknown, op
+	return d, nil
 }
 
 func readQueueTime(k *sys.Calls, c net.Conn) (time.Duration, error) {
@@ -77,28 +75,4 @@ func onSocket(c net.Conn, f func(fd uintptr)) error {
 		return err
 	}
 	return raw.Control(f)
-}
-
-// maxWrappers is the maximum number of nested wrappers. Without it, a wrapper that wraps
-// itself would cause an endless loop.
-const maxWrappers = 16
-
-// connOf returns c, or the connection that c wraps, that is a [syscall.Conn].
-func connOf(c net.Conn) (net.Conn, error) {
-	for range maxWrappers {
-		if _, ok := c.(syscall.Conn); ok {
-			return c, nil
-		}
-		var inner net.Conn
-		if w, ok := c.(interface{ NetConn() net.Conn }); ok {
-			inner = w.NetConn()
-		} else {
-			inner = unwrap.Field[net.Conn](c, "Conn")
-		}
-		if inner == nil {
-			return nil, fmt.Errorf("no TCP connection found in a %T: %w", c, syscall.EINVAL)
-		}
-		c = inner
-	}
-	return nil, fmt.Errorf("more than %d wrappers around the connection: %w", maxWrappers, syscall.EINVAL)
 }

@@ -50,3 +50,11 @@ func listenAgain(t *testing.T, ln *acceptq.Listener, n int) acceptq.Backlog {
 	require.NoError(t, err)
 	return account
 }
+
+// requireDrained requires that a drain has waited for every client. These systems cannot
+// keep new clients out, so the error must be ErrStillOpen and nothing else.
+func requireDrained(t *testing.T, err error) {
+	t.Helper()
+	require.ErrorIs(t, err, acceptq.ErrStillOpen)
+	testkit.RequireDrainOp(t, err)
+}

@@ -243,7 +243,7 @@ func (cs *conns) close(which func(c *conn) bool) (cut int) {
 			cut++
 		}
 		c.closing.Store(true)
-		go socketOf(c.Conn).Close() // tls.Conn.Close would send an alert, and may block
+		go unwrap.Conn(c.Conn).Close() // tls.Conn.Close would send an alert, and may block
 	}
 	return cut
 }
@@ -276,27 +276,9 @@ func (c *conn) hasMore(first traffic) bool {
 	return known && (t.unread || t.received > first.received || t.newer && !c.body.Load())
 }
 
-// socketOf returns the connection at the bottom of nc, as far as nc shows it.
-func socketOf(nc net.Conn) net.Conn {
-	for range depth {
-		if _, ok := nc.(syscall.Conn); ok {
-			break
-		}
-		inner := unwrap.Field[net.Conn](nc, "Conn")
-		if c, ok := nc.(interface{ NetConn() net.Conn }); ok {
-			inner = c.NetConn()
-		}
-		if inner == nil {
-			break
-		}
-		nc = inner
-	}
-	return nc
-}
-
 // hasClosed reports whether this process has closed nc, as far as nc shows it.
 func hasClosed(nc net.Conn) bool {
-	return errors.Is(control(socketOf(nc), func(uintptr) {}), net.ErrClosed)
+	return errors.Is(control(unwrap.Conn(nc), func(uintptr) {}), net.ErrClosed)
 }
 
 // control calls f with the descriptor of v, if v has one.

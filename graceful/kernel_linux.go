@@ -7,13 +7,14 @@ import (
 	"strconv"
 
 	"github.com/acceptq/acceptq"
+	"github.com/acceptq/acceptq/internal/unwrap"
 	"golang.org/x/sys/unix"
 )
 
 // trafficOf asks the kernel about the bytes of a connection, with TCP_INFO and SIOCINQ of
 // tcp(7). It does not know those of a connection that hides its socket.
 func trafficOf(nc net.Conn) (t traffic, known bool) {
-	control(socketOf(nc), func(fd uintptr) {
+	control(unwrap.Conn(nc), func(fd uintptr) {
 		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 		if err != nil {
 			return

@@ -137,15 +137,12 @@ func (s *server) note(l *acceptq.Listener) {
 // hashable reports whether v can be compared and can be the key of a map.
 func hashable(v any) bool { return reflect.ValueOf(v).Comparable() }
 
-// depth limits how many values wrap each other, because one may wrap itself.
-const depth = 16
-
 // below returns the acceptq.Listener that ln wraps, or nil if it finds none. A listener of
 // crypto/tls, like most that wrap another one, has it in a field named Listener. If ln
 // wraps a *net.TCPListener, it cannot be drained, because connections must be accepted by
 // the methods of an acceptq.Listener.
 func below(ln net.Listener) *acceptq.Listener {
-	for range depth {
+	for range unwrap.Depth {
 		if l, ok := ln.(*acceptq.Listener); ok || ln == nil {
 			return l
 		}

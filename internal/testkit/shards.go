@@ -4,16 +4,8 @@ import (
 	"errors"
 	"io"
 	"net"
-	"runtime"
-	"slices"
 	"time"
 )
-
-// Spreads reports whether this system spreads connections over shards. It goes by the
-// name of the system or by the behavior of the kernel, not by the library.
-func Spreads() bool {
-	return slices.Contains([]string{"linux", "android"}, runtime.GOOS) || kernelSpreads()
-}
 
 // Echo serves ln: each connection gets its first byte back.
 func Echo(ln net.Listener) error {

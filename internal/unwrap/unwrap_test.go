@@ -1,7 +1,9 @@
 package unwrap
 
 import (
+	"crypto/tls"
 	"io"
+	"net"
 	"strings"
 	"testing"
 
@@ -15,6 +17,32 @@ type (
 	other    struct{ Reader string }
 	promoted struct{ *exported }
 )
+
+// A wrapped is a connection in a wrapper of the usual form, and an endless is one in itself.
+type (
+	wrapped struct{ net.Conn }
+	endless struct{ net.Conn }
+)
+
+func (e *endless) NetConn() net.Conn { return e }
+
+func TestConn(t *testing.T) {
+	tcp := new(net.TCPConn)
+	pipe, other := net.Pipe()
+	defer pipe.Close()
+	defer other.Close()
+	around := new(endless)
+	for _, row := range []struct{ c, want net.Conn }{
+		{tcp, tcp},
+		{tls.Client(wrapped{&wrapped{tcp}}, nil), tcp},
+		{wrapped{pipe}, pipe},
+		{wrapped{nil}, wrapped{nil}},
+		{around, around},
+		{nil, nil},
+	} {
+		require.Equal(t, row.want, Conn(row.c), "%T", row.c)
+	}
+}
 
 func TestField(t *testing.T) {
 	r := strings.NewReader("")

@@ -7,10 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"net"
 	"os"
 	"runtime"
+	"weak"
 
 	"golang.org/x/sys/unix"
 
@@ -217,16 +217,19 @@ func openSocket(k *sys.Calls, ctx context.Context, ep endpoint.Endpoint, o *opti
 			return nil, tooShort(b, boundsHere(k))
 		}
 	}
-	if o.ReusePort && censusOf(k).most < math.MaxInt {
-		p, err := censusOf(k).enter(ep)
+	if o.ReusePort {
+		census := sockopt.CensusOf(k)
+		seat, err := census.Enter(ep)
 		if err != nil {
 			return nil, fmt.Errorf("WithReusePort: %w", err)
 		}
 		defer func() {
-			if l == nil { // also if a function of WithControl has panicked
-				censusOf(k).leave(ep, p)
-			} else {
-				censusOf(k).settle(ep, p, l)
+			switch {
+			case seat == nil:
+			case l == nil: // also if a function of WithControl has panicked
+				census.Leave(ep, seat)
+			default:
+				census.Settle(ep, seat, l.Addr().(*net.TCPAddr).AddrPort(), mayBeOpen(weak.Make(l)))
 			}
 		}()
 	}
@@ -267,6 +270,15 @@ func openSocket(k *sys.Calls, ctx context.Context, ep endpoint.Endpoint, o *opti
 	l.intake.Filtered = sockopt.Filters(runtime.GOOS, &o.Options)
 	l.intake.Shown.Store(len(o.controls) > 0)
 	return l, nil
+}
+
+// mayBeOpen returns a function that asks the socket whether it is open, because code can close
+// it without the methods of the Listener. The socket of a Listener that was freed is closed.
+func mayBeOpen(p weak.Pointer[Listener]) func() bool {
+	return func() bool {
+		l := p.Value()
+		return l != nil && l.intake.Raw.Control(func(uintptr) {}) == nil
+	}
 }
 
 // sharesPort reports whether a function of WithControl has set SO_REUSEPORT on fd. A program

@@ -47,7 +47,7 @@ func TestGroupHasAMaximum(t *testing.T) {
 	}
 	k := sys.Real
 	k.Memory = new(sync.Map)
-	k.Memory.Store(censusMemory{}, &census{most: 3})
+	sockopt.NewCensus(&k, 3)
 	open := func(t *testing.T, address string, opts ...Option) *Listener {
 		t.Helper()
 		ln, err := listenWith(&k, t.Context(), "tcp4", address, append(opts, WithReusePort()))

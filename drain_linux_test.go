@@ -2246,13 +2246,20 @@ func testDrainLosesNobody(t *testing.T, k sys.Calls, v4, v6 way) {
 	blind := k
 	blind.Diag = testkit.Listing() // sees only the queue
 
+	// On a busy machine a control may lose nobody in a few restarts.
+	loses := func(t *testing.T, r restarts) {
+		for range 10 {
+			if r.run(t).lost.Load() > 0 {
+				return
+			}
+		}
+		t.Error("the control has lost nobody")
+	}
 	t.Run("control: Shutdown alone", func(t *testing.T) {
-		c := restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: rounds(40), kernel: k}.run(t)
-		require.Positive(t, c.lost.Load())
+		loses(t, restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: rounds(40), kernel: k})
 	})
 	t.Run("control: a drain that reads only the queue", func(t *testing.T) {
-		c := restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: rounds(40), kernel: blind, drain: true}.run(t)
-		require.Positive(t, c.lost.Load())
+		loses(t, restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: rounds(40), kernel: blind, drain: true})
 	})
 	for _, row := range []struct {
 		name     string

@@ -9,10 +9,10 @@ import (
 	"go.uber.org/goleak"
 )
 
-// Main runs the tests of a package for its TestMain, up to eight at a time. It fails the run
+// Main runs the tests of a package for its TestMain, up to twelve at a time. It fails the run
 // if it leaves a goroutine or a descriptor behind.
 func Main(m *testing.M) {
-	Parallel(8)
+	Parallel(12)
 	if ln, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
 		ln.Close() // the runtime's poller keeps descriptors of its own from here on
 	}

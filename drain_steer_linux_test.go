@@ -1186,6 +1186,39 @@ func TestNoForkDuringClose(t *testing.T) {
 	})
 }
 
+// Close must not wait for ever, and keep the process from starting others, if code that uses
+// the descriptor starts a process, or if a child does not get to execve(2).
+func TestCloseAndForkDoNotWaitForEachOther(t *testing.T) {
+	t.Parallel()
+	testkit.InNamespace(t, func(t *testing.T) {
+		l := newMembers(t, &sys.Real, "127.0.0.1:0", 2)[0].Listener
+		require.NoError(t, l.Drain(testkit.Within(t, testkit.Patience)))
+		raw, err := l.SyscallConn()
+		require.NoError(t, err)
+		closed := make(chan error, 1)
+		require.NoError(t, raw.Control(func(uintptr) {
+			go func() { closed <- l.Close() }()
+			require.Eventually(t, func() bool {
+				if !syscall.ForkLock.TryLock() {
+					return true // Close holds it, and waits for the end of this function
+				}
+				syscall.ForkLock.Unlock()
+				return false
+			}, testkit.Patience, 100*time.Microsecond)
+			syscall.ForkLock.Lock() // as os/exec does
+			syscall.ForkLock.Unlock()
+		}))
+		require.NoError(t, testkit.Received(t, closed))
+
+		l = newMembers(t, &sys.Real, "127.0.0.1:0", 2)[0].Listener
+		require.NoError(t, l.Drain(testkit.Within(t, testkit.Patience)))
+		syscall.ForkLock.Lock()
+		defer syscall.ForkLock.Unlock()
+		go func() { closed <- l.Close() }()
+		require.NoError(t, testkit.Received(t, closed))
+	})
+}
+
 // secretly returns a duplicate of the descriptor of l that no drain looks for.
 func secretly(t *testing.T, l *Listener) (fd int) {
 	t.Helper()

@@ -79,6 +79,7 @@ const (
 	// for lateWait only.
 	turnWait = steerWait / 2
 	lateWait = 20 * time.Millisecond
+	forkWait = 100 * time.Millisecond // how long a close keeps the process from starting others
 )
 
 // A groupKey identifies a SO_REUSEPORT group.
@@ -582,10 +583,7 @@ func (s *Steering) close(inode uint32, hide func(), closeSocket func() error, al
 	place, end := s.prepare(ctx, inode)
 	defer end()
 	shut := func() {
-		// A child that has not called execve(2) yet has a copy of the descriptor, and the
-		// socket would close later.
-		syscall.ForkLock.RLock()
-		defer syscall.ForkLock.RUnlock()
+		defer holdForks()()
 		hide()
 		if place >= 0 {
 			s.Mu.Lock()
@@ -611,6 +609,21 @@ func (s *Steering) close(inode uint32, hide func(), closeSocket func() error, al
 		s.refresh(ctx)()
 	}
 	return err
+}
+
+// holdForks keeps this process from starting another one until release is called, but not
+// longer than forkWait. A child that has not called execve(2) yet has a copy of each
+// descriptor, and would put a close off. The limit matters if the close waits for code that
+// uses the descriptor and starts a process, or if a child does not get to execve(2).
+func holdForks() (release func()) {
+	for end := time.Now().Add(forkWait); !syscall.ForkLock.TryRLock(); time.Sleep(questionLook) {
+		if time.Now().After(end) {
+			return func() {}
+		}
+	}
+	release = sync.OnceFunc(syscall.ForkLock.RUnlock)
+	time.AfterFunc(forkWait, release)
+	return release
 }
 
 // prepare attaches the program for the close of a listener. If no program is right both

@@ -43,8 +43,8 @@ type Seat struct {
 // open reports whether the socket may be open.
 func (m *Seat) open() bool { return m.isOpen == nil || m.isOpen() }
 
-// Enter reserves a seat in the group of ep. Port 0 is a free port, which has no group yet. Without a
-// maximum there is no seat, and Enter returns nil.
+// Enter reserves a seat in the group of ep. Port 0 is a free port, which has no group yet.
+// Without a maximum there is no seat, and Enter returns nil.
 func (g *Census) Enter(ep endpoint.Endpoint) (*Seat, error) {
 	if g.most == math.MaxInt {
 		return nil, nil

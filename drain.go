@@ -94,7 +94,8 @@ func (e *DrainError) Error() string {
 // Unwrap returns the error of the context.
 func (e *DrainError) Unwrap() error { return e.err }
 
-// drainAll drains listeners, which share one port.
+// drainAll drains listeners, which share one port. The steps of a drain are in
+// internal/intake/draining.go.
 func drainAll(ctx context.Context, listeners []*Listener) error {
 	err := errNilContext
 	if ctx != nil {

@@ -86,7 +86,9 @@ func (s *server) add(given, served net.Listener) {
 	if slices.ContainsFunc(s.doors, same) {
 		return
 	}
-	l := below(served)
+	// A listener that wraps a *net.TCPListener cannot be drained, because connections must be
+	// accepted by the methods of an acceptq.Listener.
+	l := unwrap.Listener[*acceptq.Listener](served)
 	if l != nil {
 		s.addSocket(l)
 	}
@@ -136,20 +138,6 @@ func (s *server) note(l *acceptq.Listener) {
 
 // hashable reports whether v can be compared and can be the key of a map.
 func hashable(v any) bool { return reflect.ValueOf(v).Comparable() }
-
-// below returns the acceptq.Listener that ln wraps, or nil if it finds none. A listener of
-// crypto/tls, like most that wrap another one, has it in a field named Listener. If ln
-// wraps a *net.TCPListener, it cannot be drained, because connections must be accepted by
-// the methods of an acceptq.Listener.
-func below(ln net.Listener) *acceptq.Listener {
-	for range unwrap.Depth {
-		if l, ok := ln.(*acceptq.Listener); ok || ln == nil {
-			return l
-		}
-		ln = unwrap.Field[net.Listener](ln, "Listener")
-	}
-	return nil
-}
 
 // drain drains all sockets and closes the doors at once: nothing follows a SO_REUSEPORT group
 // after its drain, and where new clients are not kept out, they connect in between. It

@@ -44,12 +44,25 @@ func TestConn(t *testing.T) {
 	}
 }
 
+func TestListener(t *testing.T) {
+	tcp := new(net.TCPListener)
+	type wrapper struct{ net.Listener }
+	around := new(wrapper)
+	around.Listener = around
+	for _, ln := range []net.Listener{tcp, wrapper{tcp}, tls.NewListener(&wrapper{tcp}, nil)} {
+		require.Same(t, tcp, Listener[*net.TCPListener](ln))
+	}
+	for _, ln := range []net.Listener{nil, wrapper{}, around, new(net.UnixListener)} {
+		require.Nil(t, Listener[*net.TCPListener](ln))
+	}
+}
+
 func TestField(t *testing.T) {
 	r := strings.NewReader("")
 	for _, v := range []any{exported{r}, &exported{r}, embedded{r}, &embedded{r}} {
-		require.Equal(t, r, Field[io.Reader](v, "Reader"))
+		require.Equal(t, r, field[io.Reader](v, "Reader"))
 	}
 	for _, v := range []any{nil, 1, (*exported)(nil), exported{}, hidden{r}, other{"x"}, promoted{}, promoted{&exported{r}}} {
-		require.Nil(t, Field[io.Reader](v, "Reader"), "%T", v)
+		require.Nil(t, field[io.Reader](v, "Reader"), "%T", v)
 	}
 }

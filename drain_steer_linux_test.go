@@ -1206,7 +1206,7 @@ func TestCloseAndForkDoNotWaitForEachOther(t *testing.T) {
 				return false
 			}, testkit.Patience, 100*time.Microsecond)
 			syscall.ForkLock.Lock() // as os/exec does
-			syscall.ForkLock.Unlock()
+			defer syscall.ForkLock.Unlock()
 		}))
 		require.NoError(t, testkit.Received(t, closed))
 

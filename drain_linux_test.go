@@ -1071,7 +1071,6 @@ func TestDrainOfBlockingShardsEndsWithContext(t *testing.T) {
 			}
 			return true
 		}, testkit.Patience, time.Millisecond)
-		time.Sleep(50 * time.Millisecond)
 		began := time.Now()
 		err = s.Drain(testkit.Within(t, 200*time.Millisecond))
 		took := time.Since(began)
@@ -1099,7 +1098,6 @@ func TestResumeRemovesTheProgram(t *testing.T) {
 		require.Error(t, l.Drain(testkit.Within(t, 100*time.Millisecond)))
 		members = append(members, newMembers(t, &calls, l.Addr().String(), 1)...)
 		// Call Accept again, so that the first drain ends.
-		time.Sleep(50 * time.Millisecond)
 		require.NoError(t, l.SetDeadline(time.Time{}))
 		go answerEach(l, func() { members[0].clients.Add(1) })
 		require.NoError(t, testkit.Received(t, first))
@@ -1231,8 +1229,12 @@ func TestDrainWaitsForHandshakesBehindAFullQueue(t *testing.T) {
 		drained := testkit.InBackground(t, ln, testkit.Within(t, testkit.Patience))
 		untilStopped(t, ln, way{len(intake.DropSYN), 0, -1})
 		client.hear(t)
-		c := client.connected(t)            // to the client: its final ACK was dropped by the full queue
-		time.Sleep(3500 * time.Millisecond) // the server is slow
+		c := client.connected(t) // to the client: its final ACK was dropped by the full queue
+		select {
+		case err := <-drained:
+			t.Fatalf("the drain has ended before the server was fast enough: %v", err)
+		case <-time.After(intake.DrainFlight + 500*time.Millisecond):
+		}
 		taken := make(chan net.Conn, 10)
 		go func() {
 			for {
@@ -2246,20 +2248,20 @@ func testDrainLosesNobody(t *testing.T, k sys.Calls, v4, v6 way) {
 	blind := k
 	blind.Diag = testkit.Listing() // sees only the queue
 
-	// On a busy machine a control may lose nobody in a few restarts.
-	loses := func(t *testing.T, r restarts) {
+	// On a busy machine a control may lose few clients, or none, in a few restarts.
+	losesMoreThan := func(t *testing.T, n int, r restarts) {
 		for range 10 {
-			if r.run(t).lost.Load() > 0 {
+			if r.run(t).lost.Load() > int64(n) {
 				return
 			}
 		}
-		t.Error("the control has lost nobody")
+		t.Errorf("the control has never lost more than %d", n)
 	}
 	t.Run("control: Shutdown alone", func(t *testing.T) {
-		loses(t, restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: rounds(40), kernel: k})
+		losesMoreThan(t, 5*rounds(40)/2, restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: rounds(40), kernel: k})
 	})
 	t.Run("control: a drain that reads only the queue", func(t *testing.T) {
-		loses(t, restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: rounds(40), kernel: blind, drain: true})
+		losesMoreThan(t, rounds(40), restarts{network: "tcp4", addr: "127.0.0.1:0", dial: []string{"127.0.0.1"}, n: rounds(40), kernel: blind, drain: true})
 	})
 	for _, row := range []struct {
 		name     string

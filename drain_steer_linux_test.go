@@ -980,8 +980,9 @@ func TestSteeredGenerations(t *testing.T) {
 					generations = 10
 				}
 				sentAgain := func() int64 { return testkit.KernelCounter(t, "TCPSynRetrans") - before }
-				control := row.opts != nil // on a busy machine it may stall nobody in a few generations
-				for i := 0; i < generations || control && sentAgain() == 0 && i < 20*generations; i++ {
+				control := row.opts != nil // on a busy machine it may stall few clients in a few generations
+				enough := int64(generations / 2)
+				for i := 0; i < generations || control && sentAgain() <= enough && i < 20*generations; i++ {
 					next := newGeneration(t, &k, row.network, address, row.sizes[(i+1)%len(row.sizes)], row.opts...)
 					g.end(t)
 					g = next
@@ -991,7 +992,7 @@ func TestSteeredGenerations(t *testing.T) {
 				again := sentAgain()
 				t.Logf("%d generations: %d answered, none lost, %d SYNs sent again", generations, answered, again)
 				if control {
-					require.Positive(t, again)
+					require.Greater(t, again, enough)
 				} else {
 					require.LessOrEqual(t, again, row.most)
 				}

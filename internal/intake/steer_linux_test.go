@@ -225,7 +225,6 @@ func newServing(t *testing.T, k *sys.Calls, address string) *serving {
 // none.
 func TestNoCopyOfAHiddenSocket(t *testing.T) {
 	testkit.InNamespace(t, func(t *testing.T) {
-		newServing(t, &sys.Real, "127.0.0.1:0")
 		old := newServing(t, &sys.Real, "127.0.0.1:0")
 		require.NoError(t, Drain(testkit.Within(t, testkit.Patience), []*Intake{&old.Intake}, func(l Left) error { return l.Err }))
 		hide(&old.Intake)
